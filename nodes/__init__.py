@@ -1,0 +1,18 @@
+"""The pack's nodes: forms over ultragen_core. Each module lists its own in NODES."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension
+
+from . import vae
+
+NODES = [*vae.NODES]
+
+
+class UltraGenExtension(ComfyExtension):
+    async def get_node_list(self):
+        return NODES
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    return UltraGenExtension()

@@ -1,0 +1,1 @@
+"""The core of UltraGen for ComfyUI. Only `host` knows ComfyUI; everything else is plain PyTorch."""
