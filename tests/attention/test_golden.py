@@ -1,0 +1,118 @@
+"""The layer against numbers from the published code: every branch, gate and output, with antialiasing on and off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from support import DATA, dense_attention, relative_error
+from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
+from ultragen_core.attention.extras import BlockExtras
+from ultragen_core.attention.gate import BlockGates, Gates
+from ultragen_core.attention.grid import TokenGrid
+from ultragen_core.attention.layer import branch, ultragen_attention
+from ultragen_core.weights.published import split
+
+GOLDEN = load_file(DATA / "layer_io.safetensors")
+PLAIN = load_file(DATA / "no_antialias.safetensors")
+CASES = [(case, block) for case in range(3) for block in (1, 2)]
+TOLERANCE = 1e-5
+
+
+class Attn(nn.Module):
+    """The projections of one block of the tiny checkpoint."""
+
+    def __init__(self, base, index, heads=2, channels=256):
+        super().__init__()
+        self.num_heads, self.head_dim = heads, channels // heads
+        for name in "qkvo":
+            setattr(self, name, nn.Linear(channels, channels))
+        self.norm_q, self.norm_k = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
+        prefix = f"blocks.{index}.self_attn."
+        self.load_state_dict({k.removeprefix(prefix): v.float() for k, v in base.items() if k.startswith(prefix)})
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    base, extras = split(load_file(DATA / "tiny_ultragen.safetensors"), "tiny")
+
+    def block(index):
+        modules = BlockExtras(extras.shape), BlockGates(extras.shape.channels)
+        for module, state in zip(modules, (extras.blocks[index], extras.gates[index]), strict=True):
+            module.load_state_dict({key: value.float() for key, value in state.items()})
+        return Attn(base, index), *modules
+
+    return {index: block(index) for index in extras.blocks}
+
+
+def expected(case, block, name, antialias):
+    key = f"case{case}.block{block}.{name}"
+    return GOLDEN[key] if antialias else PLAIN.get(key, GOLDEN[key])
+
+
+def spec_of(block, antialias, **changes):
+    return block_spec(block, LocalConfig(antialias=antialias, **changes), GlobalConfig(), trained=True)
+
+
+def inputs(case):
+    return TokenGrid(*GOLDEN[f"case{case}.grid"].tolist()), GOLDEN[f"case{case}.x"]
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("case", "block"), CASES)
+@torch.no_grad()
+def test_branches(tiny, case, block, antialias):
+    grid, x = inputs(case)
+    attn, extras, _ = tiny[block]
+    spec = spec_of(block, antialias)
+    for name, branch_spec, coarse in (
+        ("local", spec.local, None),
+        ("global", spec.global_, extras.global_branch),
+        ("hierarchical", spec.hierarchical, extras.hierarchical_branch),
+    ):
+        y = branch(attn, x.unflatten(1, grid), branch_spec, dense_attention, coarse).flatten(1, 3)
+        assert relative_error(y, expected(case, block, name, antialias)) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("t", [250.0, 987.5])
+@pytest.mark.parametrize(("case", "block"), CASES)
+@torch.no_grad()
+def test_gates(tiny, case, block, t):
+    gates = tiny[block][2]
+    for name in ("global", "hierarchical"):
+        gate = getattr(gates, f"{name}_gate")(torch.tensor([t]))
+        key = f"case{case}.block{block}.t{t:g}.gate_{name}"
+        assert relative_error(gate, GOLDEN[key]) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("case", "block", "t"), [*((*case, 250.0) for case in CASES), (0, 1, 987.5), (0, 2, 987.5)])
+@torch.no_grad()
+def test_layer(tiny, case, block, t, antialias):
+    y = run_layer(tiny, case, block, t, spec_of(block, antialias))
+    assert relative_error(y, expected(case, block, f"t{t:g}.out", antialias)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_keys_of_the_global_branch_come_from_the_query_projection(tiny):
+    spec = spec_of(1, antialias=True)
+    spec = replace(spec, global_=replace(spec.global_, key_from_query=False))
+    y = run_layer(tiny, 0, 1, 250.0, spec)
+    assert relative_error(y, expected(0, 1, "t250.out", True)) > 100 * TOLERANCE
+
+
+@torch.no_grad()
+def test_uneven_grids_are_resized(tiny):
+    y = run_layer(tiny, 1, 1, 250.0, spec_of(1, antialias=True, cut="balanced"))
+    assert relative_error(y, expected(1, 1, "t250.out", True)) > 100 * TOLERANCE
+
+
+def run_layer(tiny, case, block, t, spec):
+    grid, x = inputs(case)
+    attn, extras, gates = tiny[block]
+    t = torch.tensor([t])
+    return ultragen_attention(attn, x, grid, spec, extras, Gates(gates.hierarchical_gate(t), gates.global_gate(t)), dense_attention)

@@ -1,0 +1,96 @@
+"""Settings of UltraGen's attention rule: what a user chooses (LocalConfig, GlobalConfig) and what one block makes of it (BlockSpec)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .gate import GateLine
+
+CrossWindow = Literal["paper", "off", "swin"]
+Cut = Literal["auto", "resize", "balanced"]
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """The fine side of a layer: windows at full resolution and the hierarchical branch (section 4.2 of the paper).
+
+    windows, hierarchical_windows: counts per axis in (even, odd) blocks.
+    cross_window: "paper" alternates the two counts so that borders move; "off" keeps the even count; "swin" keeps it and shifts by half a window.
+    cut: how an axis that does not divide is cut; "resize" resizes the features as the published weights expect, "balanced" allows windows of
+        unequal size; "auto" is resize for trained weights and balanced without.
+    antialias: whether features shrink with antialiasing; off in the environment of the published weights.
+    gate: local against hierarchical; None is the trained gate.
+    """
+
+    windows: tuple[int, int] = (4, 5)
+    cross_window: CrossWindow = "paper"
+    cut: Cut = "auto"
+    antialias: bool = False
+    hierarchical: bool = True
+    hierarchical_windows: tuple[int, int] = (2, 3)
+    gate: GateLine | None = None
+
+    def __post_init__(self):
+        for name in ("windows", "hierarchical_windows"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1 per axis, got {getattr(self, name)}; 1 means one window over the whole frame.")
+
+
+@dataclass(frozen=True)
+class GlobalConfig:
+    """The coarse side of a layer: compressed attention over the whole frame (section 4.1 of the paper), and which blocks stay dense.
+
+    compress_ratio: tokens per axis that become one; trained weights fix it, None is theirs (4 without weights).
+    lora_strength: factor on the domain-aware low-rank deltas of both coarse branches; 0 is the paper's ablation without them.
+    gate: local and hierarchical together against global; None is the trained gate.
+    dense_blocks: blocks that keep full attention; None is every block without extra weights, or, untrained, the outer tenth at either end.
+    """
+
+    enabled: bool = True
+    compress_ratio: int | None = None
+    lora_strength: float = 1.0
+    gate: GateLine | None = None
+    dense_blocks: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class BranchSpec:
+    """One branch in one block: `num_windows` per axis over the map of the branch, and how that map is made divisible."""
+
+    num_windows: int = 1
+    shifted: bool = False
+    resize: bool = True
+    antialias: bool = False
+    key_from_query: bool = False
+    lora_strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """The branches of one block; None is switched off."""
+
+    local: BranchSpec
+    hierarchical: BranchSpec | None
+    global_: BranchSpec | None
+
+
+def block_spec(block_index: int, local: LocalConfig, global_: GlobalConfig, trained: bool) -> BlockSpec:
+    """What block `block_index` computes.
+
+    `trained` tells published weights from none: they were trained with features resized to divide and with the keys of the global branch
+    projected by the query weights, a slip of the published code that its weights have learnt.
+    """
+    odd = block_index % 2
+    alternate = odd if local.cross_window == "paper" else 0
+    common = {
+        "shifted": local.cross_window == "swin" and bool(odd),
+        "resize": trained if local.cut == "auto" else local.cut == "resize",
+        "antialias": local.antialias,
+    }
+    strength = global_.lora_strength
+    return BlockSpec(
+        local=BranchSpec(local.windows[alternate], **common),
+        hierarchical=BranchSpec(local.hierarchical_windows[alternate], lora_strength=strength, **common) if local.hierarchical else None,
+        global_=BranchSpec(antialias=local.antialias, key_from_query=trained, lora_strength=strength) if global_.enabled else None,
+    )

@@ -1,0 +1,82 @@
+"""The token grid of a video and how its axes are cut into windows."""
+
+from __future__ import annotations
+
+from itertools import groupby, pairwise
+from typing import NamedTuple
+
+from einops import rearrange
+from torch import Tensor
+
+
+class TokenGrid(NamedTuple):
+    """Tokens of a video in (t, h, w) order; Wan has one token for each latent frame and 2x2 latent pixels."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def tokens(self) -> int:
+        return self.t * self.h * self.w
+
+    def __str__(self) -> str:
+        return f"{self.t}x{self.h}x{self.w}"
+
+
+class Region(NamedTuple):
+    """A rectangle of the grid that is cut evenly: `rows` and `columns` index the grid, `windows` counts per axis."""
+
+    rows: slice
+    columns: slice
+    windows: tuple[int, int]
+
+    def window_grid(self, t: int) -> TokenGrid:
+        return TokenGrid(t, *((s.stop - s.start) // n for s, n in zip(self[:2], self.windows, strict=True)))
+
+
+def nearest_multiple(length: int, num_windows: int) -> int:
+    """The multiple of `num_windows` nearest to `length`, the lower one in a tie: the published way to make an axis divisible.
+
+    Where that would be 0 (an axis shorter than half the windows, on which the published code fails) the axis keeps its length.
+    """
+    lower = length // num_windows * num_windows
+    upper = lower + num_windows
+    return (lower if length - lower <= upper - length else upper) or length
+
+
+def cut_axis(length: int, num_windows: int, shifted: bool = False) -> list[tuple[slice, int]]:
+    """Cut an axis into `num_windows` windows whose sizes differ by one at most, larger ones first.
+
+    A short axis gets fewer windows: never an empty one. `shifted` moves every border by half a window, so that the outer windows are
+    halves: Swin's shifted windows without its cyclic roll and mask, which exist only to batch these very windows.
+
+    Returns runs of equal windows as (slice of the axis, windows in it).
+    """
+    num_windows = min(num_windows, length)
+    small, extra = divmod(length, num_windows)
+    borders = [i * small + min(i, extra) for i in range(num_windows + 1)]
+    if shifted:
+        borders = sorted({0, *((a + b) // 2 for a, b in pairwise(borders)), length})
+    runs = [list(run) for _, run in groupby(pairwise(borders), key=lambda window: window[1] - window[0])]
+    return [(slice(run[0][0], run[-1][1]), len(run)) for run in runs]
+
+
+def cut_grid(grid: TokenGrid, num_windows: int, shifted: bool = False) -> list[Region]:
+    """Cut every frame of the grid into windows: one region where both axes divide, at most four for balanced uneven windows."""
+    return [
+        Region(rows, columns, (nh, nw))
+        for rows, nh in cut_axis(grid.h, num_windows, shifted)
+        for columns, nw in cut_axis(grid.w, num_windows, shifted)
+    ]
+
+
+def window_partition(x: Tensor, windows: tuple[int, int]) -> Tensor:
+    """(b, t, h, w, c) -> (b * nh * nw, t * h/nh * w/nw, c): every window keeps all frames."""
+    return rearrange(x, "b t (nh h) (nw w) c -> (b nh nw) (t h w) c", nh=windows[0], nw=windows[1])
+
+
+def window_unpartition(x: Tensor, windows: tuple[int, int], window_grid: TokenGrid) -> Tensor:
+    """The exact inverse of `window_partition`; `window_grid` is the extent of one window."""
+    t, h, w = window_grid
+    return rearrange(x, "(b nh nw) (t h w) c -> b t (nh h) (nw w) c", nh=windows[0], nw=windows[1], t=t, h=h, w=w)

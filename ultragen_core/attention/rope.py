@@ -1,0 +1,47 @@
+"""Wan's rotary position embedding over a token grid whose positions start at 0 on every axis."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .grid import TokenGrid
+
+THETA = 10000.0
+
+
+def axis_dims(head_dim: int) -> tuple[int, int, int]:
+    """How Wan shares the channels of a head among t, h and w."""
+    third = 2 * (head_dim // 6)
+    return head_dim - 2 * third, third, third
+
+
+@lru_cache(maxsize=16)
+def rope_table(grid: TokenGrid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every rotation, float32 (tokens, head_dim / 2) each.
+
+    Angles are formed in float64 on the CPU, because not every device has it.
+    """
+    per_axis = []
+    for length, dim in zip(grid, axis_dims(head_dim), strict=True):
+        frequency = THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+        per_axis.append(torch.outer(torch.arange(length, dtype=torch.float64), frequency))
+    t, h, w = per_axis
+    angles = torch.cat(
+        [
+            t[:, None, None].expand(*grid, -1),
+            h[None, :, None].expand(*grid, -1),
+            w[None, None, :].expand(*grid, -1),
+        ],
+        dim=-1,
+    ).flatten(0, 2)
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate pairs of neighbouring channels: x (b, tokens, heads, head_dim) -> the same shape and dtype, computed in float32."""
+    cos, sin = (angle[:, None, :] for angle in table)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -1,0 +1,1 @@
+"""File formats in and out: published UltraGen checkpoints and extras-only safetensors."""

@@ -1,0 +1,43 @@
+"""Our own format: UltraGen's added weights alone, as safetensors under their published keys, with metadata that says what they fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+
+from .files import WeightsError, read_metadata, read_state_dict
+from .published import Extras, published_items, split
+
+FORMAT = "ultragen-extras"
+VERSION = 1
+
+
+def save_extras(extras: Extras, path: str | Path) -> None:
+    """Write an extras-only file. The tensors keep their dtype, so that it gives the checkpoint's results bit for bit."""
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(VERSION),
+        "channels": str(extras.shape.channels),
+        "rank": str(extras.shape.rank),
+        "blocks": json.dumps(list(extras.blocks)),
+        "base_fingerprint": json.dumps(extras.fingerprint),
+    }
+    # Views into a memory-mapped checkpoint are copied: safetensors stores each tensor contiguous and alone.
+    safetensors.torch.save_file({key: tensor.clone() for key, tensor in published_items(extras)}, path, metadata)
+
+
+def load_extras(path: str | Path) -> Extras:
+    """The extras of an extras-only file or of a whole checkpoint. Raises `WeightsError`."""
+    path = Path(path)
+    metadata = read_metadata(path)
+    version = int(metadata.get("format_version", VERSION)) if metadata.get("format") == FORMAT else VERSION
+    if version > VERSION:
+        raise WeightsError(f"{path.name} has format version {version}, this pack reads up to {VERSION}: update the pack, or extract the file again.")
+    _, extras = split(read_state_dict(path), path.name)
+    if not extras.fingerprint and "base_fingerprint" in metadata:
+        stored = json.loads(metadata["base_fingerprint"])
+        extras = replace(extras, fingerprint={int(index): values for index, values in stored.items()})
+    return extras

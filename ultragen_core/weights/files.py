@@ -1,0 +1,100 @@
+"""Reading a state dict from disk, whatever its wrapping, without ever running code from the file."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+SOURCE = "huggingface.co/JTUplayer/Ultragen (ultragen_1080p.ckpt)"
+
+StateDict = dict[str, Tensor]
+
+# Prefixes that trainers and exporters put before Wan's own key names, longest first.
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "module.", "model.", "dit.")
+CONTAINERS = ("state_dict", "module", "model")
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used: the sentence says what was expected, what was found and where to get the right one."""
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """Every tensor of a .safetensors, .ckpt or .pt file under Wan's own key names, on the CPU.
+
+    The format is read from the file's content, not from its name. Raises `WeightsError`.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        head = file.read(9)
+    # A safetensors file starts with the length of its JSON header, then the header's brace.
+    if head[8:9] == b"{":
+        return unwrap(_read_safetensors(path), path.name)
+    return unwrap(_read_pickle(path), path.name)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty for any other format."""
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            return file.metadata() or {}
+    except safetensors.SafetensorError:
+        return {}
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(_damaged(path, error)) from error
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "nsupported" in str(error):
+            raise WeightsError(
+                f"{path.name} holds Python objects other than tensors and was not opened, because unpickling them can run code. "
+                f"Expected a checkpoint of tensors only, such as {SOURCE}."
+            ) from error
+        raise WeightsError(_damaged(path, error)) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise WeightsError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"{path.name} ({path.stat().st_size:,} bytes) is damaged, incomplete or not a weights file: {reason}. "
+        f"Expected .safetensors or a torch checkpoint; download it again from where it came, or get UltraGen's from {SOURCE}."
+    )
+
+
+def unwrap(content: object, name: str) -> StateDict:
+    """Take containers (`state_dict`, `module`, ...) and key prefixes off: nested mapping -> flat {Wan's key: tensor}."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        raise WeightsError(f"{name} holds no state dict: expected named tensors, found {type(content).__name__}. Get the right one from {SOURCE}.")
+    while prefix := _common_prefix(tensors):
+        # What lies outside the prefix belongs to another model of the same bundle (a VAE, a text encoder).
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return tensors
+
+
+def _common_prefix(tensors: StateDict) -> str | None:
+    """The wrapper's prefix under which this state dict keeps its transformer blocks, if any."""
+    return next((p for p in PREFIXES if any(key.startswith(p + "blocks.") for key in tensors)), None) or next(
+        (p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None
+    )
