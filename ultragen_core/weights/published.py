@@ -53,10 +53,14 @@ class Extras:
         return bool(self.gates)
 
 
-def untrained(channels: int, blocks: list[int]) -> Extras:
+def untrained(channels: int, blocks: list[int], global_ratio: int = 4) -> Extras:
     """What a Wan model without UltraGen's weights runs on: average pooling and nothing else added."""
-    shape = ExtrasShape(channels)
+    shape = ExtrasShape(channels, global_ratio=global_ratio)
     return Extras(shape, {index: initial_block(shape) for index in blocks})
+
+
+def has_extras(state_dict: StateDict) -> bool:
+    return any(map(_EXTRA_KEY.fullmatch, state_dict))
 
 
 def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
