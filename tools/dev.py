@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Everything a developer types: `python3 tools/dev.py {demo,test,serve}`. Needs Python 3.10 and nothing installed."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - the one place that older Pythons read
+    sys.exit(f"tools/dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
+
+import argparse
+import signal
+from pathlib import Path
+
+# `tools` is imported as a package: its own folder on the path would put tools/server.py before ComfyUI's server.py.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from tools import comfyui, environment  # noqa: E402
+from tools.console import Trouble  # noqa: E402
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(description="UltraGen for ComfyUI: set-up, demo and tests, each in one command.")
+    commands = top.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="make a video with the shipped workflow and a tiny model in a real ComfyUI")
+    demo.add_argument("--width", type=int, default=640)
+    demo.add_argument("--height", type=int, default=352)
+    demo.add_argument("--frames", type=int, default=17)
+    demo.add_argument("--steps", type=int, default=8)
+    demo.add_argument("--seed", type=int, default=0)
+    serve = commands.add_parser("serve", help="ComfyUI with the pack and the tiny model, to look at in a browser")
+    for command in (demo, serve):
+        command.add_argument(
+            "--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"), help="your own install"
+        )
+        command.add_argument("--gpu", action="store_true", help="run on the GPU (and install PyTorch for it)")
+        command.add_argument("--port", type=int, help="default: any free one")
+    test = commands.add_parser("test", help="every test on ComfyUI 0.3.75 and 0.30.0; further arguments go to pytest")
+    test.set_defaults(gpu=False, comfyui=None)
+    return top
+
+
+def enter(cache: Path, args: argparse.Namespace) -> None:
+    """Go on inside the environment that the command needs; it is made first if need be."""
+    python = environment.client_only(cache) if args.comfyui else environment.with_comfyui(cache, args.gpu)
+    if Path(sys.prefix).resolve() != python.parent.parent.resolve():
+        os.execv(python, [str(python), __file__, *sys.argv[1:]])
+
+
+def main() -> int:
+    args, rest = parser().parse_known_args()
+    if rest and args.command != "test":
+        parser().error(f"unknown arguments: {' '.join(rest)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended in order
+    own = comfyui.own_install(args.comfyui) if args.comfyui else None
+    cache = environment.cache_folder()
+    enter(cache, args)
+    if args.command == "test":
+        from tools import suite
+
+        return suite.run(cache, rest)
+    from tools import demo
+
+    return (demo.run if args.command == "demo" else demo.serve)(cache, own, args)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Trouble as trouble:
+        sys.exit(f"{trouble}")
+    except KeyboardInterrupt:
+        sys.exit(130)

