@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension
 
-from . import vae
+from . import config, model, sampling
 
-NODES = [*vae.NODES]
+NODES = [*model.NODES, *config.NODES, *sampling.NODES]
 
 
 class UltraGenExtension(ComfyExtension):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from .gate import GateLine
@@ -52,6 +55,28 @@ class GlobalConfig:
     lora_strength: float = 1.0
     gate: GateLine | None = None
     dense_blocks: frozenset[int] | None = None
+
+
+def parse_blocks(text: str) -> frozenset[int] | None:
+    """Block numbers from text: "0-2, 27-29" -> {0, 1, 2, 27, 28, 29}; "auto" -> None. Raises ValueError."""
+    if text.strip().lower() == "auto":
+        return None
+    blocks: set[int] = set()
+    for part in re.split(r"[\s,]+", text.strip()):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if part and match is None:
+            raise ValueError(f"Blocks must be numbers and ranges such as 0-2, 27-29, or auto, got {part!r} in {text!r}.")
+        if match:
+            first, last = int(match[1]), int(match[2] or match[1])
+            blocks |= set(range(first, last + 1))
+    return frozenset(blocks)
+
+
+def format_blocks(blocks: Iterable[int]) -> str:
+    """{0, 1, 2, 27} -> "0-2, 27", which `parse_blocks` reads; no block -> "none"."""
+    runs = groupby(enumerate(sorted(blocks)), key=lambda pair: pair[1] - pair[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(run) for _, run in runs)]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends) or "none"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import partial
 import comfy.ldm.wan.model as wan
 from comfy.patcher_extension import WrappersMP
 
-from ..attention.config import BlockSpec, GlobalConfig, LocalConfig, block_spec
+from ..attention.config import BlockSpec, GlobalConfig, LocalConfig, block_spec, format_blocks
 from ..attention.gate import UNTRAINED_GATE, GateTable
 from ..weights.files import SOURCE
 from ..weights.published import fingerprint, same_base, untrained
@@ -28,6 +28,12 @@ class Settings:
     global_: GlobalConfig = GlobalConfig()
     start_percent: float = 0.0
     end_percent: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.start_percent < self.end_percent <= 1:
+            raise ValueError(
+                f"start_percent must be below end_percent, both between 0 and 1, got {self.start_percent} and {self.end_percent}."
+            )
 
 
 def apply(model, settings: Settings, extras: LoadedExtras | None = None):
@@ -125,7 +131,7 @@ def _gate_table(settings: Settings, extras: LoadedExtras, specs: dict[int, Block
 def summarise(specs: dict[int, BlockSpec], dense: dict[int, str], trained: bool) -> str:
     """The rule in one line: blocks, windows, and why the others stay dense."""
     total = len(specs) + len(dense)
-    parts = [f"rule ultragen in {len(specs)} of {total} blocks ({ranges(specs)})"]
+    parts = [f"rule ultragen in {len(specs)} of {total} blocks ({format_blocks(specs)})"]
     for name, parity in (("even", 0), ("odd", 1)):
         spec = next((s for i, s in specs.items() if i % 2 == parity), None)
         if spec is not None:
@@ -134,16 +140,5 @@ def summarise(specs: dict[int, BlockSpec], dense: dict[int, str], trained: bool)
             shifted = " shifted" if spec.local.shifted else ""
             parts.append(f"{name} blocks {' + '.join([f'local {spec.local.num_windows}x{spec.local.num_windows}{shifted}', *coarse])}")
     for reason in dict.fromkeys(dense.values()):
-        parts.append(f"dense {ranges(i for i, r in dense.items() if r == reason)} ({reason})")
+        parts.append(f"dense {format_blocks(i for i, r in dense.items() if r == reason)} ({reason})")
     return ", ".join(parts) + ("" if trained else "; without trained weights (experimental)")
-
-
-def ranges(indices) -> str:
-    """[0, 1, 2, 27] -> "0-2 27"; nothing -> "none"."""
-    runs: list[list[int]] = []
-    for index in sorted(indices):
-        if runs and index == runs[-1][1] + 1:
-            runs[-1][1] = index
-        else:
-            runs.append([index, index])
-    return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"

@@ -1,0 +1,178 @@
+"""The settings of UltraGen's attention, for UltraGen Apply."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..ultragen_core.attention.config import GlobalConfig, LocalConfig, parse_blocks
+from ..ultragen_core.attention.gate import GateLine
+
+LocalConfigType = io.Custom("ULTRAGEN_LOCAL")
+GlobalConfigType = io.Custom("ULTRAGEN_GLOBAL")
+
+
+def gate_inputs(sides: str) -> list:
+    """A gate: trained where there are weights, or a line over the sampling run."""
+    return [
+        io.Combo.Input(
+            "gate",
+            options=["trained", "schedule"],
+            default="trained",
+            tooltip=f"How {sides} are weighed. trained: by the checkpoint's own gates (without weights: from 0.5 to 1). schedule: by the two "
+            "values below, for experiments.",
+        ),
+        io.Float.Input(
+            "gate_at_noise",
+            default=0.5,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip=f"With gate = schedule: share of the first of {sides} at pure noise. Lower it for a more coherent layout.",
+        ),
+        io.Float.Input(
+            "gate_at_end",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip=f"With gate = schedule: share of the first of {sides} at the finished video; linear in sigma between. Raise it for detail.",
+        ),
+    ]
+
+
+def gate_line(gate: str, gate_at_noise: float, gate_at_end: float) -> GateLine | None:
+    return GateLine(gate_at_noise, gate_at_end) if gate == "schedule" else None
+
+
+def windows_input(name: str, default: int, what: str) -> io.Int.Input:
+    return io.Int.Input(
+        name, default=default, min=1, max=16, tooltip=f"Windows per axis of {what}. More windows cost less and see less. Trained: {default}."
+    )
+
+
+class UltraGenLocalConfig(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenLocalConfig",
+            display_name="UltraGen Local Config",
+            category="UltraGen",
+            description="The fine side of UltraGen's attention. The defaults are what the published weights were trained with.",
+            inputs=[
+                windows_input("windows_even", 4, "the local branch in even blocks"),
+                windows_input("windows_odd", 5, "the local branch in odd blocks"),
+                io.Combo.Input(
+                    "cross_window",
+                    options=["paper", "off", "swin"],
+                    default="paper",
+                    tooltip="How borders between windows are bridged. paper: odd blocks have other windows than even ones. off: the same "
+                    "windows everywhere (seams). swin: odd blocks shift the even windows by half a window.",
+                ),
+                io.Combo.Input(
+                    "cut",
+                    options=["auto", "resize", "balanced"],
+                    default="auto",
+                    tooltip="How a frame that does not divide into windows is cut. resize: features are resized until it divides, as the "
+                    "published weights expect. balanced: windows differ by one token. auto: resize with weights, balanced without.",
+                ),
+                io.Boolean.Input(
+                    "antialias",
+                    default=False,
+                    tooltip="Resize features with antialiasing. The published environment had it off; it matters in the third digit.",
+                ),
+                io.Boolean.Input(
+                    "hierarchical",
+                    default=True,
+                    tooltip="The branch at half resolution between local and global. Off only for experiments.",
+                ),
+                windows_input("hierarchical_windows_even", 2, "the hierarchical branch in even blocks"),
+                windows_input("hierarchical_windows_odd", 3, "the hierarchical branch in odd blocks"),
+                *gate_inputs("local and hierarchical"),
+            ],
+            outputs=[LocalConfigType.Output("local_config")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        windows_even,
+        windows_odd,
+        cross_window,
+        cut,
+        antialias,
+        hierarchical,
+        hierarchical_windows_even,
+        hierarchical_windows_odd,
+        gate,
+        gate_at_noise,
+        gate_at_end,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            LocalConfig(
+                windows=(windows_even, windows_odd),
+                cross_window=cross_window,
+                cut=cut,
+                antialias=antialias,
+                hierarchical=hierarchical,
+                hierarchical_windows=(hierarchical_windows_even, hierarchical_windows_odd),
+                gate=gate_line(gate, gate_at_noise, gate_at_end),
+            )
+        )
+
+
+class UltraGenGlobalConfig(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenGlobalConfig",
+            display_name="UltraGen Global Config",
+            category="UltraGen",
+            description="The coarse side of UltraGen's attention. The defaults are what the published weights were trained with.",
+            inputs=[
+                io.Boolean.Input(
+                    "enabled",
+                    default=True,
+                    tooltip="The global branch: attention over the whole frame at low resolution. Without it windows do not agree with each other.",
+                ),
+                io.Int.Input(
+                    "compress_ratio",
+                    default=0,
+                    min=0,
+                    max=16,
+                    tooltip="Tokens per axis that the global branch joins into one. 0: as trained, 4 without weights. Higher costs less.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="Strength of the trained low-rank deltas of the global and hierarchical branches. 0 switches them off.",
+                ),
+                *gate_inputs("local with hierarchical and global"),
+                io.String.Input(
+                    "dense_blocks",
+                    default="auto",
+                    tooltip="Blocks that keep full attention, such as 0-2, 27-29. auto: those without extra weights in the checkpoint; "
+                    "without weights the outer tenth at either end. More dense blocks: slower, more coherent. Empty: none by choice.",
+                ),
+            ],
+            outputs=[GlobalConfigType.Output("global_config")],
+        )
+
+    @classmethod
+    def execute(
+        cls, enabled, compress_ratio, lora_strength, gate, gate_at_noise, gate_at_end, dense_blocks
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            GlobalConfig(
+                enabled=enabled,
+                compress_ratio=compress_ratio or None,
+                lora_strength=lora_strength,
+                gate=gate_line(gate, gate_at_noise, gate_at_end),
+                dense_blocks=parse_blocks(dense_blocks),
+            )
+        )
+
+
+NODES = [UltraGenLocalConfig, UltraGenGlobalConfig]

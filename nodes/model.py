@@ -1,0 +1,149 @@
+"""Loading a model, giving it UltraGen's attention, taking its extra weights out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..ultragen_core.host.load import RULES, load_extras_file, load_model
+from ..ultragen_core.host.patch import Settings, apply
+from ..ultragen_core.weights.extras_file import load_extras, save_extras
+from .config import GlobalConfigType, LocalConfigType
+
+WEIGHT_DTYPES = {
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+NONE = "none"
+
+
+class UltraGenLoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenLoadModel",
+            display_name="UltraGen Load Model",
+            category="UltraGen",
+            description="Loads UltraGen's checkpoint (or a Wan model) and gives it the attention that it was trained for.",
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=folder_paths.get_filename_list("diffusion_models"),
+                    tooltip="A file of models/diffusion_models: ultragen_1080p.ckpt as published, under any name, .ckpt or .safetensors.",
+                ),
+                io.Combo.Input(
+                    "attention_rule",
+                    options=list(RULES),
+                    default="auto",
+                    tooltip="auto: the rule that the weights in the file were trained for, and an error if it has none. ultragen: also take a "
+                    "Wan model without UltraGen's weights (experimental, quality unmeasured). dense: core's full attention, for comparing.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    tooltip="Precision that the base weights are kept in. default: as in the file. fp8 halves their memory and costs some "
+                    "quality; UltraGen's extra weights keep theirs.",
+                    extra_dict={"advanced": True},
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The model, patched already. Chain UltraGen Apply to change the settings.")],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint, attention_rule, weight_dtype) -> io.NodeOutput:
+        path = folder_paths.get_full_path_or_raise("diffusion_models", checkpoint)
+        return io.NodeOutput(load_model(path, attention_rule, WEIGHT_DTYPES[weight_dtype]))
+
+
+class UltraGenApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenApply",
+            display_name="UltraGen Apply",
+            category="UltraGen",
+            description="Gives a Wan model from any loader UltraGen's attention. On a model that has it already, replaces the settings and "
+            "keeps the extra weights.",
+            inputs=[
+                io.Model.Input("model", tooltip="A Wan 2.1 or 2.2 model, in any precision."),
+                io.Combo.Input(
+                    "extras",
+                    options=[NONE, *folder_paths.get_filename_list("model_patches")],
+                    default=NONE,
+                    tooltip="UltraGen's extra weights, a file of models/model_patches made by UltraGen Extract Weights. none: those that the "
+                    "model has already, or no weights at all (experimental: average pooling, quality unmeasured).",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the sampling run after which UltraGen's attention starts; before it attention is dense. Raise it to let "
+                    "the first steps, which decide the layout, see the whole frame at full cost.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the sampling run after which attention is dense again. Leave it at 1 for trained weights.",
+                ),
+                LocalConfigType.Input("local_config", optional=True, tooltip="Windows and hierarchical branch; without it, as published."),
+                GlobalConfigType.Input("global_config", optional=True, tooltip="Global branch and dense blocks; without it, as published."),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, extras, start_percent, end_percent, local_config=None, global_config=None) -> io.NodeOutput:
+        configs = {name: config for name, config in (("local", local_config), ("global_", global_config)) if config is not None}
+        settings = Settings(start_percent=start_percent, end_percent=end_percent, **configs)
+        loaded = None if extras == NONE else load_extras_file(folder_paths.get_full_path_or_raise("model_patches", extras))
+        return io.NodeOutput(apply(model, settings, loaded))
+
+
+class UltraGenExtractWeights(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenExtractWeights",
+            display_name="UltraGen Extract Weights",
+            category="UltraGen",
+            description="Writes the weights that UltraGen adds to Wan into a small safetensors file for UltraGen Apply.",
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=folder_paths.get_filename_list("diffusion_models"),
+                    tooltip="A whole UltraGen checkpoint of models/diffusion_models.",
+                ),
+                io.String.Input(
+                    "file_name",
+                    default="ultragen_extras",
+                    tooltip="Name of the file in models/model_patches, without ending. An existing file of that name is replaced.",
+                ),
+            ],
+            outputs=[io.String.Output("path", tooltip="Where the file lies.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, checkpoint, file_name) -> io.NodeOutput:
+        if not file_name.strip() or Path(file_name).name != file_name or file_name.startswith("."):
+            raise ValueError(f"file_name must be a plain name without folders, got {file_name!r}.")
+        extras = load_extras(folder_paths.get_full_path_or_raise("diffusion_models", checkpoint))
+        folder = Path(folder_paths.get_folder_paths("model_patches")[0])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{file_name}.safetensors"
+        save_extras(extras, path)
+        return io.NodeOutput(str(path), ui=ui.PreviewText(f"{len(extras.blocks)} blocks, {path.stat().st_size / 2**20:.1f} MiB: {path}"))
+
+
+NODES = [UltraGenLoadModel, UltraGenApply, UltraGenExtractWeights]

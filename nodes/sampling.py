@@ -1,0 +1,163 @@
+"""Where sampling starts: noise levels, the empty latent, prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..ultragen_core.host.sampling import with_shift
+from ..ultragen_core.prompts import parse_prompts
+from ..ultragen_core.sampling import PUBLISHED_SHIFT, flow_sigmas, shift_for_size
+from ..ultragen_core.sizes import PRESETS, VideoSize, latent_shape, round_up
+
+CUSTOM = "custom"
+NO_FILE = "none"
+PROMPT_FILES = (".txt", ".json")
+
+
+class UltraGenModelSampling(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenModelSampling",
+            display_name="UltraGen Model Sampling",
+            category="UltraGen",
+            description="Flow shift for the model, and the published noise levels, which ComfyUI's schedulers do not hit exactly.",
+            inputs=[
+                io.Model.Input("model", tooltip="A Wan model."),
+                io.Float.Input(
+                    "shift",
+                    default=PUBLISHED_SHIFT,
+                    min=0.01,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="How much of the run is spent at high noise. UltraGen and T3-Video: 5. Higher: steadier layout, less detail.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=30,
+                    min=1,
+                    max=1000,
+                    tooltip="Evaluations of the model. UltraGen: 30; T3-Video: 50; fewer only with a distillation LoRA.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="Connect the empty latent to scale the shift by its size: `shift` is then meant for 1920x1088 and grows with the "
+                    "square root of the number of pixels.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(),
+                io.Sigmas.Output(tooltip="steps + 1 noise levels from 1 to 0, for SamplerCustom and SamplerCustomAdvanced."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, shift, steps, latent=None) -> io.NodeOutput:
+        if latent is not None:
+            ratio = latent.get("downscale_ratio_spacial", 8)
+            height, width = (ratio * length for length in latent["samples"].shape[-2:])
+            shift = shift_for_size(width, height, shift)
+        return io.NodeOutput(with_shift(model, shift), flow_sigmas(steps, shift))
+
+
+class UltraGenEmptyLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenEmptyLatent",
+            display_name="UltraGen Empty Latent",
+            category="UltraGen",
+            description="An empty video latent in a size that Wan can hold; sizes are rounded up, and the node says so.",
+            inputs=[
+                io.Combo.Input(
+                    "preset",
+                    options=[*PRESETS, CUSTOM],
+                    default=next(iter(PRESETS)),
+                    tooltip="Size and frames. UltraGen's published weights are for 1080P x 81. custom: the three values below.",
+                ),
+                io.Int.Input("width", default=1920, min=16, max=16384, step=8, tooltip="Pixels, with preset = custom."),
+                io.Int.Input("height", default=1088, min=16, max=16384, step=8, tooltip="Pixels, with preset = custom."),
+                io.Int.Input(
+                    "frames",
+                    default=81,
+                    min=1,
+                    max=4097,
+                    tooltip="With preset = custom: 4n + 1 frames, 81 as Wan was trained; 1 makes an image.",
+                ),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos at once; memory grows with it."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Sets the latent's channels and ratio. Without it: Wan 2.1's (16 channels, 8x). Wan 2.2 5B needs its own VAE here.",
+                ),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, preset, width, height, frames, batch_size, vae=None) -> io.NodeOutput:
+        wanted = PRESETS.get(preset, VideoSize(width, height, frames))
+        layout = {} if vae is None else {
+            "channels": vae.latent_channels,
+            "spatial": vae.spacial_compression_encode(),
+            "temporal": vae.temporal_compression_decode(),
+        }
+        size = round_up(wanted, **{name: ratio for name, ratio in layout.items() if name != "channels"})
+        samples = torch.zeros(latent_shape(size, batch_size, **layout), device=comfy.model_management.intermediate_device())
+        said = str(size) if size == wanted else f"{size} (rounded up from {wanted})"
+        return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": layout.get("spatial", 8)}, ui=ui.PreviewText(said))
+
+
+class UltraGenPrompts(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenPrompts",
+            display_name="UltraGen Prompts",
+            category="UltraGen",
+            description="A list of prompts; what follows runs once for each.",
+            inputs=[
+                io.String.Input(
+                    "text",
+                    default="",
+                    multiline=True,
+                    tooltip="One prompt a line; lines that start with # are comments. Or json: a list of strings.",
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=[NO_FILE, *cls.prompt_files()],
+                    default=NO_FILE,
+                    tooltip="A .txt or .json file of the input folder, read instead of the text.",
+                ),
+            ],
+            outputs=[io.String.Output("prompts", is_output_list=True)],
+        )
+
+    @classmethod
+    def prompt_files(cls) -> list[str]:
+        folder = Path(folder_paths.get_input_directory())
+        return sorted(path.name for path in folder.glob("*") if path.suffix.lower() in PROMPT_FILES)
+
+    @classmethod
+    def fingerprint_inputs(cls, text, file):
+        return text if file == NO_FILE else hashlib.sha256(cls.file_path(file).read_bytes()).hexdigest()
+
+    @classmethod
+    def file_path(cls, file: str) -> Path:
+        return Path(folder_paths.get_input_directory()) / Path(file).name
+
+    @classmethod
+    def execute(cls, text, file) -> io.NodeOutput:
+        if file == NO_FILE:
+            return io.NodeOutput(parse_prompts(text))
+        return io.NodeOutput(parse_prompts(cls.file_path(file).read_text(encoding="utf-8-sig"), file))
+
+
+NODES = [UltraGenModelSampling, UltraGenEmptyLatent, UltraGenPrompts]

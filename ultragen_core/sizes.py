@@ -1,0 +1,43 @@
+"""Video sizes that the VAE and the transformer can hold."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class VideoSize(NamedTuple):
+    """Pixels and frames of a video."""
+
+    width: int
+    height: int
+    frames: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}, {self.frames} frames"
+
+
+PRESETS = {
+    "1080P x 81 (1920x1088)": VideoSize(1920, 1088, 81),
+    "2K x 81 (2560x1440)": VideoSize(2560, 1440, 81),
+    "4K x 29 (3840x2160)": VideoSize(3840, 2160, 29),
+    "4K x 81 (3840x2176)": VideoSize(3840, 2176, 81),
+}
+
+
+def round_up(size: VideoSize, spatial: int = 8, temporal: int = 4) -> VideoSize:
+    """The smallest possible size that holds `size`.
+
+    spatial, temporal: pixels and frames that the VAE makes one latent pixel and frame (after the first frame, which stands alone). The
+    transformer joins 2x2 latent pixels into one token, so width and height are multiples of 2 * spatial.
+    """
+    step = 2 * spatial
+
+    def up(value: int, multiple: int) -> int:
+        return -(-value // multiple) * multiple
+
+    return VideoSize(up(size.width, step), up(size.height, step), up(size.frames - 1, temporal) + 1)
+
+
+def latent_shape(size: VideoSize, batch: int, channels: int = 16, spatial: int = 8, temporal: int = 4) -> tuple[int, ...]:
+    """(batch, channels, t, h, w) of the latent of a rounded size."""
+    return batch, channels, (size.frames - 1) // temporal + 1, size.height // spatial, size.width // spatial
