@@ -49,7 +49,6 @@ class UltraGenLoadModel(io.ComfyNode):
                     default="default",
                     tooltip="Precision that the base weights are kept in. default: as in the file. fp8 halves their memory and costs some "
                     "quality; UltraGen's extra weights keep theirs.",
-                    extra_dict={"advanced": True},
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The model, patched already. Chain UltraGen Apply to change the settings.")],
