@@ -1,0 +1,130 @@
+"""One video file, frame by frame, in BT.709."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+from .codecs import AUDIO_LAYOUTS, Codec
+
+# The numbers of ITU-T H.273, which H.264, H.265 and MP4 share. BT.709 is number 1 in all three lists.
+_BT709 = 1
+_LIMITED_RANGE = 1
+
+
+class Sound(NamedTuple):
+    """Audio for a whole video: float (channels, samples) in -1..1, and samples a second."""
+
+    waveform: np.ndarray
+    sample_rate: int
+
+
+class VideoWriter:
+    """Writes one file; a context manager. Frames are RGB, (height, width, 3), uint8 or, for codecs of 16 bits, uint16.
+
+    Colour: the 4:2:0 codecs are converted to and tagged as BT.709, limited range (PyAV alone gives untagged BT.601,
+    which players take for BT.709 at these sizes). The lossless codec stores the RGB values themselves.
+    `size` is (width, height) of the file; frames of another size are scaled. PyAV's errors are OSErrors.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        codec: Codec,
+        size: tuple[int, int],
+        fps: Fraction,
+        crf: int,
+        frames: int,
+        sound: Sound | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ):
+        self._codec, self._size, self._fps = codec, size, fps
+        self._written = 0
+        # use_metadata_tags: as ComfyUI's own nodes, so that a file dropped into the browser opens its workflow.
+        options = {"movflags": "use_metadata_tags+faststart"} if codec.container == "mp4" else {}
+        self._container = av.open(str(path), "w", format=codec.container, options=options)
+        try:
+            for key, text in (metadata or {}).items():
+                self._container.metadata[key] = text
+            self._stream = self._add_video(codec.options(crf, frames))
+            if sound is not None:
+                # First, so that the container can lay it between the frames as they come.
+                self._write_sound(sound, math.ceil(frames / fps * sound.sample_rate))
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _add_video(self, options: dict[str, str]):
+        stream = self._container.add_stream(self._codec.encoder, rate=self._fps)
+        stream.width, stream.height = self._size
+        stream.pix_fmt = self._codec.pixel_format
+        stream.options = options
+        if self._codec.tag is not None:
+            stream.codec_context.codec_tag = self._codec.tag
+        if not self._codec.lossless:
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = _BT709
+            context.color_range = _LIMITED_RANGE
+        return stream
+
+    def _write_sound(self, sound: Sound, samples: int) -> None:
+        waveform = np.ascontiguousarray(sound.waveform[:, :samples], dtype=np.float32)
+        layout = AUDIO_LAYOUTS[waveform.shape[0]]
+        stream = self._container.add_stream(self._codec.audio_encoder, rate=sound.sample_rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(waveform, format="fltp", layout=layout)
+        frame.sample_rate = sound.sample_rate
+        frame.pts = 0
+        self._container.mux(stream.encode(frame))
+        self._container.mux(stream.encode(None))
+
+    def write(self, rgb: np.ndarray) -> None:
+        """Encode the next frame."""
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24" if rgb.dtype == np.uint8 else "rgb48le")
+        frame = self._converted(frame)
+        frame.pts = self._written
+        frame.time_base = 1 / self._fps
+        self._written += 1
+        self._container.mux(self._stream.encode(frame))
+
+    def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
+        width, height = self._size
+        if self._codec.lossless:
+            return frame.reformat(width, height, self._codec.pixel_format)
+        return frame.reformat(
+            width,
+            height,
+            self._codec.pixel_format,
+            src_colorspace=Colorspace.ITU709,
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.BICUBIC,
+        )
+
+    def finish(self, still_wanted: Callable[[], None]) -> None:
+        """Encode what the encoder holds back, dozens of frames, and close. `still_wanted` is asked before each."""
+        for packet in self._stream.codec_context.encode_lazy(None):
+            still_wanted()
+            packet.stream = self._stream
+            self._container.mux(packet)
+        self._container.close()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, error_type, *_) -> None:
+        if error_type is not None:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        # Closing writes the trailer of a file that nobody will see; what led here is the error worth reading.
+        with suppress(OSError, ValueError):
+            self._container.close()
