@@ -57,8 +57,9 @@ def wan_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     from comfy.ldm.wan.model import WanModel
 
     model = WanModel(
-        model_type="t2v", dim=DIM, num_heads=HEADS, ffn_dim=FFN, num_layers=BLOCKS, text_dim=TEXT_DIM, freq_dim=TIME_DIM,
-        in_dim=LATENT_CHANNELS, out_dim=LATENT_CHANNELS, device="meta", operations=comfy.ops.disable_weight_init,
+        model_type="t2v", dim=DIM, num_heads=HEADS, ffn_dim=FFN, num_layers=BLOCKS,
+        text_dim=TEXT_DIM, freq_dim=TIME_DIM, in_dim=LATENT_CHANNELS, out_dim=LATENT_CHANNELS,
+        device="meta", operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     return ((key, tuple(tensor.shape)) for key, tensor in model.state_dict().items())
 

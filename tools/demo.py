@@ -1,0 +1,114 @@
+"""The `demo` and `serve` commands: the shipped workflow in a real ComfyUI server, with a tiny model."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tools import comfyui, contact_sheet, workflow
+from tools.console import ProgressLine, Trouble, say
+from tools.server import ROOT, Failed, Refused, Server, make_base
+
+DEMO_NODES = ROOT / "tools" / "demo_nodes"
+REPORT = re.compile(r"UltraGen: (.*rule .* in \d+ of \d+ blocks.*)")
+
+
+def run(cache: Path, own: Path | None, args: argparse.Namespace) -> int:
+    with start(cache, "demo", own, args) as server:
+        say(f"ComfyUI runs at {server.url} (log: {server.log})")
+        graph = queued_graph(server, args)
+        progress = Progress(graph)
+        try:
+            outputs = server.run(graph, progress.on_event)
+        except (Refused, Failed) as error:
+            raise Trouble(f"ComfyUI could not run the workflow. {error}\n{server.last_words()}") from None
+        finally:
+            progress.line.end()
+        report(server, outputs, progress)
+    return 0
+
+
+def serve(cache: Path, own: Path | None, args: argparse.Namespace) -> int:
+    with start(cache, "serve", own, args) as server:
+        say(f"ComfyUI with UltraGen runs at {server.url} (log: {server.log}). Ctrl-C ends it.")
+        try:
+            return server.process.wait()
+        except KeyboardInterrupt:
+            return 0
+
+
+def start(cache: Path, name: str, own: Path | None, args: argparse.Namespace) -> Server:
+    """A server that is not running yet, with the tiny model in its folder."""
+    tree = own or comfyui.tree_of(comfyui.NEWEST, cache)
+    python = comfyui.python_of(tree) if own else Path(sys.executable)
+    base = make_base(cache / name, DEMO_NODES)
+    server = Server(python, tree, base, args.port, args.gpu)
+    say("Making the tiny model and starting ComfyUI ...")
+    command = [str(python), str(ROOT / "tools" / "tiny_bundle.py"), str(tree), str(base / "models")]
+    made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if made.returncode:
+        raise Trouble(f"The tiny model could not be made with {python}:\n{made.stdout}")
+    return server
+
+
+def queued_graph(server: Server, args: argparse.Namespace) -> dict:
+    graph = workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
+    graph = workflow.make_small(graph, args.width, args.height, args.frames, args.steps, args.seed)
+    return workflow.without_text_encoder(graph)
+
+
+class Progress:
+    """Shows which node runs and how far it is, and takes the time of the sampling steps."""
+
+    def __init__(self, graph: dict):
+        self.titles = {key: node["_meta"]["title"] for key, node in graph.items()}
+        self.sampler = next(key for key, node in graph.items() if node["class_type"] == "SamplerCustomAdvanced")
+        self.line = ProgressLine()
+        self.started = time.monotonic()
+        self.step_ends: list[float] = []
+
+    def on_event(self, kind: str, data: dict) -> None:
+        node = data.get("node")
+        if kind == "executing" and node:
+            self._show(node, "")
+        elif kind == "progress" and node:
+            if node == self.sampler:
+                self.step_ends.append(time.monotonic())
+            self._show(node, f"{data['value']:.0f} of {data['max']:.0f}")
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean over all steps but the first, which also loads the model."""
+        ends = self.step_ends
+        return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else float("nan")
+
+    def _show(self, node: str, done: str) -> None:
+        self.line.show(f"{time.monotonic() - self.started:6.1f} s  {self.titles.get(node, node)} {done}")
+
+
+def report(server: Server, outputs: dict, progress: Progress) -> None:
+    took = time.monotonic() - progress.started
+    video_file = saved_video(server, outputs)
+    sheet_file = video_file.with_suffix(".png")
+    video = contact_sheet.draw(video_file, sheet_file)
+    attention = REPORT.findall(server.log.read_text(errors="replace"))
+    if not attention:
+        raise Trouble(f"UltraGen's attention did not report that it ran. {server.last_words()}")
+    say(f"\nVideo          {video_file}")
+    say(f"               {video.width}x{video.height}, {video.frames} frames, {video.fps:g} fps, {video.codec}")
+    say(f"Contact sheet  {sheet_file}")
+    say(f"Time           {progress.seconds_per_step:.2f} s a step, {took:.0f} s in all")
+    say(f"Attention      {attention[-1]}")
+    say("The tiny model's weights are random: it shows that everything runs, not what UltraGen can paint.")
+
+
+def saved_video(server: Server, outputs: dict) -> Path:
+    files = [file for output in outputs.values() for entries in output.values() for file in entries]
+    videos = [file for file in files if isinstance(file, dict) and file.get("filename", "").endswith(".mp4")]
+    if not videos:
+        raise Trouble(f"The workflow ended without a video. {server.last_words()}")
+    return server.base / "output" / videos[-1]["subfolder"] / videos[-1]["filename"]
