@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import comfy.model_management
+import comfy.sample
 import torch
 from torch import Tensor
 
 
 @torch.no_grad()
-def velocity(model, x: Tensor, context: Tensor, sigma: float) -> Tensor:
-    """One evaluation through BaseModel.apply_model, as the sampler makes it: the raw output (x - denoised) / sigma."""
-    comfy.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
+def velocity(model, x: Tensor, context: Tensor, sigma: float, loaded: float = 1.0) -> Tensor:
+    """One evaluation through BaseModel.apply_model, as the sampler makes it: the raw output (x - denoised) / sigma.
+
+    loaded: the part of the weights that may be loaded; the rest is cast layer by layer, as ComfyUI does on small cards.
+    """
+    patchers = [model, *model.get_nested_additional_models()]
+    comfy.model_management.load_models_gpu(patchers)
+    for patcher in patchers if loaded < 1 else ():
+        patcher.detach()
+        patcher.patch_model(patcher.load_device, lowvram_model_memory=int(loaded * patcher.model_size()))
+        assert patcher.loaded_size() < patcher.model_size()
     model.pre_run()
     try:
-        options = dict(model.model_options.get("transformer_options", {}))
-        options["wrappers"] = model.wrappers
+        options = {**model.model_options.get("transformer_options", {}), "wrappers": model.wrappers}
         t = torch.full((x.shape[0],), sigma)
         denoised = model.model.apply_model(x, t, c_crossattn=context, transformer_options=options)
     finally:
         model.cleanup()
+        if loaded < 1:
+            comfy.model_management.unload_all_models()
     return (x - denoised) / sigma
+
+
+def sample(model, shape: tuple[int, ...], context: Tensor, steps: int = 2, cfg: float = 5.0, seed: int = 0, **kwargs) -> Tensor:
+    """A run of core's KSampler (euler, simple) from noise; the negative prompt is zeros."""
+    latent = torch.zeros(shape)
+    noise = comfy.sample.prepare_noise(latent, seed)
+    positive, negative = [[context, {}]], [[torch.zeros_like(context), {}]]
+    return comfy.sample.sample(model, noise, steps, cfg, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=seed, **kwargs)

@@ -106,9 +106,9 @@ class Runtime:
             return executor(x, t, *args, **kwargs)
 
     def active(self, model_sampling, t: Tensor) -> bool:
-        """Whether this step lies between start and end percent, by the sampling settings that are in force now."""
+        """Whether any block is chosen and this step lies between start and end percent, by the sampling settings in force now."""
         start, end = (model_sampling.percent_to_sigma(percent) for percent in self.percent)
-        return end <= t.max().item() <= start
+        return bool(self.specs) and end <= t.max().item() <= start
 
 
 @contextmanager
