@@ -1,0 +1,160 @@
+"""Switches, limits and independence of the layer that the golden numbers do not show."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support import dense_attention, relative_error, seeded
+from torch import nn
+from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec, format_blocks, parse_blocks
+from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
+from ultragen_core.attention.gate import GateLine, Gates, GateTable
+from ultragen_core.attention.grid import TokenGrid
+from ultragen_core.attention.layer import ultragen_attention
+from ultragen_core.attention.rope import apply_rope, rope_table
+
+C, HEADS = 24, 2
+ABLATIONS = {
+    "full": ({}, {}),
+    "no global": ({}, {"enabled": False}),
+    "no cross-window": ({"cross_window": "off"}, {}),
+    "swin": ({"cross_window": "swin"}, {}),
+    "no hierarchical": ({"hierarchical": False}, {}),
+    "no delta": ({}, {"lora_strength": 0.0}),
+    "balanced": ({"cut": "balanced"}, {}),
+}
+
+
+class Attn(nn.Module):
+    """The shape of a Wan self-attention, random weights."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_heads, self.head_dim = HEADS, C // HEADS
+        self.q, self.k, self.v, self.o = (nn.Linear(C, C) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(C), nn.RMSNorm(C)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    shape = ExtrasShape(C, rank=4, refined=True)
+    extras = BlockExtras(shape)
+    generator = torch.Generator().manual_seed(1)
+    extras.load_state_dict({k: v + 0.3 * torch.randn(v.shape, generator=generator) for k, v in initial_block(shape).items()})
+    return Attn().requires_grad_(False), extras.requires_grad_(False)
+
+
+def run(parts, x, grid, local=None, global_=None, block=1, attention=dense_attention, share=0.5):
+    attn, extras = parts
+    spec = block_spec(block, LocalConfig(**(local or {})), GlobalConfig(**(global_ or {})), trained=True)
+    gates = Gates(torch.full((1, 1, 1), share), torch.full((1, 1, 1), share))
+    return ultragen_attention(attn, x, grid, spec, extras, gates, attention)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_switch_changes_the_result(parts, name):
+    grid = TokenGrid(2, 9, 14)
+    x = seeded(1, grid.tokens, C)
+    results = {other: run(parts, x, grid, *ABLATIONS[other]) for other in ABLATIONS}
+    for other, result in results.items():
+        assert result.shape == x.shape and torch.isfinite(result).all()
+        if other != name:
+            assert relative_error(result, results[name]) > 1e-3, (name, other)
+
+
+def test_even_blocks_ignore_the_kind_of_cross_window(parts):
+    grid = TokenGrid(1, 8, 8)
+    x = seeded(1, grid.tokens, C)
+    kinds = [run(parts, x, grid, {"cross_window": kind}, block=2) for kind in ("paper", "off", "swin")]
+    assert torch.equal(kinds[0], kinds[1]) and torch.equal(kinds[0], kinds[2])
+
+
+@pytest.mark.parametrize("grid", [(1, 1, 1), (1, 1, 9), (3, 2, 3), (2, 3, 4), (1, 5, 2)])
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_degenerate_grids_run(parts, grid, name):
+    grid = TokenGrid(*grid)
+    for block in (0, 1):
+        y = run(parts, seeded(2, grid.tokens, C), grid, *ABLATIONS[name], block=block)
+        assert y.shape == (2, grid.tokens, C) and torch.isfinite(y).all()
+
+
+def test_batch_items_do_not_mix(parts):
+    grid = TokenGrid(2, 6, 7)
+    x = seeded(3, grid.tokens, C)
+    alone = torch.cat([run(parts, x[i : i + 1], grid) for i in range(3)])
+    assert relative_error(run(parts, x, grid), alone) < 1e-6
+
+
+def test_local_tokens_see_their_window_alone(parts):
+    grid = TokenGrid(2, 8, 8)
+    x = seeded(1, grid.tokens, C)
+    far = x.unflatten(1, grid).clone()
+    far[:, :, 7, 7] += 1
+    a, b = (run(parts, y, grid, block=0, share=1.0).unflatten(1, grid) for y in (x, far.flatten(1, 3)))
+    changed = (a != b).any(-1)[0].any(0)
+    assert changed[6:, 6:].all() and changed.sum() == 4
+
+
+def test_attention_gets_contiguous_windows(parts):
+    grid, seen = TokenGrid(2, 8, 10), []
+
+    def attention(q, k, v, heads):
+        seen.append((tuple(q.shape), all(y.is_contiguous() for y in (q, k, v)), heads))
+        return dense_attention(q, k, v, heads)
+
+    run(parts, seeded(1, grid.tokens, C), grid, block=0, attention=attention)
+    assert seen == [((16, 2 * 2 * 2, C), True, HEADS), ((4, 2 * 2 * 2, C), True, HEADS), ((1, 2 * 2 * 2, C), True, HEADS)]
+
+
+def test_a_wrong_grid_is_refused(parts):
+    with pytest.raises(ValueError, match=r"Token grid must match the sequence, got grid=\(1, 2, 3\), tokens=7"):
+        run(parts, seeded(1, 7, C), TokenGrid(1, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_stays_near_float32(parts, dtype):
+    attn, extras = parts
+    grid = TokenGrid(2, 9, 14)
+    x = seeded(1, grid.tokens, C)
+    exact = run(parts, x, grid)
+    half = run((copy.deepcopy(attn).to(dtype), copy.deepcopy(extras).to(dtype)), x.to(dtype), grid)
+    assert half.dtype == dtype and relative_error(half, exact) < 1e-2
+
+
+def test_rope_is_relative():
+    """Positions may restart at 0 in every window, because only differences enter the attention scores."""
+    grid, d = TokenGrid(3, 4, 5), 24
+    table = rope_table(grid, d, torch.device("cpu"))
+    q, k = (apply_rope(seeded(1, 1, 1, d, seed=i).expand(1, grid.tokens, 1, d), table).unflatten(1, grid)[0, ..., 0, :] for i in (0, 1))
+    here, there = (q[t, h, w] @ k[t + 1, h + 1, w - 1] for t, h, w in ((0, 0, 1), (1, 2, 4)))
+    assert torch.allclose(here, there, atol=1e-5)
+    assert not torch.allclose(here, q[0, 0, 1] @ k[1, 1, 1], atol=1e-2)
+
+
+def test_gates_are_computed_once_a_timestep():
+    calls = []
+
+    def gate(t):
+        calls.append(t)
+        return GateLine(0.2, 1.0)(t)
+
+    table = GateTable(C, {0: (gate, GateLine(0.0, 0.0)), 1: (gate, gate)})
+    for _ in range(3):
+        gates = table(torch.tensor([250.0, 1000.0]))
+    assert len(calls) == 3
+    assert gates[1].global_.shape == (2, 1, C)
+    assert torch.allclose(gates[0].hierarchical[:, 0, 0], torch.tensor([0.8, 0.2]))
+    table(torch.tensor([250.0, 0.0]))
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize(("text", "blocks"), [("0-2, 27-29", {0, 1, 2, 27, 28, 29}), ("", set()), ("5 7", {5, 7})])
+def test_blocks_from_text(text, blocks):
+    assert parse_blocks(text) == blocks
+    assert not blocks or parse_blocks(format_blocks(blocks)) == blocks
+    assert parse_blocks(" Auto ") is None
+    with pytest.raises(ValueError, match="numbers and ranges"):
+        parse_blocks("0-2; 3")
