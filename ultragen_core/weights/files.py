@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,7 +60,7 @@ def _read_pickle(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "nsupported" in str(error):
+        if re.search(r"Unsupported (global|class)|GLOBAL", str(error)):
             raise WeightsError(
                 f"{path.name} holds Python objects other than tensors and was not opened, because unpickling them can run code. "
                 f"Expected a checkpoint of tensors only, such as {SOURCE}."

@@ -1,0 +1,173 @@
+"""Published checkpoints in every wrapping, extras-only files, and the sentences for files that are none of them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors.torch import load_file
+from support import DATA
+from ultragen_core.weights.extras_file import load_extras, save_extras
+from ultragen_core.weights.files import WeightsError, read_metadata, read_state_dict
+from ultragen_core.weights.published import published_items, same_base, split
+
+FLAT = load_file(DATA / "tiny_ultragen.safetensors")
+
+
+def prefixed(prefix):
+    return {prefix + key: value for key, value in FLAT.items()}
+
+
+WRAPPINGS = {
+    "flat": FLAT,
+    "state_dict": {"state_dict": FLAT, "epoch": 3},
+    "module": {"module": FLAT},
+    "module beside others": {"module": FLAT, "optimizer": {"lr": 1e-4}},
+    "model": {"model": FLAT},
+    "model.": prefixed("model."),
+    "model.diffusion_model.": {**prefixed("model.diffusion_model."), "first_stage_model.conv1.bias": torch.zeros(1)},
+    "pipe.dit.": prefixed("pipe.dit."),
+    "dit.": prefixed("dit."),
+    "state_dict of module.": {"state_dict": prefixed("module.")},
+    "nested": {"state_dict": {"model": prefixed("pipe.dit.")}},
+}
+
+
+def same_tensors(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("ending", ["ckpt", "pt", "any_name"])
+@pytest.mark.parametrize("name", WRAPPINGS)
+def test_pickled_wrappings(tmp_path, name, ending):
+    path = tmp_path / f"file.{ending}"
+    torch.save(WRAPPINGS[name], path)
+    assert same_tensors(read_state_dict(path), FLAT)
+
+
+def test_pickle_of_old_torch(tmp_path):
+    path = tmp_path / "old.ckpt"
+    torch.save(FLAT, path, _use_new_zipfile_serialization=False)
+    assert same_tensors(read_state_dict(path), FLAT)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "pipe.dit."])
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_safetensors_under_any_name(tmp_path, prefix, ending):
+    path = tmp_path / f"file.{ending}"
+    safetensors.torch.save_file(prefixed(prefix), path)
+    assert same_tensors(read_state_dict(path), FLAT)
+
+
+def test_dense_blocks_are_found_from_the_keys():
+    base, extras = split(FLAT, "tiny")
+    assert list(extras.blocks) == list(extras.gates) == [1, 2]
+    assert (extras.shape.channels, extras.shape.rank) == (256, 8)
+    assert (extras.shape.global_ratio, extras.shape.hierarchical_ratio) == (4, 2)
+    assert not any("lora" in key or "alpha" in key or "sample_conv" in key for key in base)
+    assert base.keys() | {key for key, _ in published_items(extras)} == FLAT.keys()
+
+
+def test_another_compression_than_the_1080p_one_is_read_off():
+    bigger = {k: v.repeat_interleave(2, -1).repeat_interleave(2, -2) if k.endswith("downsample_conv.weight") else v for k, v in FLAT.items()}
+    assert split(bigger, "4k")[1].shape.global_ratio == 8
+
+
+def test_extras_file_round_trip_is_exact(tmp_path):
+    _, extras = split(FLAT, "tiny")
+    path = tmp_path / "extras.safetensors"
+    save_extras(extras, path)
+    again = load_extras(path)
+    assert same_tensors(dict(published_items(again)), dict(published_items(extras)))
+    assert again.shape == extras.shape and again.fingerprint == extras.fingerprint
+    metadata = read_metadata(path)
+    assert {"format": "ultragen-extras", "format_version": "1", "rank": "8", "blocks": "[1, 2]"}.items() <= metadata.items()
+    assert path.stat().st_size < 0.5 * (DATA / "tiny_ultragen.safetensors").stat().st_size
+
+
+def test_extras_of_a_newer_format_are_refused(tmp_path):
+    path = tmp_path / "new.safetensors"
+    safetensors.torch.save_file(dict(published_items(split(FLAT, "tiny")[1])), path, {"format": "ultragen-extras", "format_version": "2"})
+    with pytest.raises(WeightsError, match="format version 2, this pack reads up to 1: update the pack"):
+        load_extras(path)
+
+
+def test_a_base_is_recognised_in_any_precision_and_told_from_another():
+    fingerprint = split(FLAT, "tiny")[1].fingerprint
+    rounded = {key: value.to(torch.bfloat16) for key, value in FLAT.items()}
+    other = {key: value * 1.1 for key, value in FLAT.items()}
+    assert same_base(fingerprint, split(rounded, "bf16")[1].fingerprint)
+    assert not same_base(fingerprint, split(other, "other")[1].fingerprint)
+
+
+
+
+def broken(key_part):
+    return {key: value for key, value in FLAT.items() if key_part not in key}
+
+
+def mixed():
+    return {key: value[:128] if "blocks.2.self_attn.downsample_conv.weight" in key else value for key, value in FLAT.items()}
+
+
+REFUSED = {
+    "a LoRA": ({"lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.zeros(2)}, "looks like a LoRA .*not an UltraGen checkpoint"),
+    "a LoRA of peft": (
+        {"base_model.model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(2)}, "looks like a LoRA .*not an UltraGen checkpoint"
+    ),
+    "a VAE": ({"decoder.conv1.weight": torch.zeros(2)}, "looks like a VAE .*not an UltraGen checkpoint"),
+    "plain Wan": (split(FLAT, "tiny")[0], "is a Wan model without UltraGen's extra weights"),
+    "something else": ({"emb.weight": torch.zeros(2)}, r"is an unknown file \(1 tensors, the first 'emb.weight'\)"),
+    "a missing tensor": (broken("blocks.2.self_attn.upsample_conv.weight"), "not a complete UltraGen checkpoint: .* of block 2 should be"),
+    "missing gates": (broken("alpha_time"), "not a complete UltraGen checkpoint"),
+    "mixed sizes": (mixed(), r"of block 2 should be \(256, 1, 4, 4\), found \(128, 1, 4, 4\)"),
+    "another base": (
+        {k: v[:128] if "blocks.0.self_attn.q.weight" in k else v for k, v in FLAT.items()},
+        "mixes two models: its extra keys are for 256 channels, its Wan keys for 128",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_wrong_files_are_refused_with_a_sentence(name):
+    content, sentence = REFUSED[name]
+    with pytest.raises(WeightsError, match=sentence) as error:
+        split(content, "wrong.safetensors")
+    assert str(error.value).startswith("wrong.safetensors ") and "huggingface.co/JTUplayer/Ultragen" in str(error.value)
+
+
+def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path):
+    path, proof = tmp_path / "bad.ckpt", tmp_path / "was_here"
+
+    class Touch:
+        def __reduce__(self):
+            return os.system, (f"touch {proof}",)
+
+    for content in ({"state_dict": Touch()}, Touch()):
+        torch.save(content, path)
+        with pytest.raises(WeightsError, match="holds Python objects other than tensors and was not opened"):
+            read_state_dict(path)
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(WeightsError, match="was not opened|is damaged"):
+            read_state_dict(path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("ending", ["ckpt", "safetensors"])
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1000])
+def test_a_truncated_file_is_refused(tmp_path, ending, keep):
+    path = tmp_path / f"half.{ending}"
+    torch.save(FLAT, path) if ending == "ckpt" else safetensors.torch.save_file(FLAT, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(WeightsError, match="is damaged, incomplete or not a weights file|was not opened"):
+        read_state_dict(path)
+
+
+def test_a_text_file_is_refused(tmp_path):
+    path = tmp_path / "page.ckpt"
+    path.write_text("<!DOCTYPE html><html>Access denied</html>")
+    with pytest.raises(WeightsError, match=r"page.ckpt \(41 bytes\) is damaged, incomplete or not a weights file"):
+        read_state_dict(path)
