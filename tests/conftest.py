@@ -44,3 +44,25 @@ def pack():
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A running ComfyUI server of COMFYUI_PATH with the pack, the demo's nodes and the tiny models: a tools.server.Server.
+
+    `server.run(graph)` queues a graph in API format and returns {node id: what it reported}; it raises Refused with the
+    validation errors, Failed with the message of the node that raised. `server.get("/object_info")`, `server.base`
+    (models/, input/ and output/ in it), `server.log` (a file) and `server.url` are the rest of what tests need. One
+    server serves the whole session, so leave files of your own names in its folders and change none that are there.
+    """
+    from tools import tiny_bundle
+    from tools.demo import DEMO_NODES
+    from tools.server import Server, make_base
+
+    base = make_base(tmp_path_factory.mktemp("comfyui"), DEMO_NODES)
+    tiny_bundle.write(base / "models")
+    placeholder = base / "models" / tiny_bundle.TEXT_ENCODER  # listed by loaders, never loaded
+    placeholder.parent.mkdir()
+    placeholder.touch()
+    with Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base) as running:
+        yield running

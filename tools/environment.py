@@ -138,7 +138,7 @@ class Venv:
         """Returns the build that was installed: the CPU's is a tenth of the size, but not everywhere to be had."""
         if torch == "cpu" and not _reachable(CPU_INDEX):
             torch = "default"
-        _need_disk(self.folder, DISK_GB[torch])
+        need_disk(self.folder, DISK_GB[torch])
         if torch == "cpu":
             say("Installing PyTorch (CPU build) ...")
             self._uv("--torch-backend", "cpu", *TORCH)
@@ -160,7 +160,7 @@ class Venv:
         with self.log.open("a") as log:
             log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
         if done.returncode:
-            raise Trouble(_sentence(purpose, done.stdout, self.log))
+            raise Trouble(sentence(purpose, done.stdout, self.log))
 
 
 def _reachable(url: str) -> bool:
@@ -171,7 +171,7 @@ def _reachable(url: str) -> bool:
         return False
 
 
-def _need_disk(folder: Path, gigabytes: int) -> None:
+def need_disk(folder: Path, gigabytes: int) -> None:
     free = shutil.disk_usage(folder).free / 1e9
     if free < gigabytes:
         raise Trouble(
@@ -180,7 +180,7 @@ def _need_disk(folder: Path, gigabytes: int) -> None:
         )
 
 
-def _sentence(purpose: str, output: str, log: Path) -> str:
+def sentence(purpose: str, output: str, log: Path) -> str:
     """What a failed command means to the user."""
     text = output.lower()
     network = (

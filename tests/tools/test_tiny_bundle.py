@@ -1,0 +1,62 @@
+"""The tiny model is in the published formats: same keys and shape rules as real files."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import DATA
+
+from tools import tiny_bundle
+
+# Made with the published code: blocks 1 and 2 hierarchical, as in the tiny bundle.
+REFERENCE = "tiny_ultragen.safetensors"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    tiny_bundle.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(models):
+    return torch.load(models / tiny_bundle.CHECKPOINT, weights_only=True)
+
+
+def test_checkpoint_has_exactly_the_published_keys_and_shapes(checkpoint):
+    reference = load_file(DATA / REFERENCE)
+    assert checkpoint.keys() == reference.keys()
+    feed_forward = re.compile(r"\.ffn\.")
+    for key, tensor in reference.items():
+        if not feed_forward.search(key):  # the one width in which they differ
+            assert checkpoint[key].shape == tensor.shape, key
+
+
+def test_weights_are_finite_and_the_same_every_time(models, checkpoint, tmp_path):
+    tiny_bundle.write(tmp_path)
+    again = torch.load(tmp_path / tiny_bundle.CHECKPOINT, weights_only=True)
+    assert all(torch.equal(tensor, again[key]) for key, tensor in checkpoint.items())
+    first, second = (load_file(folder / tiny_bundle.VAE) for folder in (models, tmp_path))
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    assert all(tensor.isfinite().all() for tensor in [*checkpoint.values(), *first.values()])
+
+
+def test_comfyui_knows_the_vae_as_wans(models):
+    import comfy.sd
+
+    vae = comfy.sd.VAE(sd=load_file(models / tiny_bundle.VAE))
+    assert type(vae.first_stage_model).__module__ == "comfy.ldm.wan.vae"
+    pixels = vae.decode(torch.zeros(1, 16, 2, 4, 4))
+    assert pixels.shape[-4:] == (5, 32, 32, 3)
+    assert pixels.isfinite().all()
+
+
+def test_a_file_that_is_there_is_left_alone(models):
+    file = models / tiny_bundle.CHECKPOINT
+    before = file.stat().st_mtime_ns
+    tiny_bundle.write(models)
+    assert file.stat().st_mtime_ns == before

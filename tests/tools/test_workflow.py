@@ -1,0 +1,36 @@
+"""What the demo queues is what a user opens, but for sizes, steps, seed and the text encoder."""
+
+from __future__ import annotations
+
+from tools import workflow
+
+
+def differences(a: dict, b: dict) -> set[tuple]:
+    """(node id, field) of every node and input in which two graphs differ."""
+    found = set()
+    for key in a.keys() | b.keys():
+        if key not in a or key not in b:
+            found.add((key, "node"))
+            continue
+        if a[key]["class_type"] != b[key]["class_type"]:
+            found.add((key, "class_type"))
+        ins, outs = a[key]["inputs"], b[key]["inputs"]
+        found |= {(key, name) for name in ins.keys() | outs.keys() if ins.get(name) != outs.get(name)}
+    return found
+
+
+def test_queued_graph_differs_from_the_shipped_one_in_size_and_text_encoder_only(server):
+    shipped = workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
+    small = workflow.make_small(shipped, width=640, height=352, frames=17, steps=8, seed=7)
+    queued = workflow.without_text_encoder(small)
+    ids = {node["class_type"]: key for key, node in shipped.items()}
+    prompts = [key for key, node in shipped.items() if node["class_type"] == "CLIPTextEncode"]
+
+    latent, sampling = ids["UltraGenEmptyLatent"], ids["UltraGenModelSampling"]
+    sizes = {(latent, name) for name in ("preset", "width", "height", "frames")}
+    assert differences(shipped, small) == sizes | {(sampling, "steps"), (ids["RandomNoise"], "noise_seed")}
+
+    text = {(ids["CLIPLoader"], "node"), *((key, field) for key in prompts for field in ("class_type", "clip"))}
+    assert len(prompts) == 2
+    assert differences(small, queued) == text
+    assert all(queued[key]["inputs"] == {"text": shipped[key]["inputs"]["text"]} for key in prompts)

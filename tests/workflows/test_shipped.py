@@ -1,0 +1,103 @@
+"""Every shipped workflow opens without a missing node or link, and ComfyUI accepts each of its values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools import contact_sheet, workflow
+from tools.demo import REPORT, saved_video
+from tools.server import ROOT, Refused
+
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+UI_ONLY = {"MarkdownNote", "Note"}
+
+
+@pytest.fixture(scope="module")
+def object_info(server):
+    return server.get("/object_info")
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+def file(request) -> Path:
+    return request.param
+
+
+def test_links_join_what_they_name(file):
+    content = json.loads(file.read_text())
+    nodes = {node["id"]: node for node in content["nodes"]}
+    assert len(nodes) == len(content["nodes"])
+    assert content["last_node_id"] >= max(nodes) and content["last_link_id"] >= max(
+        link[0] for link in content["links"]
+    )
+    for link_id, source, output, target, slot, kind in content["links"]:
+        assert nodes[source]["outputs"][output]["type"] == nodes[target]["inputs"][slot]["type"] == kind
+        assert link_id in nodes[source]["outputs"][output]["links"]
+        assert nodes[target]["inputs"][slot]["link"] == link_id
+    named = [link for node in nodes.values() for output in node.get("outputs", []) for link in output["links"]]
+    named += [slot["link"] for node in nodes.values() for slot in node.get("inputs", []) if slot["link"] is not None]
+    assert sorted(named) == sorted([link[0] for link in content["links"]] * 2)
+
+
+def test_nodes_have_the_slots_that_the_schema_has(file, object_info):
+    for node in json.loads(file.read_text())["nodes"]:
+        if node["type"] in UI_ONLY:
+            continue
+        schema = object_info[node["type"]]
+        accepted = schema["input"].get("required", {}) | schema["input"].get("optional", {})
+        for slot in node["inputs"]:
+            assert accepted[slot["name"]][0] == slot["type"]
+        assert [output["type"] for output in node["outputs"]] == schema["output"][: len(node["outputs"])]
+
+
+def test_conversion_keeps_every_widget(file, object_info):
+    """A value too many or too few in `widgets_values` would shift all that follow."""
+    graph = workflow.to_api(file, object_info)
+    for node in graph.values():
+        schema = object_info[node["class_type"]]["input"]
+        missing = schema.get("required", {}).keys() - node["inputs"].keys()
+        assert not missing, f"{node['class_type']} lacks {missing}"
+
+
+def test_server_accepts_every_value(file, object_info, server):
+    """ComfyUI validates all nodes before it runs any: with the seed made invalid it objects to that alone and runs nothing."""
+    graph = workflow.to_api(file, object_info)
+    seed = next(key for key, node in graph.items() if node["class_type"] == "RandomNoise")
+    graph[seed]["inputs"]["noise_seed"] = -1
+    with pytest.raises(Refused) as refused:
+        server.queue(graph)
+    complaints = refused.value.error["node_errors"]
+    assert list(complaints) == [seed]
+    assert [error["type"] for error in complaints[seed]["errors"]] == ["value_smaller_than_min"]
+
+
+def test_model_links_name_the_chosen_files(file):
+    """The frontend offers a download when `models` names the loader's chosen file and a host that it trusts."""
+    for node in json.loads(file.read_text())["nodes"]:
+        for model in node["properties"].get("models", []):
+            assert model["name"] == node["widgets_values"][0]
+            assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith("/" + model["name"])
+
+
+def test_published_settings():
+    content = json.loads(workflow.SHIPPED.read_text())
+    widgets = {node["type"]: node["widgets_values"] for node in content["nodes"]}
+    assert widgets["UltraGenEmptyLatent"][0].startswith("1080P x 81")
+    assert widgets["UltraGenEmptyLatent"][1:4] == [1920, 1088, 81]
+    assert widgets["UltraGenModelSampling"] == [5, 30]
+    assert widgets["CFGGuider"] == [5]
+    assert widgets["KSamplerSelect"] == ["euler"]
+    assert widgets["RandomNoise"] == [0, "fixed"]
+    negative = next(node for node in content["nodes"] if node.get("title") == "Negative prompt")
+    assert negative["widgets_values"][0].startswith("Aerial view, overexposed, low quality, deformation")
+
+
+def test_shipped_workflow_makes_a_video_with_ultragens_attention(object_info, server, tmp_path):
+    graph = workflow.to_api(workflow.SHIPPED, object_info)
+    graph = workflow.without_text_encoder(workflow.make_small(graph, width=96, height=64, frames=5, steps=2, seed=1))
+    outputs = server.run(graph)
+    video = contact_sheet.draw(saved_video(server, outputs), tmp_path / "sheet.png")
+    assert (video.codec, video.width, video.height, video.frames, video.fps) == ("h264", 96, 64, 5, 15)
+    assert "rule ultragen in 2 of 4 blocks (1-2)" in REPORT.findall(server.log.read_text())[-1]
