@@ -61,8 +61,19 @@ def test_conversion_keeps_every_widget(file, object_info):
         assert not missing, f"{node['class_type']} lacks {missing}"
 
 
+def test_choices_are_among_the_options(file, object_info):
+    """The server says so too, but ComfyUI 0.3.75 does not look at the choices of newer nodes."""
+    for node in workflow.to_api(file, object_info).values():
+        schema = object_info[node["class_type"]]["input"]
+        accepted = schema.get("required", {}) | schema.get("optional", {})
+        for name, value in node["inputs"].items():
+            kind, settings = (*accepted[name], {})[:2]
+            options = kind if isinstance(kind, list) else settings.get("options") if kind == "COMBO" else None
+            assert options is None or value in options, f"{node['class_type']}.{name}"
+
+
 def test_server_accepts_every_value(file, object_info, server):
-    """ComfyUI validates all nodes before it runs any: with the seed made invalid it objects to that alone and runs nothing."""
+    """ComfyUI validates all nodes before it runs any: with a bad seed it objects to that alone and runs nothing."""
     graph = workflow.to_api(file, object_info)
     seed = next(key for key, node in graph.items() if node["class_type"] == "RandomNoise")
     graph[seed]["inputs"]["noise_seed"] = -1
