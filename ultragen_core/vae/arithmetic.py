@@ -1,0 +1,94 @@
+"""The arithmetic of the Wan VAE's layers, on maps (1, c, t, h, w) that are channel-last in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from .geometry import Window
+
+EPS = 1e-12  # torch.nn.functional.normalize's own
+SCORE_BYTES = 256 * 2**20
+
+
+class Sum(NamedTuple):
+    """value + bias + skip, added up by whoever reads it next, in the pass over memory that it makes anyway.
+
+    A Sum with something to add owns its `value`: the total is left there.
+    """
+
+    value: torch.Tensor
+    bias: torch.Tensor | None = None
+    skip: torch.Tensor | None = None
+
+    @property
+    def frames(self) -> int:
+        return self.value.shape[2]
+
+    def total(self) -> torch.Tensor:
+        total = self.value
+        if self.bias is not None:
+            total.add_(self.bias.view(1, -1, 1, 1, 1))
+        if self.skip is not None:
+            total.add_(self.skip)
+        return total
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The VAE's RMS norm over channels: x / max(|x|, eps) * gain + offset, gain = gamma * sqrt(c)."""
+
+    gain: torch.Tensor
+    offset: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(EPS)
+        y = (x / length).mul_(self.gain.to(x.dtype).view(shape))
+        return y if self.offset is None else y.add_(self.offset.to(x.dtype).view(shape))
+
+
+def norm_silu(x: Sum, norm: Norm, out: torch.Tensor, crop: tuple[slice, slice]) -> torch.Tensor:
+    """Write SiLU(norm(x)), cropped, to `out`. Returns the sum, added up and uncropped."""
+    total = x.total()
+    out.copy_(F.silu(norm(total[..., crop[0], crop[1]]), inplace=True))
+    return total
+
+
+def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]) -> Sum:
+    """(1, c, t, h, w) with a 3D weight, or frame by frame with a 2D one; nothing is padded."""
+    if weight.ndim == 4:
+        made = _convolve(x[0].transpose(0, 1), weight, bias, stride)
+        return made._replace(value=made.value.transpose(0, 1)[None])
+    return _convolve(x, weight, bias, stride)
+
+
+def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]) -> Sum:
+    if x.is_cuda and torch.version.hip is None and torch.backends.cudnn.enabled:
+        # Named outright: some torch versions send 16-bit 3D convolutions past cuDNN, and the bias would be a pass of its own.
+        zeros, ones = (0,) * len(stride), (1,) * len(stride)
+        tf32 = torch.backends.cudnn.allow_tf32
+        return Sum(torch.cudnn_convolution(x, weight, zeros, stride, ones, 1, True, False, tf32), bias)
+    return Sum((F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, stride))
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, check: Callable[[], None]) -> torch.Tensor:
+    """One head over all tokens, q, k, v (s, c), a block of queries at a time: no flash kernel takes a head this wide."""
+    out = torch.empty_like(q)
+    q, keys = q * q.shape[1] ** -0.5, k.t()
+    block = max(1, SCORE_BYTES // (k.shape[0] * k.element_size()))
+    for start in range(0, q.shape[0], block):
+        check()
+        scores = q[start : start + block] @ keys
+        out[start : start + block] = torch.softmax(scores, dim=-1) @ v
+    return out
+
+
+def cropped(x: torch.Tensor, held: Window, want: Window) -> torch.Tensor:
+    """The part `want` of x, which holds `held`; a view."""
+    rows, columns = want.inside(held)
+    return x[..., rows, columns]
