@@ -41,7 +41,7 @@ def test_comfyuis_own_files_are_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
     nodes.SaveLatent().save({"samples": SAMPLES}, "latents/b")
-    (path,) = newest_first(tmp_path, deep=True)
+    (path,) = (tmp_path / "latents").glob("b*.latent")
     assert torch.equal(load_latent(path), SAMPLES)
 
 
@@ -68,13 +68,11 @@ def test_a_half_written_file_is_said(tmp_path):
 
 
 def test_the_newest_comes_first(tmp_path):
-    for age, name in enumerate(["new.latent", "sub/middle.latent", "old.latent", "video.mp4", "x.latent.part"]):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+    paths = [tmp_path / name for name in ("old.latent", "new.latent", "middle.latent")]
+    for path, time in zip(paths, (1000, 3000, 2000), strict=True):
         path.touch()
-        os.utime(path, (10_000 - age, 10_000 - age))
-    assert [path.name for path in newest_first(tmp_path, deep=True)] == ["new.latent", "middle.latent", "old.latent"]
-    assert [path.name for path in newest_first(tmp_path, deep=False)] == ["new.latent", "old.latent"]
+        os.utime(path, (time, time))
+    assert newest_first([*paths, tmp_path / "gone.latent"]) == [paths[1], paths[2], paths[0]]
 
 
 def test_a_file_gets_its_name_when_it_is_complete(tmp_path):

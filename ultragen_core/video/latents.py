@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -41,7 +41,5 @@ def load_latent(path: Path) -> torch.Tensor:
     return samples if _UNSCALED in tensors else samples / _SD1_SCALE
 
 
-def newest_first(folder: Path, deep: bool) -> list[Path]:
-    """The latent files in a folder, with those of its subfolders if `deep`, the newest first."""
-    found = folder.rglob(f"*{SUFFIX}") if deep else folder.glob(f"*{SUFFIX}")
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted((path for path in paths if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)

@@ -1,0 +1,209 @@
+"""From a latent to a video file, and back to a latent that was kept."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import InputImpl, io, ui
+
+from ..ultragen_core.host.save import (
+    KEEP,
+    KEEP_NOT,
+    KEEP_UNTIL_SAVED,
+    Folders,
+    SavedVideos,
+    VideoSettings,
+    save_video,
+)
+from ..ultragen_core.video.codecs import CODECS, CROPS, check_encoders
+from ..ultragen_core.video.latents import SUFFIX, load_latent, newest_first
+
+
+class UltraGenSaveVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenSaveVideo",
+            display_name="UltraGen Save Video",
+            category="UltraGen",
+            description="Decodes a latent exactly, in tiles, and writes the frames to a video file. The whole video is "
+            "never an IMAGE in memory, and the latent is saved before anything can fail. A batch makes one file each.",
+            inputs=[
+                io.Latent.Input("samples", tooltip="The sampler's latent of a video, before any VAE Decode."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model: Wan 2.1's, or for the 5B model 2.2's."),
+                io.Float.Input(
+                    "fps",
+                    default=15.0,
+                    min=1.0,
+                    max=240.0,
+                    step=0.001,
+                    tooltip="Frames a second. UltraGen's weights: 15. T3-Video's: 30. Wan's own: 16.",
+                ),
+                io.Combo.Input(
+                    "codec",
+                    options=list(CODECS),
+                    default=next(iter(CODECS)),
+                    tooltip="H.264 8-bit (.mp4) plays everywhere. H.265: smaller files; 10-bit keeps smooth skies free "
+                    "of banding (a VAE in bf16 resolves about 9 bits, in fp16 or fp32 more). FFV1 (.mkv): every pixel "
+                    "exact, large, for editing; plays in mpv and VLC, not in browsers. What a browser may not play is "
+                    "shown here as a small H.264 preview.",
+                ),
+                io.Int.Input(
+                    "quality",
+                    default=17,
+                    min=1,
+                    max=51,
+                    tooltip="CRF of H.264 and H.265: lower is better and larger; 17 looks like the original, 23 takes "
+                    "about half the space. FFV1 does not use it.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/ultragen",
+                    tooltip="Folder and name inside ComfyUI's output folder; a number is added. %date:yyyy-MM-dd%, "
+                    "%width% and %height% are filled in.",
+                ),
+                io.Combo.Input(
+                    "crop",
+                    options=list(CROPS),
+                    default="keep",
+                    tooltip="Cut rows from top and bottom alike: Wan makes 1088 rows, a Full HD screen has 1080.",
+                ),
+                io.Combo.Input(
+                    "keep_latent",
+                    options=[KEEP, KEEP_UNTIL_SAVED, KEEP_NOT],
+                    default=KEEP,
+                    tooltip="Save the latent to output/latents first, so that a failed decode costs no sampling: "
+                    "UltraGen Load Latent brings it back. Choose off when the latent comes from there.",
+                ),
+                io.Int.Input(
+                    "tile",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=16,
+                    tooltip="Side of a decoded tile in pixels; the picture is the same for all. 0: the largest that "
+                    "fits in free VRAM. Set it, for example to 512, to leave VRAM to other programs.",
+                ),
+                io.Audio.Input(
+                    "audio", optional=True, tooltip="Goes along, cut where the video ends: AAC in .mp4, FLAC in .mkv."
+                ),
+            ],
+            outputs=[
+                io.Video.Output("video", is_output_list=True, tooltip="The files, one for each video of the batch.")
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, codec):
+        """When the prompt is queued, before any sampling."""
+        try:
+            check_encoders(CODECS[codec], with_audio=False)
+        except KeyError:
+            return f"codec must be one of {', '.join(CODECS)}, got {codec!r}."
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, samples, vae, fps, codec, quality, filename_prefix, crop, keep_latent, tile=0, audio=None
+    ) -> io.NodeOutput:
+        settings = VideoSettings(filename_prefix, fps, codec, quality, crop, keep_latent, tile or None)
+        folders = Folders(
+            folder_paths.get_output_directory(), folder_paths.get_temp_directory(), folder_paths.get_save_image_path
+        )
+        metadata = dict(cls.hidden.extra_pnginfo or {})
+        if cls.hidden.prompt is not None:
+            metadata["prompt"] = cls.hidden.prompt
+        saved = save_video(vae, samples, settings, folders, metadata, audio, cls.say)
+        text = cls.summary(saved)
+        cls.say(text)
+        previews = [cls.shown(path) for path in saved.previews]
+        return io.NodeOutput(
+            [InputImpl.VideoFromFile(str(path)) for path in saved.videos],
+            ui={**ui.PreviewVideo(previews).as_dict(), **ui.PreviewText(text).as_dict()},
+        )
+
+    @classmethod
+    def say(cls, text: str) -> None:
+        """Show a line under the node, where ComfyUI's server runs. Importing it here would load half of ComfyUI."""
+        server = getattr(sys.modules.get("server"), "PromptServer", None)
+        if hasattr(server, "instance") and cls.hidden.unique_id is not None:
+            server.instance.send_progress_text(text, cls.hidden.unique_id)
+
+    @classmethod
+    def summary(cls, saved: SavedVideos) -> str:
+        lines = [f"{path} ({path.stat().st_size / 2**20:.1f} MiB)" for path in saved.videos]
+        return "\n".join([*lines, *([] if saved.latent is None else [f"Latent: {saved.latent}"])])
+
+    @classmethod
+    def shown(cls, path: Path) -> ui.SavedResult:
+        """A file of the output or temp folder, as the browser asks for it."""
+        for kind in (io.FolderType.output, io.FolderType.temp):
+            base = Path(folder_paths.get_directory_by_type(kind.value))
+            if path.is_relative_to(base):
+                return ui.SavedResult(path.name, path.parent.relative_to(base).as_posix(), kind)
+        raise ValueError(f"{path} lies neither in ComfyUI's output folder nor in its temp folder.")
+
+
+class UltraGenLoadLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenLoadLatent",
+            display_name="UltraGen Load Latent",
+            category="UltraGen",
+            description="Brings back a latent that UltraGen Save Video, or ComfyUI's Save Latent, kept.",
+            inputs=[
+                io.Combo.Input(
+                    "latent",
+                    options=cls.choices(),
+                    tooltip="Latents of output/latents and of the input folder, newest first. Press R to see new ones.",
+                )
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def choices(cls) -> list[str]:
+        output = Path(folder_paths.get_output_directory())
+        names = {path: path.name for path in Path(folder_paths.get_input_directory()).glob(f"*{SUFFIX}")}
+        names |= {
+            path: f"{path.relative_to(output).as_posix()} [output]" for path in (output / "latents").rglob(f"*{SUFFIX}")
+        }
+        return [names[path] for path in newest_first(names)]
+
+    @classmethod
+    def path(cls, latent: str) -> Path:
+        """The file of a choice; ValueError where it is none, or lies outside ComfyUI's output and input folders."""
+        name, folder = folder_paths.annotated_filepath(latent)
+        folder = Path(folder or folder_paths.get_input_directory()).resolve()
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder) or path.suffix != SUFFIX or not path.is_file():
+            raise ValueError(f"ComfyUI's output and input folders hold no latent file {latent!r}. Choose another one.")
+        return path
+
+    @classmethod
+    def validate_inputs(cls, latent):
+        try:
+            cls.path(latent)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, latent):
+        facts = cls.path(latent).stat()
+        return f"{facts.st_mtime_ns} {facts.st_size}"
+
+    @classmethod
+    def execute(cls, latent) -> io.NodeOutput:
+        samples = load_latent(cls.path(latent))
+        return io.NodeOutput({"samples": samples}, ui=ui.PreviewText(f"{latent}: {tuple(samples.shape)}"))
+
+
+NODES = [UltraGenSaveVideo, UltraGenLoadLatent]

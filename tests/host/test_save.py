@@ -1,0 +1,135 @@
+"""From a latent of a real, narrow Wan VAE to video files."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import comfy.cli_args
+import comfy.model_management
+import comfy.utils
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from save_run import assert_same_frames, core_frames, files, folders_in, narrow_vae, noise, rgb, settings
+
+from ultragen_core.host import save
+from ultragen_core.host.save import KEEP_NOT, KEEP_UNTIL_SAVED, save_video
+from ultragen_core.video.latents import load_latent
+
+PROMPT = {"prompt": {"1": {"class_type": "X"}}, "workflow": {"nodes": []}}
+LATENT_SHAPE = (1, 16, 2, 6, 8)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return narrow_vae()
+
+
+@pytest.fixture(autouse=True)
+def inference():
+    """As ComfyUI's executor runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+def test_lossless_frames_are_those_of_cores_decode(tmp_path, vae):
+    samples = noise(1, 16, 3, 13, 18)
+    core = core_frames(vae, samples)
+    assert core.std() > 20
+    saved = save_video(vae, {"samples": samples}, settings(tile=64), folders_in(tmp_path), {})
+    assert_same_frames(rgb(saved.videos[0]), core)
+
+
+def test_a_batch_is_one_file_each_and_one_latent(tmp_path, vae):
+    samples = noise(3, *LATENT_SHAPE[1:])
+    saved = save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {})
+    assert [path.name for path in saved.videos] == [f"clip_0000{n}_.mkv" for n in (1, 2, 3)]
+    for index, path in enumerate(saved.videos):
+        assert_same_frames(rgb(path), core_frames(vae, samples[index : index + 1]))
+    assert torch.equal(load_latent(saved.latent), samples)
+    assert files(tmp_path / "output/latents") == ["video/clip_00001_.latent"]
+
+
+def test_frames_on_disk_give_the_same_file(tmp_path, vae, monkeypatch):
+    samples = noise(*LATENT_SHAPE)
+    monkeypatch.setattr(save, "_RAM_SHARE", 0)
+    saved = save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {})
+    assert_same_frames(rgb(saved.videos[0]), core_frames(vae, samples))
+    assert all("preview" in name for name in files(tmp_path / "temp"))
+
+
+def test_rows_are_cropped_from_the_centre(tmp_path, vae):
+    samples = noise(1, 16, 1, 136, 2)
+    saved = save_video(vae, {"samples": samples}, settings(crop="1080 lines"), folders_in(tmp_path), {})
+    assert_same_frames(rgb(saved.videos[0]), core_frames(vae, samples)[:, 4:1084])
+
+
+@pytest.mark.parametrize("codec", ["H.264 8-bit", "H.265 10-bit"])
+def test_prompt_and_workflow_are_in_video_and_latent(tmp_path, vae, codec):
+    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(codec), folders_in(tmp_path), PROMPT)
+    with av.open(str(saved.videos[0])) as container, safe_open(saved.latent, "pt") as latent:
+        for found in (container.metadata, latent.metadata()):
+            assert {key: json.loads(found[key]) for key in PROMPT} == PROMPT
+
+
+def test_disable_metadata_is_honoured(tmp_path, vae, monkeypatch):
+    monkeypatch.setattr(comfy.cli_args.args, "disable_metadata", True)
+    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings("H.264 8-bit"), folders_in(tmp_path), PROMPT)
+    with av.open(str(saved.videos[0])) as container, safe_open(saved.latent, "pt") as latent:
+        assert not {"prompt", "workflow"} & set(container.metadata)
+        assert not latent.metadata()
+
+
+@pytest.mark.parametrize("fps", [15.0, 23.976, 30.0])
+def test_frames_a_second(tmp_path, vae, fps):
+    latent = {"samples": noise(*LATENT_SHAPE)}
+    saved = save_video(vae, latent, settings("H.264 8-bit", fps=fps), folders_in(tmp_path), {})
+    with av.open(str(saved.videos[0])) as container:
+        assert float(container.streams.video[0].average_rate) == pytest.approx(fps, rel=1e-6)
+
+
+def test_only_what_browsers_cannot_play_gets_a_preview(tmp_path, vae):
+    folders, latent = folders_in(tmp_path), {"samples": noise(*LATENT_SHAPE)}
+    saved = save_video(vae, latent, settings("H.264 8-bit"), folders, {})
+    assert saved.previews == saved.videos
+    saved = save_video(vae, latent, settings(), folders, {})
+    assert saved.previews[0].is_relative_to(folders.temp)
+    with av.open(str(saved.previews[0])) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.width, stream.height, stream.frames) == ("h264", 64, 48, 5)
+    assert save._preview_size(3840, 2160) == (1280, 720)
+    assert save._preview_size(1080, 1921) == (720, 1280)
+
+
+def test_each_video_has_its_sound(tmp_path, vae):
+    tones = torch.stack([torch.sin(torch.arange(48000) * pitch).expand(2, -1) for pitch in (0.05, 0.2)])
+    audio = {"waveform": tones, "sample_rate": 48000}
+    saved = save_video(vae, {"samples": noise(2, *LATENT_SHAPE[1:])}, settings(), folders_in(tmp_path), {}, audio)
+    crossings = []
+    for path in saved.videos:
+        with av.open(str(path)) as container:
+            wave = np.concatenate([frame.to_ndarray().reshape(-1)[::2] for frame in container.decode(audio=0)])
+        assert len(wave) == 5 / 15 * 48000
+        crossings.append(np.count_nonzero(np.diff(np.sign(wave.astype(float)))))
+    assert crossings[1] == pytest.approx(4 * crossings[0], rel=0.02)
+
+
+@pytest.mark.parametrize("keep", [KEEP_UNTIL_SAVED, KEEP_NOT])
+def test_the_latent_goes_where_it_is_not_wanted(tmp_path, vae, keep):
+    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(keep_latent=keep), folders_in(tmp_path), {})
+    assert saved.latent is None
+    assert files(tmp_path / "output") == ["video/clip_00001_.mkv"]
+
+
+def test_progress_runs_over_all_phases_of_all_videos(tmp_path, vae, monkeypatch):
+    steps, texts = [], []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: steps.append((value, total)))
+    samples = noise(2, *LATENT_SHAPE[1:])
+    save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {}, say=texts.append)
+    values = [value for value, _ in steps]
+    assert values == sorted(values)
+    assert steps[-1] == (1000, 1000)
+    ends = [f"video {n} of 2, {phase}: 100 %" for n in (1, 2) for phase in ("decoding", "encoding")]
+    assert [text for text in texts if text in ends] == ends

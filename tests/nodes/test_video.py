@@ -1,0 +1,115 @@
+"""The two nodes as ComfyUI calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import av
+import folder_paths
+import pytest
+import torch
+from comfy_api.latest import io
+from save_run import files, folders_in, narrow_vae, noise, rgb
+
+SAVE = {
+    "fps": 15.0,
+    "codec": "H.264 8-bit",
+    "quality": 17,
+    "filename_prefix": "video/clip",
+    "crop": "keep",
+    "keep_latent": "keep",
+}
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch):
+    folders = folders_in(tmp_path)
+    (tmp_path / "input").mkdir()
+    monkeypatch.setattr(folder_paths, "output_directory", folders.output)
+    monkeypatch.setattr(folder_paths, "temp_directory", folders.temp)
+    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    return tmp_path
+
+
+@pytest.fixture
+def nodes(pack):
+    return {node.__name__: node for node in pack.nodes.NODES}
+
+
+def run(node, **inputs):
+    node.VALIDATE_CLASS()
+    called = node.PREPARE_CLASS_CLONE(None)
+    called.hidden = io.HiddenHolder.from_dict(
+        {io.Hidden.prompt: {"7": {}}, io.Hidden.extra_pnginfo: {"workflow": {"nodes": []}}}
+    )
+    with torch.inference_mode():
+        return called.execute(**inputs)
+
+
+def test_save_then_load_then_save_again(base, nodes):
+    samples = noise(1, 16, 2, 6, 8)
+    vae = narrow_vae()
+    saved = run(nodes["UltraGenSaveVideo"], samples={"samples": samples}, vae=vae, **SAVE)
+    assert files(base / "output") == ["latents/video/clip_00001_.latent", "video/clip_00001_.mp4"]
+    (video,) = saved.args[0]
+    assert video.get_dimensions() == (64, 48)
+    assert video.get_components().images.shape == (5, 48, 64, 3)
+    assert saved.ui["images"] == [{"filename": "clip_00001_.mp4", "subfolder": "video", "type": "output"}]
+    assert saved.ui["animated"] == (True,)
+    assert "clip_00001_.mp4" in saved.ui["text"][0] and "clip_00001_.latent" in saved.ui["text"][0]
+
+    load = nodes["UltraGenLoadLatent"]
+    (choice,) = load.choices()
+    assert choice == "latents/video/clip_00001_.latent [output]"
+    assert load.validate_inputs(latent=choice) is True
+    latent = run(load, latent=choice).args[0]
+    assert torch.equal(latent["samples"], samples)
+    again = SAVE | {"codec": "FFV1 lossless RGB", "keep_latent": "off"}
+    saved = run(nodes["UltraGenSaveVideo"], samples=latent, vae=vae, **again)
+    assert rgb(base / "output/video/clip_00002_.mkv").shape == (5, 48, 64, 3)
+    assert saved.ui["images"][0]["type"] == "temp"
+    assert len(files(base / "output/latents")) == 1
+
+
+def test_core_reads_the_prompt_from_the_video(base, nodes):
+    run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=narrow_vae(), **SAVE)
+    with av.open(str(base / "output/video/clip_00001_.mp4")) as container:
+        found = {key: json.loads(container.metadata[key]) for key in ("prompt", "workflow")}
+    assert found == {"prompt": {"7": {}}, "workflow": {"nodes": []}}
+
+
+def test_a_codec_is_checked_when_the_prompt_is_queued(nodes):
+    save = nodes["UltraGenSaveVideo"]
+    assert save.validate_inputs(codec="H.264 8-bit") is True
+    assert "must be one of H.264 8-bit, " in save.validate_inputs(codec="VP9")
+
+
+def test_the_newest_latent_is_the_first_choice(base, nodes):
+    times = {"input/a.latent": 1000, "output/latents/b.latent": 3000, "output/latents/x/c.latent": 2000}
+    for name, time in times.items():
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).touch()
+        os.utime(base / name, (time, time))
+    load = nodes["UltraGenLoadLatent"]
+    assert load.choices() == ["latents/b.latent [output]", "latents/x/c.latent [output]", "a.latent"]
+    before = load.fingerprint_inputs(latent="a.latent")
+    os.utime(base / "input/a.latent", (4000, 4000))
+    assert load.fingerprint_inputs(latent="a.latent") != before
+
+
+@pytest.mark.parametrize("name", ["../s.latent", "../s.latent [output]", "/etc/passwd", "gone.latent", "a.txt"])
+def test_nothing_outside_the_folders_is_read(base, nodes, name):
+    (base / "s.latent").touch()
+    (base / "input/a.txt").touch()
+    assert "hold no latent file" in nodes["UltraGenLoadLatent"].validate_inputs(latent=name)
+    with pytest.raises(ValueError, match="hold no latent file"):
+        run(nodes["UltraGenLoadLatent"], latent=name)
+
+
+def test_schemas_are_whole(nodes):
+    for name in ("UltraGenSaveVideo", "UltraGenLoadLatent"):
+        schema = nodes[name].GET_SCHEMA()
+        assert schema.node_id == name and schema.category == "UltraGen"
+        assert all(item.tooltip for item in schema.inputs)
+        nodes[name].GET_NODE_INFO_V1()
