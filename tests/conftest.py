@@ -66,3 +66,28 @@ def server(tmp_path_factory):
     placeholder.touch()
     with Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def tiny_path():
+    """A small checkpoint in the published format: blocks 1 and 2 of 4 have UltraGen's weights."""
+    return DATA / "tiny_ultragen.safetensors"
+
+
+@pytest.fixture
+def tiny(tiny_path):
+    """That checkpoint in ComfyUI, in float32, patched."""
+    return _load(tiny_path, "auto")
+
+
+@pytest.fixture
+def dense(tiny_path):
+    """The same base weights, unpatched."""
+    return _load(tiny_path, "dense")
+
+
+def _load(path, rule):
+    import torch
+    from ultragen_core.host.load import load_model
+
+    return load_model(path, rule, {"dtype": torch.float32})

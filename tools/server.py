@@ -147,7 +147,8 @@ class Server:
                 on_event(kind, data)
                 if kind in ("execution_error", "execution_interrupted"):
                     raise Failed(data)
-                if kind == "execution_success":
+                # Sent once the history is written; execution_success comes before that.
+                if kind == "executing" and data["node"] is None:
                     break
         return self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
 

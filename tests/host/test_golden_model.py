@@ -5,9 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy_run import velocity
-from support import relative_error
+from safetensors.torch import load_file
+from support import DATA, relative_error
 from ultragen_core.attention.config import LocalConfig
 from ultragen_core.host.patch import Settings, apply
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(DATA / "model_io.safetensors"), load_file(DATA / "no_antialias.safetensors")
 
 
 @pytest.mark.parametrize("antialias", [False, True])
