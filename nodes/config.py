@@ -18,8 +18,10 @@ def gate_inputs(sides: str) -> list:
             "gate",
             options=["trained", "schedule"],
             default="trained",
-            tooltip=f"How {sides} are weighed. trained: by the checkpoint's own gates (without weights: from 0.5 to 1). schedule: by the two "
-            "values below, for experiments.",
+            tooltip=(
+                f"How {sides} are weighed. trained: by the checkpoint's own gates (without weights: from 0.5 to 1)."
+                " schedule: by the two values below, for experiments."
+            ),
         ),
         io.Float.Input(
             "gate_at_noise",
@@ -27,7 +29,10 @@ def gate_inputs(sides: str) -> list:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip=f"With gate = schedule: share of the first of {sides} at pure noise. Lower it for a more coherent layout.",
+            tooltip=(
+                f"With gate = schedule: share of the first of {sides} at pure noise. Lower it for a more coherent"
+                " layout."
+            ),
         ),
         io.Float.Input(
             "gate_at_end",
@@ -35,7 +40,10 @@ def gate_inputs(sides: str) -> list:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip=f"With gate = schedule: share of the first of {sides} at the finished video; linear in sigma between. Raise it for detail.",
+            tooltip=(
+                f"With gate = schedule: share of the first of {sides} at the finished video; linear in sigma between."
+                " Raise it for detail."
+            ),
         ),
     ]
 
@@ -46,7 +54,11 @@ def gate_line(gate: str, gate_at_noise: float, gate_at_end: float) -> GateLine |
 
 def windows_input(name: str, default: int, what: str) -> io.Int.Input:
     return io.Int.Input(
-        name, default=default, min=1, max=16, tooltip=f"Windows per axis of {what}. More windows cost less and see less. Trained: {default}."
+        name,
+        default=default,
+        min=1,
+        max=16,
+        tooltip=f"Windows per axis of {what}. More windows cost less and see less. Trained: {default}.",
     )
 
 
@@ -57,7 +69,9 @@ class UltraGenLocalConfig(io.ComfyNode):
             node_id="UltraGenLocalConfig",
             display_name="UltraGen Local Config",
             category="UltraGen",
-            description="The fine side of UltraGen's attention. The defaults are what the published weights were trained with.",
+            description=(
+                "The fine side of UltraGen's attention. The defaults are what the published weights were trained with."
+            ),
             inputs=[
                 windows_input("windows_even", 4, "the local branch in even blocks"),
                 windows_input("windows_odd", 5, "the local branch in odd blocks"),
@@ -65,20 +79,29 @@ class UltraGenLocalConfig(io.ComfyNode):
                     "cross_window",
                     options=["paper", "off", "swin"],
                     default="paper",
-                    tooltip="How borders between windows are bridged. paper: odd blocks have other windows than even ones. off: the same "
-                    "windows everywhere (seams). swin: odd blocks shift the even windows by half a window.",
+                    tooltip=(
+                        "How borders between windows are bridged. paper: odd blocks have other windows than even ones."
+                        " off: the same windows everywhere (seams). swin: odd blocks shift the even windows by half a"
+                        " window."
+                    ),
                 ),
                 io.Combo.Input(
                     "cut",
                     options=["auto", "resize", "balanced"],
                     default="auto",
-                    tooltip="How a frame that does not divide into windows is cut. resize: features are resized until it divides, as the "
-                    "published weights expect. balanced: windows differ by one token. auto: resize with weights, balanced without.",
+                    tooltip=(
+                        "How a frame that does not divide into windows is cut. resize: features are resized until it"
+                        " divides, as the published weights expect. balanced: windows differ by one token. auto: resize"
+                        " with weights, balanced without."
+                    ),
                 ),
                 io.Boolean.Input(
                     "antialias",
                     default=False,
-                    tooltip="Resize features with antialiasing. The published environment had it off; it matters in the third digit.",
+                    tooltip=(
+                        "Resize features with antialiasing. The published environment had it off; it matters in the"
+                        " third digit."
+                    ),
                 ),
                 io.Boolean.Input(
                     "hierarchical",
@@ -127,19 +150,28 @@ class UltraGenGlobalConfig(io.ComfyNode):
             node_id="UltraGenGlobalConfig",
             display_name="UltraGen Global Config",
             category="UltraGen",
-            description="The coarse side of UltraGen's attention. The defaults are what the published weights were trained with.",
+            description=(
+                "The coarse side of UltraGen's attention. The defaults are what the published weights were trained"
+                " with."
+            ),
             inputs=[
                 io.Boolean.Input(
                     "enabled",
                     default=True,
-                    tooltip="The global branch: attention over the whole frame at low resolution. Without it windows do not agree with each other.",
+                    tooltip=(
+                        "The global branch: attention over the whole frame at low resolution. Without it windows do not"
+                        " agree with each other."
+                    ),
                 ),
                 io.Int.Input(
                     "compress_ratio",
                     default=0,
                     min=0,
                     max=16,
-                    tooltip="Tokens per axis that the global branch joins into one. 0: as trained, 4 without weights. Higher costs less.",
+                    tooltip=(
+                        "Tokens per axis that the global branch joins into one. 0: as trained, 4 without weights."
+                        " Higher costs less."
+                    ),
                 ),
                 io.Float.Input(
                     "lora_strength",
@@ -147,14 +179,20 @@ class UltraGenGlobalConfig(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.01,
-                    tooltip="Strength of the trained low-rank deltas of the global and hierarchical branches. 0 switches them off.",
+                    tooltip=(
+                        "Strength of the trained low-rank deltas of the global and hierarchical branches. 0 switches"
+                        " them off."
+                    ),
                 ),
                 *gate_inputs("local with hierarchical and global"),
                 io.String.Input(
                     "dense_blocks",
                     default="auto",
-                    tooltip="Blocks that keep full attention, such as 0-2, 27-29. auto: those without extra weights in the checkpoint; "
-                    "without weights the outer tenth at either end. More dense blocks: slower, more coherent. Empty: none by choice.",
+                    tooltip=(
+                        "Blocks that keep full attention, such as 0-2, 27-29. auto: those without extra weights in the"
+                        " checkpoint; without weights the outer tenth at either end. More dense blocks: slower, more"
+                        " coherent. Empty: none by choice."
+                    ),
                 ),
             ],
             outputs=[GlobalConfigType.Output("global_config")],

@@ -29,29 +29,41 @@ class UltraGenLoadModel(io.ComfyNode):
             node_id="UltraGenLoadModel",
             display_name="UltraGen Load Model",
             category="UltraGen",
-            description="Loads UltraGen's checkpoint (or a Wan model) and gives it the attention that it was trained for.",
+            description=(
+                "Loads UltraGen's checkpoint (or a Wan model) and gives it the attention that it was trained for."
+            ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="A file of models/diffusion_models: ultragen_1080p.ckpt as published, under any name, .ckpt or .safetensors.",
+                    tooltip=(
+                        "A file of models/diffusion_models: ultragen_1080p.ckpt as published, under any name, .ckpt or"
+                        " .safetensors."
+                    ),
                 ),
                 io.Combo.Input(
                     "attention_rule",
                     options=list(RULES),
                     default="auto",
-                    tooltip="auto: the rule that the weights in the file were trained for, and an error if it has none. ultragen: also take a "
-                    "Wan model without UltraGen's weights (experimental, quality unmeasured). dense: core's full attention, for comparing.",
+                    tooltip=(
+                        "auto: the rule that the weights in the file were trained for, and an error if it has none."
+                        " ultragen: also take a Wan model without UltraGen's weights (experimental, quality"
+                        " unmeasured). dense: core's full attention, for comparing."
+                    ),
                 ),
                 io.Combo.Input(
                     "weight_dtype",
                     options=list(WEIGHT_DTYPES),
                     default="default",
-                    tooltip="Precision that the base weights are kept in. default: as in the file. fp8 halves their memory and costs some "
-                    "quality; UltraGen's extra weights keep theirs.",
+                    tooltip=(
+                        "Precision that the base weights are kept in. default: as in the file. fp8 halves their memory"
+                        " and costs some quality; UltraGen's extra weights keep theirs."
+                    ),
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The model, patched already. Chain UltraGen Apply to change the settings.")],
+            outputs=[
+                io.Model.Output(tooltip="The model, patched already. Chain UltraGen Apply to change the settings.")
+            ],
         )
 
     @classmethod
@@ -67,16 +79,21 @@ class UltraGenApply(io.ComfyNode):
             node_id="UltraGenApply",
             display_name="UltraGen Apply",
             category="UltraGen",
-            description="Gives a Wan model from any loader UltraGen's attention. On a model that has it already, replaces the settings and "
-            "keeps the extra weights.",
+            description=(
+                "Gives a Wan model from any loader UltraGen's attention. On a model that has it already, replaces the"
+                " settings and keeps the extra weights."
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="A Wan 2.1 or 2.2 model, in any precision."),
                 io.Combo.Input(
                     "extras",
                     options=[NONE, *folder_paths.get_filename_list("model_patches")],
                     default=NONE,
-                    tooltip="UltraGen's extra weights, a file of models/model_patches made by UltraGen Extract Weights. none: those that the "
-                    "model has already, or no weights at all (experimental: average pooling, quality unmeasured).",
+                    tooltip=(
+                        "UltraGen's extra weights, a file of models/model_patches made by UltraGen Extract Weights."
+                        " none: those that the model has already, or no weights at all (experimental: average pooling,"
+                        " quality unmeasured)."
+                    ),
                 ),
                 io.Float.Input(
                     "start_percent",
@@ -84,8 +101,11 @@ class UltraGenApply(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Part of the sampling run after which UltraGen's attention starts; before it attention is dense. Raise it to let "
-                    "the first steps, which decide the layout, see the whole frame at full cost.",
+                    tooltip=(
+                        "Part of the sampling run after which UltraGen's attention starts; before it attention is"
+                        " dense. Raise it to let the first steps, which decide the layout, see the whole frame at full"
+                        " cost."
+                    ),
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -93,19 +113,30 @@ class UltraGenApply(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Part of the sampling run after which attention is dense again. Leave it at 1 for trained weights.",
+                    tooltip=(
+                        "Part of the sampling run after which attention is dense again. Leave it at 1 for trained"
+                        " weights."
+                    ),
                 ),
-                LocalConfigType.Input("local_config", optional=True, tooltip="Windows and hierarchical branch; without it, as published."),
-                GlobalConfigType.Input("global_config", optional=True, tooltip="Global branch and dense blocks; without it, as published."),
+                LocalConfigType.Input(
+                    "local_config", optional=True, tooltip="Windows and hierarchical branch; without it, as published."
+                ),
+                GlobalConfigType.Input(
+                    "global_config", optional=True, tooltip="Global branch and dense blocks; without it, as published."
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(cls, model, extras, start_percent, end_percent, local_config=None, global_config=None) -> io.NodeOutput:
-        configs = {name: config for name, config in (("local", local_config), ("global_", global_config)) if config is not None}
+        configs = {
+            name: config for name, config in (("local", local_config), ("global_", global_config)) if config is not None
+        }
         settings = Settings(start_percent=start_percent, end_percent=end_percent, **configs)
-        loaded = None if extras == NONE else load_extras_file(folder_paths.get_full_path_or_raise("model_patches", extras))
+        loaded = (
+            None if extras == NONE else load_extras_file(folder_paths.get_full_path_or_raise("model_patches", extras))
+        )
         return io.NodeOutput(apply(model, settings, loaded))
 
 
@@ -116,7 +147,9 @@ class UltraGenExtractWeights(io.ComfyNode):
             node_id="UltraGenExtractWeights",
             display_name="UltraGen Extract Weights",
             category="UltraGen",
-            description="Writes the weights that UltraGen adds to Wan into a small safetensors file for UltraGen Apply.",
+            description=(
+                "Writes the weights that UltraGen adds to Wan into a small safetensors file for UltraGen Apply."
+            ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -126,7 +159,10 @@ class UltraGenExtractWeights(io.ComfyNode):
                 io.String.Input(
                     "file_name",
                     default="ultragen_extras",
-                    tooltip="Name of the file in models/model_patches, without ending. An existing file of that name is replaced.",
+                    tooltip=(
+                        "Name of the file in models/model_patches, without ending. An existing file of that name is"
+                        " replaced."
+                    ),
                 ),
             ],
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
@@ -142,7 +178,9 @@ class UltraGenExtractWeights(io.ComfyNode):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{file_name}.safetensors"
         save_extras(extras, path)
-        return io.NodeOutput(str(path), ui=ui.PreviewText(f"{len(extras.blocks)} blocks, {path.stat().st_size / 2**20:.1f} MiB: {path}"))
+        return io.NodeOutput(
+            str(path), ui=ui.PreviewText(f"{len(extras.blocks)} blocks, {path.stat().st_size / 2**20:.1f} MiB: {path}")
+        )
 
 
 NODES = [UltraGenLoadModel, UltraGenApply, UltraGenExtractWeights]

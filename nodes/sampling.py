@@ -27,7 +27,10 @@ class UltraGenModelSampling(io.ComfyNode):
             node_id="UltraGenModelSampling",
             display_name="UltraGen Model Sampling",
             category="UltraGen",
-            description="Flow shift for the model, and the published noise levels, which ComfyUI's schedulers do not hit exactly.",
+            description=(
+                "Flow shift for the model, and the published noise levels, which ComfyUI's schedulers do not hit"
+                " exactly."
+            ),
             inputs=[
                 io.Model.Input("model", tooltip="A Wan model."),
                 io.Float.Input(
@@ -36,25 +39,34 @@ class UltraGenModelSampling(io.ComfyNode):
                     min=0.01,
                     max=100.0,
                     step=0.01,
-                    tooltip="How much of the run is spent at high noise. UltraGen and T3-Video: 5. Higher: steadier layout, less detail.",
+                    tooltip=(
+                        "How much of the run is spent at high noise. UltraGen and T3-Video: 5. Higher: steadier layout,"
+                        " less detail."
+                    ),
                 ),
                 io.Int.Input(
                     "steps",
                     default=30,
                     min=1,
                     max=1000,
-                    tooltip="Evaluations of the model. UltraGen: 30; T3-Video: 50; fewer only with a distillation LoRA.",
+                    tooltip=(
+                        "Evaluations of the model. UltraGen: 30; T3-Video: 50; fewer only with a distillation LoRA."
+                    ),
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="Connect the empty latent to scale the shift by its size: `shift` is then meant for 1920x1088 and grows with the "
-                    "square root of the number of pixels.",
+                    tooltip=(
+                        "Connect the empty latent to scale the shift by its size: `shift` is then meant for 1920x1088"
+                        " and grows with the square root of the number of pixels."
+                    ),
                 ),
             ],
             outputs=[
                 io.Model.Output(),
-                io.Sigmas.Output(tooltip="steps + 1 noise levels from 1 to 0, for SamplerCustom and SamplerCustomAdvanced."),
+                io.Sigmas.Output(
+                    tooltip="steps + 1 noise levels from 1 to 0, for SamplerCustom and SamplerCustomAdvanced."
+                ),
             ],
         )
 
@@ -74,16 +86,23 @@ class UltraGenEmptyLatent(io.ComfyNode):
             node_id="UltraGenEmptyLatent",
             display_name="UltraGen Empty Latent",
             category="UltraGen",
-            description="An empty video latent in a size that Wan can hold; sizes are rounded up, and the node says so.",
+            description=(
+                "An empty video latent in a size that Wan can hold; sizes are rounded up, and the node says so."
+            ),
             inputs=[
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, CUSTOM],
                     default=next(iter(PRESETS)),
-                    tooltip="Size and frames. UltraGen's published weights are for 1080P x 81. custom: the three values below.",
+                    tooltip=(
+                        "Size and frames. UltraGen's published weights are for 1080P x 81. custom: the three values"
+                        " below."
+                    ),
                 ),
                 io.Int.Input("width", default=1920, min=16, max=16384, step=8, tooltip="Pixels, with preset = custom."),
-                io.Int.Input("height", default=1088, min=16, max=16384, step=8, tooltip="Pixels, with preset = custom."),
+                io.Int.Input(
+                    "height", default=1088, min=16, max=16384, step=8, tooltip="Pixels, with preset = custom."
+                ),
                 io.Int.Input(
                     "frames",
                     default=81,
@@ -95,7 +114,10 @@ class UltraGenEmptyLatent(io.ComfyNode):
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Sets the latent's channels and ratio. Without it: Wan 2.1's (16 channels, 8x). Wan 2.2 5B needs its own VAE here.",
+                    tooltip=(
+                        "Sets the latent's channels and ratio. Without it: Wan 2.1's (16 channels, 8x). Wan 2.2 5B"
+                        " needs its own VAE here."
+                    ),
                 ),
             ],
             outputs=[io.Latent.Output()],
@@ -104,15 +126,23 @@ class UltraGenEmptyLatent(io.ComfyNode):
     @classmethod
     def execute(cls, preset, width, height, frames, batch_size, vae=None) -> io.NodeOutput:
         wanted = PRESETS.get(preset, VideoSize(width, height, frames))
-        layout = {} if vae is None else {
-            "channels": vae.latent_channels,
-            "spatial": vae.spacial_compression_encode(),
-            "temporal": vae.temporal_compression_decode(),
-        }
+        layout = (
+            {}
+            if vae is None
+            else {
+                "channels": vae.latent_channels,
+                "spatial": vae.spacial_compression_encode(),
+                "temporal": vae.temporal_compression_decode(),
+            }
+        )
         size = round_up(wanted, **{name: ratio for name, ratio in layout.items() if name != "channels"})
-        samples = torch.zeros(latent_shape(size, batch_size, **layout), device=comfy.model_management.intermediate_device())
+        samples = torch.zeros(
+            latent_shape(size, batch_size, **layout), device=comfy.model_management.intermediate_device()
+        )
         said = str(size) if size == wanted else f"{size} (rounded up from {wanted})"
-        return io.NodeOutput({"samples": samples, "downscale_ratio_spacial": layout.get("spatial", 8)}, ui=ui.PreviewText(said))
+        return io.NodeOutput(
+            {"samples": samples, "downscale_ratio_spacial": layout.get("spatial", 8)}, ui=ui.PreviewText(said)
+        )
 
 
 class UltraGenPrompts(io.ComfyNode):

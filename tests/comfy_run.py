@@ -32,9 +32,13 @@ def velocity(model, x: Tensor, context: Tensor, sigma: float, loaded: float = 1.
     return (x - denoised) / sigma
 
 
-def sample(model, shape: tuple[int, ...], context: Tensor, steps: int = 2, cfg: float = 5.0, seed: int = 0, **kwargs) -> Tensor:
+def sample(
+    model, shape: tuple[int, ...], context: Tensor, steps: int = 2, cfg: float = 5.0, seed: int = 0, **kwargs
+) -> Tensor:
     """A run of core's KSampler (euler, simple) from noise; the negative prompt is zeros."""
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
     positive, negative = [[context, {}]], [[torch.zeros_like(context), {}]]
-    return comfy.sample.sample(model, noise, steps, cfg, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=seed, **kwargs)
+    return comfy.sample.sample(
+        model, noise, steps, cfg, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=seed, **kwargs
+    )

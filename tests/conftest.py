@@ -1,4 +1,6 @@
-"""Every test runs against a real ComfyUI: the tree that COMFYUI_PATH names, on the CPU, in float32 unless a test says otherwise."""
+"""Every test runs against a real ComfyUI: the tree that COMFYUI_PATH names, on the CPU, in float32 unless a test says
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture(scope="session")
 def pack():
     """The pack, imported the way ComfyUI imports a custom node: under a name that is not the repository's."""
-    spec = importlib.util.spec_from_file_location("any_folder_name", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "any_folder_name", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -48,7 +52,8 @@ def pack():
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A running ComfyUI server of COMFYUI_PATH with the pack, the demo's nodes and the tiny models: a tools.server.Server.
+    """A running ComfyUI server of COMFYUI_PATH with the pack, the demo's nodes and the tiny models: a
+    tools.server.Server.
 
     `server.run(graph)` queues a graph in API format and returns {node id: what it reported}; it raises Refused with the
     validation errors, Failed with the message of the node that raised. `server.get("/object_info")`, `server.base`
@@ -88,6 +93,7 @@ def dense(tiny_path):
 
 def _load(path, rule):
     import torch
+
     from ultragen_core.host.load import load_model
 
     return load_model(path, rule, {"dtype": torch.float32})

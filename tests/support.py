@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -24,3 +24,15 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class ToyAttention(nn.Module):
+    """What a layer uses of a Wan self-attention, with seeded random weights."""
+
+    def __init__(self, channels: int, heads: int = 2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_heads, self.head_dim = heads, channels // heads
+        self.q, self.k, self.v, self.o = (nn.Linear(channels, channels) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
+        self.requires_grad_(False)

@@ -27,8 +27,9 @@ PRESETS = {
 def round_up(size: VideoSize, spatial: int = 8, temporal: int = 4) -> VideoSize:
     """The smallest possible size that holds `size`.
 
-    spatial, temporal: pixels and frames that the VAE makes one latent pixel and frame (after the first frame, which stands alone). The
-    transformer joins 2x2 latent pixels into one token, so width and height are multiples of 2 * spatial.
+    spatial, temporal: pixels and frames that the VAE makes one latent pixel and frame (after the first frame, which
+        stands alone). The transformer joins 2x2 latent pixels into one token, so width and height are multiples of 2 *
+        spatial.
     """
     step = 2 * spatial
 
@@ -38,6 +39,8 @@ def round_up(size: VideoSize, spatial: int = 8, temporal: int = 4) -> VideoSize:
     return VideoSize(up(size.width, step), up(size.height, step), up(size.frames - 1, temporal) + 1)
 
 
-def latent_shape(size: VideoSize, batch: int, channels: int = 16, spatial: int = 8, temporal: int = 4) -> tuple[int, ...]:
+def latent_shape(
+    size: VideoSize, batch: int, channels: int = 16, spatial: int = 8, temporal: int = 4
+) -> tuple[int, ...]:
     """(batch, channels, t, h, w) of the latent of a rounded size."""
     return batch, channels, (size.frames - 1) // temporal + 1, size.height // spatial, size.width // spatial

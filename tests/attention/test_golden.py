@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from support import DATA, ToyAttention, dense_attention, relative_error
 
-from support import DATA, dense_attention, relative_error
 from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
 from ultragen_core.attention.extras import BlockExtras
 from ultragen_core.attention.gate import BlockGates, Gates
@@ -23,19 +22,6 @@ CASES = [(case, block) for case in range(3) for block in (1, 2)]
 TOLERANCE = 1e-5
 
 
-class Attn(nn.Module):
-    """The projections of one block of the tiny checkpoint."""
-
-    def __init__(self, base, index, heads=2, channels=256):
-        super().__init__()
-        self.num_heads, self.head_dim = heads, channels // heads
-        for name in "qkvo":
-            setattr(self, name, nn.Linear(channels, channels))
-        self.norm_q, self.norm_k = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
-        prefix = f"blocks.{index}.self_attn."
-        self.load_state_dict({k.removeprefix(prefix): v.float() for k, v in base.items() if k.startswith(prefix)})
-
-
 @pytest.fixture(scope="module")
 def tiny():
     base, extras = split(load_file(DATA / "tiny_ultragen.safetensors"), "tiny")
@@ -44,7 +30,12 @@ def tiny():
         modules = BlockExtras(extras.shape), BlockGates(extras.shape.channels)
         for module, state in zip(modules, (extras.blocks[index], extras.gates[index]), strict=True):
             module.load_state_dict({key: value.float() for key, value in state.items()})
-        return Attn(base, index), *modules
+        prefix = f"blocks.{index}.self_attn."
+        attn = ToyAttention(channels=256, heads=2)
+        attn.load_state_dict(
+            {key.removeprefix(prefix): value.float() for key, value in base.items() if key.startswith(prefix)}
+        )
+        return attn, *modules
 
     return {index: block(index) for index in extras.blocks}
 
@@ -115,4 +106,6 @@ def run_layer(tiny, case, block, t, spec):
     grid, x = inputs(case)
     attn, extras, gates = tiny[block]
     t = torch.tensor([t])
-    return ultragen_attention(attn, x, grid, spec, extras, Gates(gates.hierarchical_gate(t), gates.global_gate(t)), dense_attention)
+    return ultragen_attention(
+        attn, x, grid, spec, extras, Gates(gates.hierarchical_gate(t), gates.global_gate(t)), dense_attention
+    )

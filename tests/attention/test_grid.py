@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from support import seeded
+
 from ultragen_core.attention.grid import (
     TokenGrid,
     cut_axis,

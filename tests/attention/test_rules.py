@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
-from support import dense_attention, relative_error, seeded
-from torch import nn
+from support import ToyAttention, dense_attention, relative_error, seeded
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
 from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec, format_blocks, parse_blocks
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import GateLine, Gates, GateTable
@@ -27,24 +29,15 @@ ABLATIONS = {
 }
 
 
-class Attn(nn.Module):
-    """The shape of a Wan self-attention, random weights."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.num_heads, self.head_dim = HEADS, C // HEADS
-        self.q, self.k, self.v, self.o = (nn.Linear(C, C) for _ in range(4))
-        self.norm_q, self.norm_k = nn.RMSNorm(C), nn.RMSNorm(C)
-
-
 @pytest.fixture(scope="module")
 def parts():
     shape = ExtrasShape(C, rank=4, refined=True)
     extras = BlockExtras(shape)
     generator = torch.Generator().manual_seed(1)
-    extras.load_state_dict({k: v + 0.3 * torch.randn(v.shape, generator=generator) for k, v in initial_block(shape).items()})
-    return Attn().requires_grad_(False), extras.requires_grad_(False)
+    extras.load_state_dict(
+        {k: v + 0.3 * torch.randn(v.shape, generator=generator) for k, v in initial_block(shape).items()}
+    )
+    return ToyAttention(C, HEADS), extras.requires_grad_(False)
 
 
 def run(parts, x, grid, local=None, global_=None, block=1, attention=dense_attention, share=0.5):
@@ -106,7 +99,11 @@ def test_attention_gets_contiguous_windows(parts):
         return dense_attention(q, k, v, heads)
 
     run(parts, seeded(1, grid.tokens, C), grid, block=0, attention=attention)
-    assert seen == [((16, 2 * 2 * 2, C), True, HEADS), ((4, 2 * 2 * 2, C), True, HEADS), ((1, 2 * 2 * 2, C), True, HEADS)]
+    assert seen == [
+        ((16, 2 * 2 * 2, C), True, HEADS),
+        ((4, 2 * 2 * 2, C), True, HEADS),
+        ((1, 2 * 2 * 2, C), True, HEADS),
+    ]
 
 
 def test_a_wrong_grid_is_refused(parts):
@@ -128,7 +125,10 @@ def test_rope_is_relative():
     """Positions may restart at 0 in every window, because only differences enter the attention scores."""
     grid, d = TokenGrid(3, 4, 5), 24
     table = rope_table(grid, d, torch.device("cpu"))
-    q, k = (apply_rope(seeded(1, 1, 1, d, seed=i).expand(1, grid.tokens, 1, d), table).unflatten(1, grid)[0, ..., 0, :] for i in (0, 1))
+    q, k = (
+        apply_rope(seeded(1, 1, 1, d, seed=i).expand(1, grid.tokens, 1, d), table).unflatten(1, grid)[0, ..., 0, :]
+        for i in (0, 1)
+    )
     here, there = (q[t, h, w] @ k[t + 1, h + 1, w - 1] for t, h, w in ((0, 0, 1), (1, 2, 4)))
     assert torch.allclose(here, there, atol=1e-5)
     assert not torch.allclose(here, q[0, 0, 1] @ k[1, 1, 1], atol=1e-2)
@@ -158,3 +158,36 @@ def test_blocks_from_text(text, blocks):
     assert parse_blocks(" Auto ") is None
     with pytest.raises(ValueError, match="numbers and ranges"):
         parse_blocks("0-2; 3")
+
+
+class NoFloat64(TorchDispatchMode):
+    """Simulates a device without float64: raises where a device other than the CPU would make a float64 tensor, as
+    Apple's and some of Intel's do.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64 and tensor.device.type != "cpu":
+                raise TypeError(f"{func} makes float64 on {tensor.device}")
+        return out
+
+
+def test_the_simulated_device_refuses_float64():
+    with NoFloat64(), pytest.raises(TypeError, match="makes float64 on meta"):
+        torch.zeros(2, device="meta").double()
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_rule_runs_in_float16_without_float64(name):
+    device, grid = torch.device("meta"), TokenGrid(2, 9, 14)
+    local, global_ = ABLATIONS[name]
+    attn = ToyAttention(C, HEADS).to(device, torch.float16)
+    extras = BlockExtras(ExtrasShape(C, rank=4, refined=True)).to(device, torch.float16)
+    gates = Gates(*(torch.empty(1, 1, C, device=device) for _ in range(2)))
+    for block in (0, 1):
+        spec = block_spec(block, LocalConfig(**local), GlobalConfig(**global_), trained=True)
+        x = torch.empty(1, grid.tokens, C, device=device, dtype=torch.float16)
+        with NoFloat64():
+            y = ultragen_attention(attn, x, grid, spec, extras, gates, dense_attention)
+        assert (y.dtype, y.device, y.shape) == (torch.float16, device, x.shape)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from comfy_run import sample, velocity
 from support import relative_error, seeded
+
 from ultragen_core.host.load import load_extras_file, load_model
 from ultragen_core.host.patch import Settings, apply
 from ultragen_core.weights.extras_file import load_extras, save_extras

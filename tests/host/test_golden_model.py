@@ -7,6 +7,7 @@ import torch
 from comfy_run import velocity
 from safetensors.torch import load_file
 from support import DATA, relative_error
+
 from ultragen_core.attention.config import LocalConfig
 from ultragen_core.host.patch import Settings, apply
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from comfy_run import sample, velocity
 from support import relative_error, seeded
+
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.patch import Settings, apply
@@ -19,7 +20,10 @@ LATENT, CONTEXT = seeded(*SHAPE), seeded(1, 16, 4096, seed=1)
 
 def attn_state(model):
     """What a patch could leave on the attention modules of a model."""
-    return [{k: v for k, v in b.self_attn.__dict__.items() if not k.startswith("_")} for b in model.model.diffusion_model.blocks]
+    return [
+        {k: v for k, v in b.self_attn.__dict__.items() if not k.startswith("_")}
+        for b in model.model.diffusion_model.blocks
+    ]
 
 
 def test_the_patch_does_something(tiny, dense):
@@ -83,7 +87,9 @@ def test_another_packs_patch_on_a_block_returns(tiny, dense):
     attn = dense.model.diffusion_model.blocks[1].self_attn
     original = attn.forward
     other = tiny.clone()
-    other.add_object_patch("diffusion_model.blocks.1.self_attn.forward", lambda *a, **k: calls.append(1) or original(*a, **k))
+    other.add_object_patch(
+        "diffusion_model.blocks.1.self_attn.forward", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
     velocity(other, LATENT, CONTEXT, 0.5)
     assert not calls, "inside a run UltraGen's attention is what runs on its blocks"
     velocity(apply(other, Settings(end_percent=0.2)), LATENT, CONTEXT, 0.1)
@@ -101,8 +107,8 @@ def test_one_log_line_a_run_names_every_block(tiny, caplog):
     sample(tiny, SHAPE, CONTEXT, steps=2)
     lines = [record.message for record in caplog.records if record.message.startswith("UltraGen:")]
     assert lines == [
-        "UltraGen: grid 3x8x12, rule ultragen in 2 of 4 blocks (1-2), even blocks local 4x4 + hierarchical 2x2 + global, "
-        "odd blocks local 5x5 + hierarchical 3x3 + global, dense 0, 3 (no extra weights)"
+        "UltraGen: grid 3x8x12, rule ultragen in 2 of 4 blocks (1-2), even blocks local 4x4 + hierarchical 2x2 +"
+        " global, odd blocks local 5x5 + hierarchical 3x3 + global, dense 0, 3 (no extra weights)"
     ]
 
 

@@ -10,10 +10,13 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from support import DATA
+
 from tools.server import Failed
 
 FLAT = load_file(DATA / "tiny_ultragen.safetensors")
-PLAIN = {key: value for key, value in FLAT.items() if not any(part in key for part in ("lora", "alpha_time", "sample_conv"))}
+PLAIN = {
+    key: value for key, value in FLAT.items() if not any(part in key for part in ("lora", "alpha_time", "sample_conv"))
+}
 
 
 class Runs:
@@ -30,7 +33,9 @@ def truncated(path):
 
 FILES = {
     "lora.safetensors": (
-        lambda p: safetensors.torch.save_file({"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.zeros(4, 256)}, p),
+        lambda p: safetensors.torch.save_file(
+            {"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.zeros(4, 256)}, p
+        ),
         "lora.safetensors looks like a LoRA (load it with a LoRA loader after the model), not an UltraGen checkpoint",
     ),
     "vae.safetensors": (
@@ -48,7 +53,11 @@ FILES = {
     ),
     "mixed.safetensors": (
         lambda p: safetensors.torch.save_file(
-            {key: value[:128].clone() if key.endswith("2.self_attn.downsample_conv.weight") else value for key, value in FLAT.items()}, p
+            {
+                key: value[:128].clone() if key.endswith("2.self_attn.downsample_conv.weight") else value
+                for key, value in FLAT.items()
+            },
+            p,
         ),
         "of block 2 should be (256, 1, 4, 4), found (128, 1, 4, 4)",
     ),
@@ -56,7 +65,10 @@ FILES = {
 
 
 def load(checkpoint, rule="auto"):
-    return {"class_type": "UltraGenLoadModel", "inputs": {"checkpoint": checkpoint, "attention_rule": rule, "weight_dtype": "default"}}
+    return {
+        "class_type": "UltraGenLoadModel",
+        "inputs": {"checkpoint": checkpoint, "attention_rule": rule, "weight_dtype": "default"},
+    }
 
 
 def extract(checkpoint, name):
@@ -67,7 +79,10 @@ def sampled(load_node, **apply):
     """A graph that loads, optionally applies, and runs one step: the least that executes the loader."""
     graph = {"1": load_node}
     if apply:
-        graph["2"] = {"class_type": "UltraGenApply", "inputs": {"model": ["1", 0], "extras": "none", "start_percent": 0.0, "end_percent": 1.0} | apply}
+        graph["2"] = {
+            "class_type": "UltraGenApply",
+            "inputs": {"model": ["1", 0], "extras": "none", "start_percent": 0.0, "end_percent": 1.0} | apply,
+        }
     graph["3"] = {"class_type": "UltraGenModelSampling", "inputs": {"model": [max(graph), 0], "shift": 5.0, "steps": 1}}
     graph["4"] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 1]}}
     return graph
@@ -93,7 +108,9 @@ def test_extracted_weights_patch_a_model_of_another_loader(server):
     unet = {"class_type": "UNETLoader", "inputs": {"unet_name": "golden_base.safetensors", "weight_dtype": "default"}}
     server.run(sampled(unet, extras="golden_extras.safetensors"))
     with pytest.raises(Failed, match="holds UltraGen's extra weights alone"):
-        shutil.copy(models / "model_patches" / "golden_extras.safetensors", models / "diffusion_models" / "alone.safetensors")
+        shutil.copy(
+            models / "model_patches" / "golden_extras.safetensors", models / "diffusion_models" / "alone.safetensors"
+        )
         server.run(sampled(load("alone.safetensors")))
 
 
@@ -103,4 +120,6 @@ def test_values_that_contradict_are_refused(server):
     for name in ("../outside", "a/b", ".hidden", " "):
         with pytest.raises(Failed, match="file_name must be a plain name without folders"):
             server.run({"1": extract("ultragen_1080p.ckpt", name)})
-    assert zipfile.is_zipfile(server.base / "models" / "diffusion_models" / "ultragen_1080p.ckpt"), "published as a torch checkpoint"
+    assert zipfile.is_zipfile(server.base / "models" / "diffusion_models" / "ultragen_1080p.ckpt"), (
+        "published as a torch checkpoint"
+    )

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from ultragen_core.prompts import parse_prompts
 from ultragen_core.sampling import flow_sigmas, shift_for_size
 from ultragen_core.sizes import PRESETS, VideoSize, latent_shape, round_up
@@ -39,7 +40,10 @@ def test_shift_grows_with_the_root_of_the_pixels(pack, tiny):
     assert abs(model.get_model_object("model_sampling").shift - 6.0) < 1e-6
 
 
-@pytest.mark.parametrize(("wanted", "expected"), [((1920, 1080, 80), (1920, 1088, 81)), ((16, 16, 1), (16, 16, 1)), ((17, 1, 2), (32, 16, 5))])
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [((1920, 1080, 80), (1920, 1088, 81)), ((16, 16, 1), (16, 16, 1)), ((17, 1, 2), (32, 16, 5))],
+)
 def test_sizes_round_up(wanted, expected):
     assert round_up(VideoSize(*wanted)) == VideoSize(*expected)
 
@@ -71,7 +75,12 @@ def test_empty_latent_of_another_vae(pack):
 
 @pytest.mark.parametrize(
     "text",
-    ["a cat\n# not this\n\n  a dog  \n", '["a cat", "a dog"]', '{"prompts": [{"prompt": "a cat"}, "a dog"]}', "\ufeffa cat\na dog"],
+    [
+        "a cat\n# not this\n\n  a dog  \n",
+        '["a cat", "a dog"]',
+        '{"prompts": [{"prompt": "a cat"}, "a dog"]}',
+        "\ufeffa cat\na dog",
+    ],
 )
 def test_prompts(text):
     assert parse_prompts(text) == ["a cat", "a dog"]
@@ -79,7 +88,11 @@ def test_prompts(text):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("# only\n", "must hold at least one prompt"), ("[1, 2]", "json list of strings"), ('["a"', "starts like json but is not")],
+    [
+        ("# only\n", "must hold at least one prompt"),
+        ("[1, 2]", "json list of strings"),
+        ('["a"', "starts like json but is not"),
+    ],
 )
 def test_wrong_prompts(text, sentence):
     with pytest.raises(ValueError, match=sentence):

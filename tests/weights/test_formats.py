@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from support import DATA
+
 from ultragen_core.weights.extras_file import load_extras, save_extras
 from ultragen_core.weights.files import WeightsError, read_metadata, read_state_dict
 from ultragen_core.weights.published import published_items, same_base, split
@@ -72,7 +73,10 @@ def test_dense_blocks_are_found_from_the_keys():
 
 
 def test_another_compression_than_the_1080p_one_is_read_off():
-    bigger = {k: v.repeat_interleave(2, -1).repeat_interleave(2, -2) if k.endswith("downsample_conv.weight") else v for k, v in FLAT.items()}
+    bigger = {
+        k: v.repeat_interleave(2, -1).repeat_interleave(2, -2) if k.endswith("downsample_conv.weight") else v
+        for k, v in FLAT.items()
+    }
     assert split(bigger, "4k")[1].shape.global_ratio == 8
 
 
@@ -84,13 +88,20 @@ def test_extras_file_round_trip_is_exact(tmp_path):
     assert same_tensors(dict(published_items(again)), dict(published_items(extras)))
     assert again.shape == extras.shape and again.fingerprint == extras.fingerprint
     metadata = read_metadata(path)
-    assert {"format": "ultragen-extras", "format_version": "1", "rank": "8", "blocks": "[1, 2]"}.items() <= metadata.items()
+    assert {
+        "format": "ultragen-extras",
+        "format_version": "1",
+        "rank": "8",
+        "blocks": "[1, 2]",
+    }.items() <= metadata.items()
     assert path.stat().st_size < 0.5 * (DATA / "tiny_ultragen.safetensors").stat().st_size
 
 
 def test_extras_of_a_newer_format_are_refused(tmp_path):
     path = tmp_path / "new.safetensors"
-    safetensors.torch.save_file(dict(published_items(split(FLAT, "tiny")[1])), path, {"format": "ultragen-extras", "format_version": "2"})
+    safetensors.torch.save_file(
+        dict(published_items(split(FLAT, "tiny")[1])), path, {"format": "ultragen-extras", "format_version": "2"}
+    )
     with pytest.raises(WeightsError, match="format version 2, this pack reads up to 1: update the pack"):
         load_extras(path)
 
@@ -103,25 +114,32 @@ def test_a_base_is_recognised_in_any_precision_and_told_from_another():
     assert not same_base(fingerprint, split(other, "other")[1].fingerprint)
 
 
-
-
 def broken(key_part):
     return {key: value for key, value in FLAT.items() if key_part not in key}
 
 
 def mixed():
-    return {key: value[:128] if "blocks.2.self_attn.downsample_conv.weight" in key else value for key, value in FLAT.items()}
+    return {
+        key: value[:128] if "blocks.2.self_attn.downsample_conv.weight" in key else value for key, value in FLAT.items()
+    }
 
 
 REFUSED = {
-    "a LoRA": ({"lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.zeros(2)}, "looks like a LoRA .*not an UltraGen checkpoint"),
+    "a LoRA": (
+        {"lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.zeros(2)},
+        "looks like a LoRA .*not an UltraGen checkpoint",
+    ),
     "a LoRA of peft": (
-        {"base_model.model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(2)}, "looks like a LoRA .*not an UltraGen checkpoint"
+        {"base_model.model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(2)},
+        "looks like a LoRA .*not an UltraGen checkpoint",
     ),
     "a VAE": ({"decoder.conv1.weight": torch.zeros(2)}, "looks like a VAE .*not an UltraGen checkpoint"),
     "plain Wan": (split(FLAT, "tiny")[0], "is a Wan model without UltraGen's extra weights"),
     "something else": ({"emb.weight": torch.zeros(2)}, r"is an unknown file \(1 tensors, the first 'emb.weight'\)"),
-    "a missing tensor": (broken("blocks.2.self_attn.upsample_conv.weight"), "not a complete UltraGen checkpoint: .* of block 2 should be"),
+    "a missing tensor": (
+        broken("blocks.2.self_attn.upsample_conv.weight"),
+        "not a complete UltraGen checkpoint: .* of block 2 should be",
+    ),
     "missing gates": (broken("alpha_time"), "not a complete UltraGen checkpoint"),
     "mixed sizes": (mixed(), r"of block 2 should be \(256, 1, 4, 4\), found \(128, 1, 4, 4\)"),
     "another base": (

@@ -1,4 +1,4 @@
-"""Settings of UltraGen's attention rule: what a user chooses (LocalConfig, GlobalConfig) and what one block makes of it (BlockSpec)."""
+"""Settings of UltraGen's attention: what a user chooses, and what one block makes of it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ class LocalConfig:
     """The fine side of a layer: windows at full resolution and the hierarchical branch (section 4.2 of the paper).
 
     windows, hierarchical_windows: counts per axis in (even, odd) blocks.
-    cross_window: "paper" alternates the two counts so that borders move; "off" keeps the even count; "swin" keeps it and shifts by half a window.
-    cut: how an axis that does not divide is cut; "resize" resizes the features as the published weights expect, "balanced" allows windows of
-        unequal size; "auto" is resize for trained weights and balanced without.
+    cross_window: "paper" alternates the two counts so that borders move; "off" keeps the even count; "swin" keeps it
+        and shifts by half a window.
+    cut: how an axis that does not divide is cut; "resize" resizes the features as the published weights expect,
+        "balanced" allows windows of unequal size; "auto" is resize for trained weights and balanced without.
     antialias: whether features shrink with antialiasing; off in the environment of the published weights.
     gate: local against hierarchical; None is the trained gate.
     """
@@ -37,17 +38,23 @@ class LocalConfig:
     def __post_init__(self):
         for name in ("windows", "hierarchical_windows"):
             if min(getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1 per axis, got {getattr(self, name)}; 1 means one window over the whole frame.")
+                raise ValueError(
+                    f"{name} must be at least 1 per axis, got {getattr(self, name)}; 1 means one window over the whole"
+                    " frame."
+                )
 
 
 @dataclass(frozen=True)
 class GlobalConfig:
-    """The coarse side of a layer: compressed attention over the whole frame (section 4.1 of the paper), and which blocks stay dense.
+    """The coarse side of a layer: compressed attention over the whole frame (section 4.1 of the paper), and which
+    blocks stay dense.
 
     compress_ratio: tokens per axis that become one; trained weights fix it, None is theirs (4 without weights).
-    lora_strength: factor on the domain-aware low-rank deltas of both coarse branches; 0 is the paper's ablation without them.
+    lora_strength: factor on the domain-aware low-rank deltas of both coarse branches; 0 is the paper's ablation without
+        them.
     gate: local and hierarchical together against global; None is the trained gate.
-    dense_blocks: blocks that keep full attention; None is every block without extra weights, or, untrained, the outer tenth at either end.
+    dense_blocks: blocks that keep full attention; None is every block without extra weights, or, untrained, the outer
+        tenth at either end.
     """
 
     enabled: bool = True
@@ -65,7 +72,9 @@ def parse_blocks(text: str) -> frozenset[int] | None:
     for part in re.split(r"[\s,]+", text.strip()):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if part and match is None:
-            raise ValueError(f"Blocks must be numbers and ranges such as 0-2, 27-29, or auto, got {part!r} in {text!r}.")
+            raise ValueError(
+                f"Blocks must be numbers and ranges such as 0-2, 27-29, or auto, got {part!r} in {text!r}."
+            )
         if match:
             first, last = int(match[1]), int(match[2] or match[1])
             blocks |= set(range(first, last + 1))
@@ -81,7 +90,7 @@ def format_blocks(blocks: Iterable[int]) -> str:
 
 @dataclass(frozen=True)
 class BranchSpec:
-    """One branch in one block: `num_windows` per axis over the map of the branch, and how that map is made divisible."""
+    """One branch in one block: `num_windows` per axis over the branch's map, and how that map is made divisible."""
 
     num_windows: int = 1
     shifted: bool = False
@@ -103,8 +112,8 @@ class BlockSpec:
 def block_spec(block_index: int, local: LocalConfig, global_: GlobalConfig, trained: bool) -> BlockSpec:
     """What block `block_index` computes.
 
-    `trained` tells published weights from none: they were trained with features resized to divide and with the keys of the global branch
-    projected by the query weights, a slip of the published code that its weights have learnt.
+    `trained` tells published weights from none: they were trained with features resized to divide and with the keys of
+    the global branch projected by the query weights, a slip of the published code that its weights have learnt.
     """
     odd = block_index % 2
     alternate = odd if local.cross_window == "paper" else 0
@@ -116,6 +125,14 @@ def block_spec(block_index: int, local: LocalConfig, global_: GlobalConfig, trai
     strength = global_.lora_strength
     return BlockSpec(
         local=BranchSpec(local.windows[alternate], **common),
-        hierarchical=BranchSpec(local.hierarchical_windows[alternate], lora_strength=strength, **common) if local.hierarchical else None,
-        global_=BranchSpec(antialias=local.antialias, key_from_query=trained, lora_strength=strength) if global_.enabled else None,
+        hierarchical=(
+            BranchSpec(local.hierarchical_windows[alternate], lora_strength=strength, **common)
+            if local.hierarchical
+            else None
+        ),
+        global_=(
+            BranchSpec(antialias=local.antialias, key_from_query=trained, lora_strength=strength)
+            if global_.enabled
+            else None
+        ),
     )

@@ -1,4 +1,4 @@
-"""The weights that UltraGen adds to a Wan model: coarse branches and gates of one block, and how training starts them."""
+"""The weights that UltraGen adds to a Wan block for every token to pass through, and how training starts them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LowRankDelta(nn.Module):
 
 @dataclass(frozen=True)
 class ExtrasShape:
-    """What the added weights of a checkpoint look like: rank 0 means no low-rank deltas, `refined` whether 3x3x3 convolutions exist."""
+    """Sizes of a checkpoint's added weights. Rank 0: no low-rank deltas. Refined: with 3x3x3 convolutions."""
 
     channels: int
     rank: int = 0
@@ -53,8 +53,10 @@ class BlockExtras(nn.Module):
         self.hierarchical_branch = CoarseBranch(shape, shape.hierarchical_ratio, operations, **factory)
 
 
-def initial_block(shape: ExtrasShape, dtype=torch.float32, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-    """The state of a `BlockExtras` before training: average pooling, averaging refinement, zero deltas (the paper's initialisation)."""
+def initial_block(
+    shape: ExtrasShape, dtype=torch.float32, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """The state of a `BlockExtras` before training, as in the paper: averaging compression and refinement, zero deltas."""
     c, r = shape.channels, shape.rank
     state = {}
     for branch, ratio in (("global_branch", shape.global_ratio), ("hierarchical_branch", shape.hierarchical_ratio)):

@@ -23,7 +23,8 @@ def timestep_embedding(t: Tensor) -> Tensor:
 class Gate(nn.Module):
     """g = sigmoid(Linear(SiLU(Linear(SiLU(Linear(sin256(t))))))): (b,) -> (b, 1, c), the weight of the local side.
 
-    The paper writes alpha on the global side; the published weights gate the local one. Computed in float32 whatever the weights' dtype.
+    The paper writes alpha on the global side; the published weights gate the local one. Computed in float32 whatever
+    the weights' dtype.
     """
 
     def __init__(self, channels: int, **factory):
@@ -50,7 +51,9 @@ class BlockGates(nn.Module):
 
 
 class GateLine(NamedTuple):
-    """A gate without weights: the share of the local side, linear in t from 1000 (pure noise) to 0 (the finished video)."""
+    """A gate without weights: the share of the local side, linear in t from 1000 (pure noise) to 0 (the finished
+    video).
+    """
 
     at_noise: float
     at_end: float
@@ -74,10 +77,13 @@ class Gates(NamedTuple):
 class GateTable:
     """The gates of every block at one timestep, computed once for all calls at that timestep.
 
-    They depend on nothing else, and their weights are four fifths of what UltraGen adds: kept on the CPU they never take device memory.
+    They depend on nothing else, and their weights are four fifths of what UltraGen adds: kept on the CPU they never
+    take device memory.
     """
 
-    def __init__(self, channels: int, sources: Mapping[int, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]):
+    def __init__(
+        self, channels: int, sources: Mapping[int, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
+    ):
         """sources: for each block the hierarchical and the global gate, functions of t (b,) to (b, 1, c or 1)."""
         self.channels = channels
         self.sources = sources
@@ -92,6 +98,9 @@ class GateTable:
             steps = torch.tensor(values)
             shape = (len(values), 1, self.channels)
             flat = [gate(steps).expand(shape) for pair in self.sources.values() for gate in pair]
-            gates = {i: Gates(*pair) for i, pair in zip(self.sources, torch.stack(flat).to(device).unflatten(0, (-1, 2)), strict=True)}
+            gates = {
+                i: Gates(*pair)
+                for i, pair in zip(self.sources, torch.stack(flat).to(device).unflatten(0, (-1, 2)), strict=True)
+            }
             self._last = ((values, device), gates)
         return gates

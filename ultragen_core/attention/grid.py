@@ -36,9 +36,11 @@ class Region(NamedTuple):
 
 
 def nearest_multiple(length: int, num_windows: int) -> int:
-    """The multiple of `num_windows` nearest to `length`, the lower one in a tie: the published way to make an axis divisible.
+    """The multiple of `num_windows` nearest to `length`, the lower one in a tie: the published way to make an axis
+    divisible.
 
-    Where that would be 0 (an axis shorter than half the windows, on which the published code fails) the axis keeps its length.
+    Where that would be 0 (an axis shorter than half the windows, on which the published code fails) the axis keeps its
+    length.
     """
     lower = length // num_windows * num_windows
     upper = lower + num_windows
@@ -48,7 +50,8 @@ def nearest_multiple(length: int, num_windows: int) -> int:
 def cut_axis(length: int, num_windows: int, shifted: bool = False) -> list[tuple[slice, int]]:
     """Cut an axis into `num_windows` windows whose sizes differ by one at most, larger ones first.
 
-    A short axis gets fewer windows: never an empty one. `shifted` moves every border by half a window, so that the outer windows are
+    A short axis gets fewer windows: never an empty one. `shifted` moves every border by half a window, so that the
+    outer windows are
     halves: Swin's shifted windows without its cyclic roll and mask, which exist only to batch these very windows.
 
     Returns runs of equal windows as (slice of the axis, windows in it).
@@ -63,7 +66,9 @@ def cut_axis(length: int, num_windows: int, shifted: bool = False) -> list[tuple
 
 
 def cut_grid(grid: TokenGrid, num_windows: int, shifted: bool = False) -> list[Region]:
-    """Cut every frame of the grid into windows: one region where both axes divide, at most four for balanced uneven windows."""
+    """Cut every frame of the grid into windows: one region where both axes divide, at most four for balanced uneven
+    windows.
+    """
     return [
         Region(rows, columns, (nh, nw))
         for rows, nh in cut_axis(grid.h, num_windows, shifted)

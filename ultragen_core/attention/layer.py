@@ -23,8 +23,9 @@ Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 class Projections(Protocol):
-    """What a layer uses of a Wan self-attention module. Calling the modules, never reading their weights, keeps casts, offloading,
-    quantisation and LoRA patches working."""
+    """What a layer uses of a Wan self-attention module. Calling the modules, never reading their weights, keeps casts,
+    offloading, quantisation and LoRA patches working.
+    """
 
     num_heads: int
     head_dim: int
@@ -36,8 +37,12 @@ class Projections(Protocol):
     norm_k: Callable[[Tensor], Tensor]
 
 
-def project(attn: Projections, x: Tensor, spec: BranchSpec, coarse: CoarseBranch | None) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k (normalised over all channels) and v of a map, each (b, t, h, w, c), with the deltas of a coarse branch added before the norms."""
+def project(
+    attn: Projections, x: Tensor, spec: BranchSpec, coarse: CoarseBranch | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k (normalised over all channels) and v of a map, each (b, t, h, w, c), with the deltas of a coarse branch
+    added before the norms.
+    """
 
     def delta(name: str, y: Tensor) -> Tensor:
         adapter = getattr(coarse, name, None)
@@ -49,7 +54,9 @@ def project(attn: Projections, x: Tensor, spec: BranchSpec, coarse: CoarseBranch
 
 
 def window_attention(attn: Projections, qkv: tuple[Tensor, ...], spec: BranchSpec, attention: Attention) -> Tensor:
-    """Attention inside the windows of a map, RoPE positions starting at 0 in each: q, k, v (b, t, h, w, c) -> (b, t, h, w, c)."""
+    """Attention inside the windows of a map, RoPE positions starting at 0 in each: q, k, v (b, t, h, w, c) -> (b, t, h,
+    w, c).
+    """
     grid = TokenGrid(*qkv[0].shape[1:4])
     regions = cut_grid(grid, spec.num_windows, spec.shifted)
     out = torch.empty_like(qkv[2]) if len(regions) > 1 else None
@@ -65,8 +72,12 @@ def window_attention(attn: Projections, qkv: tuple[Tensor, ...], spec: BranchSpe
     return out
 
 
-def branch(attn: Projections, x: Tensor, spec: BranchSpec, attention: Attention, coarse: CoarseBranch | None = None) -> Tensor:
-    """Compress (coarse branches), make divisible, attend in windows, return to the grid, refine: (b, t, h, w, c) -> (b, t, h, w, c)."""
+def branch(
+    attn: Projections, x: Tensor, spec: BranchSpec, attention: Attention, coarse: CoarseBranch | None = None
+) -> Tensor:
+    """Compress (coarse branches), make divisible, attend in windows, return to the grid, refine: (b, t, h, w, c) -> (b,
+    t, h, w, c).
+    """
     h, w = x.shape[2:4]
     if coarse is not None:
         x = compress(x, coarse.compress, coarse.ratio)
@@ -78,12 +89,18 @@ def branch(attn: Projections, x: Tensor, spec: BranchSpec, attention: Attention,
 
 
 def ultragen_attention(
-    attn: Projections, x: Tensor, grid: TokenGrid, spec: BlockSpec, extras: BlockExtras, gates: Gates, attention: Attention
+    attn: Projections,
+    x: Tensor,
+    grid: TokenGrid,
+    spec: BlockSpec,
+    extras: BlockExtras,
+    gates: Gates,
+    attention: Attention,
 ) -> Tensor:
     """The layer: x (b, s, c) -> (b, s, c).
 
-    y = g_h * local + (1 - g_h) * hierarchical; y = g_g * y + (1 - g_g) * global; out = W_o y. A branch that is switched off leaves the
-    other side of its gate whole.
+    y = g_h * local + (1 - g_h) * hierarchical; y = g_g * y + (1 - g_g) * global; out = W_o y. A branch that is switched
+    off leaves the other side of its gate whole.
     """
     if x.shape[1] != grid.tokens:
         raise ValueError(f"Token grid must match the sequence, got grid={tuple(grid)}, tokens={x.shape[1]}.")

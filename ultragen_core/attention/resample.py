@@ -18,9 +18,11 @@ def resize(x: Tensor, h: int, w: int, antialias: bool = False) -> Tensor:
 
 
 def compress(x: Tensor, conv: nn.Module, ratio: int) -> Tensor:
-    """A strided depthwise convolution per frame: (b, t, h, w, c) -> (b, t, h // ratio, w // ratio, c), at least one token per axis.
+    """A strided depthwise convolution per frame: (b, t, h, w, c) -> (b, t, h // ratio, w // ratio, c), at least one
+    token per axis.
 
-    On a grid smaller than the kernel the edge is repeated up to the kernel's size, which folds the kernel onto the tokens there are.
+    On a grid smaller than the kernel the edge is repeated up to the kernel's size, which folds the kernel onto the
+    tokens there are.
     """
     b, _, h, w, _ = x.shape
     frames = rearrange(x, "b t h w c -> (b t) c h w")

@@ -41,7 +41,9 @@ def rope_table(grid: TokenGrid, head_dim: int, device: torch.device) -> tuple[Te
 
 
 def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs of neighbouring channels: x (b, tokens, heads, head_dim) -> the same shape and dtype, computed in float32."""
+    """Rotate pairs of neighbouring channels: x (b, tokens, heads, head_dim) -> the same shape and dtype, computed in
+    float32.
+    """
     cos, sin = (angle[:, None, :] for angle in table)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -30,7 +30,9 @@ class ExtrasModel(nn.Module):
 
 @dataclass(frozen=True)
 class LoadedExtras:
-    """Extras ready to be installed on a model: `patcher` for what tokens pass through, `gates` for what depends on t alone."""
+    """Extras ready to be installed on a model: `patcher` for what tokens pass through, `gates` for what depends on t
+    alone.
+    """
 
     patcher: comfy.model_patcher.ModelPatcher
     shape: ExtrasShape
@@ -61,13 +63,19 @@ def _gates(channels: int, state: dict[str, torch.Tensor]) -> BlockGates:
     return gates.requires_grad_(False)
 
 
-def _patcher(extras: Extras, read: Callable[[], Extras], disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+def _patcher(
+    extras: Extras, read: Callable[[], Extras], disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
     state = {f"blocks.{index}.{key}": tensor for index, keys in extras.blocks.items() for key, tensor in keys.items()}
     offload_device = comfy.model_management.unet_offload_device()
-    module = ExtrasModel(extras.shape, list(extras.blocks), dtype=comfy.utils.weight_dtype(state), device=offload_device)
+    module = ExtrasModel(
+        extras.shape, list(extras.blocks), dtype=comfy.utils.weight_dtype(state), device=offload_device
+    )
     module.requires_grad_(False)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else CoreModelPatcher
-    patcher = patcher_class(module, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device)
+    patcher = patcher_class(
+        module, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device
+    )
     module.load_state_dict(state, assign=getattr(patcher, "is_dynamic", bool)())
     patcher.cached_patcher_init = (_reload, (read,))
     return patcher

@@ -22,8 +22,8 @@ RULES = ("auto", "ultragen", "dense")
 def load_model(path: str | Path, rule: str = "auto", model_options: dict | None = None):
     """A ModelPatcher for the checkpoint at `path`, patched by `rule`.
 
-    rule: "auto" is the rule that the checkpoint was trained for; "ultragen" also takes a Wan model without extra weights (experimental);
-    "dense" is core's attention, also for a checkpoint with extras.
+    rule: "auto" is the rule that the checkpoint was trained for; "ultragen" also takes a Wan model without extra
+        weights (experimental); "dense" is core's attention, also for a checkpoint with extras.
     model_options: as comfy.sd.load_diffusion_model takes them (dtype, fp8_optimizations).
     Raises WeightsError.
     """
@@ -36,11 +36,14 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
     if not base:
         raise WeightsError(
             f"{path.name} holds UltraGen's extra weights alone: expected a whole checkpoint. "
-            f"Put it into models/model_patches and give it to UltraGen Apply, with the Wan model that it belongs to."
+            "Put it into models/model_patches and give it to UltraGen Apply, with the Wan model that it belongs to."
         )
     model = _load_base(base, path, model_options)
     if rule == "dense":
-        log.warning("UltraGen: %s was trained for UltraGen's attention; dense attention will not show what it can do.", path.name)
+        log.warning(
+            "UltraGen: %s was trained for UltraGen's attention; dense attention will not show what it can do.",
+            path.name,
+        )
         return model
     return apply(model, Settings(), host_extras.load(extras, partial(load_extras, path)))
 

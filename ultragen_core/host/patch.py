@@ -32,12 +32,14 @@ class Settings:
     def __post_init__(self):
         if not 0 <= self.start_percent < self.end_percent <= 1:
             raise ValueError(
-                f"start_percent must be below end_percent, both between 0 and 1, got {self.start_percent} and {self.end_percent}."
+                f"start_percent must be below end_percent, both between 0 and 1, got {self.start_percent} and"
+                f" {self.end_percent}."
             )
 
 
 def apply(model, settings: Settings, extras: LoadedExtras | None = None):
-    """A clone of `model` (a ModelPatcher around Wan) that samples with UltraGen's attention; `model` itself is never changed.
+    """A clone of `model` (a ModelPatcher around Wan) that samples with UltraGen's attention; `model` itself is never
+    changed.
 
     extras: the added weights; None keeps those that a patched model already has, or runs without any (experimental).
     Raises ValueError where model, settings and extras do not fit together.
@@ -58,7 +60,10 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
         extras=extras,
     )
     patched = model.clone()
-    for kind, wrapper in ((WrappersMP.OUTER_SAMPLE, runtime.outer_sample), (WrappersMP.APPLY_MODEL, runtime.apply_model)):
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, runtime.outer_sample),
+        (WrappersMP.APPLY_MODEL, runtime.apply_model),
+    ):
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
     patched.set_additional_models(KEY, [extras.patcher])
@@ -82,23 +87,26 @@ def _check_fit(dm: wan.WanModel, global_: GlobalConfig, extras: LoadedExtras) ->
     shape = extras.shape
     if shape.channels != dm.dim or max(extras.blocks) >= len(dm.blocks):
         raise ValueError(
-            f"Extra weights must fit the model: they are for {shape.channels} channels and blocks up to {max(extras.blocks)}, the model has "
-            f"{dm.dim} channels and {len(dm.blocks)} blocks. UltraGen's published weights ({SOURCE}) are for Wan 2.1 1.3B."
+            f"Extra weights must fit the model: they are for {shape.channels} channels and blocks up to"
+            f" {max(extras.blocks)}, the model has {dm.dim} channels and {len(dm.blocks)} blocks. UltraGen's published"
+            f" weights ({SOURCE}) are for Wan 2.1 1.3B."
         )
     if global_.compress_ratio not in (None, shape.global_ratio):
         raise ValueError(
-            f"Trained weights fix the compress ratio: they have {shape.global_ratio}, the global config asks for {global_.compress_ratio}. "
-            f"Set it to 0 (as trained)."
+            f"Trained weights fix the compress ratio: they have {shape.global_ratio}, the global config asks for"
+            f" {global_.compress_ratio}. Set it to 0 (as trained)."
         )
     model_fingerprint = fingerprint(dict(dm.named_parameters()), list(extras.fingerprint))
     if not same_base(model_fingerprint, extras.fingerprint):
         log.warning(
-            "UltraGen: these extra weights were trained with another base model than the one connected; expect artefacts. "
-            "Use the checkpoint that they were extracted from (UltraGenLoadModel)."
+            "UltraGen: these extra weights were trained with another base model than the one connected; expect"
+            " artefacts. Use the checkpoint that they were extracted from (UltraGenLoadModel)."
         )
 
 
-def _choose_blocks(dm: wan.WanModel, settings: Settings, extras: LoadedExtras) -> tuple[dict[int, BlockSpec], dict[int, str]]:
+def _choose_blocks(
+    dm: wan.WanModel, settings: Settings, extras: LoadedExtras
+) -> tuple[dict[int, BlockSpec], dict[int, str]]:
     """The spec of every block that UltraGen takes, and the reason for every other one."""
     count = len(dm.blocks)
     chosen = settings.global_.dense_blocks
@@ -135,10 +143,17 @@ def summarise(specs: dict[int, BlockSpec], dense: dict[int, str], trained: bool)
     for name, parity in (("even", 0), ("odd", 1)):
         spec = next((s for i, s in specs.items() if i % 2 == parity), None)
         if spec is not None:
-            coarse = [f"hierarchical {spec.hierarchical.num_windows}x{spec.hierarchical.num_windows}"] if spec.hierarchical else []
+            coarse = (
+                [f"hierarchical {spec.hierarchical.num_windows}x{spec.hierarchical.num_windows}"]
+                if spec.hierarchical
+                else []
+            )
             coarse += ["global"] if spec.global_ else []
             shifted = " shifted" if spec.local.shifted else ""
-            parts.append(f"{name} blocks {' + '.join([f'local {spec.local.num_windows}x{spec.local.num_windows}{shifted}', *coarse])}")
+            parts.append(
+                f"{name} blocks"
+                f" {' + '.join([f'local {spec.local.num_windows}x{spec.local.num_windows}{shifted}', *coarse])}"
+            )
     for reason in dict.fromkeys(dense.values()):
         parts.append(f"dense {format_blocks(i for i, r in dense.items() if r == reason)} ({reason})")
     return ", ".join(parts) + ("" if trained else "; without trained weights (experimental)")

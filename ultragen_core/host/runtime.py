@@ -1,7 +1,8 @@
-"""What runs while a patched model samples: our attention goes onto the chosen blocks for one call of the model and comes off after it.
+"""What runs while a patched model samples: our attention is put on the chosen blocks for one call and taken off again.
 
-ComfyUI calls APPLY_MODEL wrappers around every evaluation of the model. Setting `forward` there and removing it in `finally` leaves the
-incoming model as it was: nothing outlives a run, clones do not disturb each other, and a bypassed step touches nothing.
+ComfyUI calls APPLY_MODEL wrappers around every evaluation of the model. Setting `forward` there and removing it in
+`finally` leaves the incoming model as it was: nothing outlives a run, clones do not disturb each other, and a bypassed
+step touches nothing.
 """
 
 from __future__ import annotations
@@ -40,12 +41,16 @@ class BlockLayer:
     grid: TokenGrid
 
 
-def windowed_forward(self, x: Tensor, freqs: Tensor, transformer_options: dict = {}, **kwargs) -> Tensor:  # noqa: B006 (core's signature)
+def windowed_forward(self, x: Tensor, freqs: Tensor, transformer_options: dict | None = None, **kwargs) -> Tensor:
     """Takes the place of WanSelfAttention.forward; `self` is that module."""
     layer: BlockLayer = self.ultragen_layer
+    transformer_options = transformer_options or {}
     if x.shape[1] != layer.grid.tokens:
         extra = x.shape[1] - layer.grid.tokens
-        warn_once(f"UltraGen: attention stays dense, because {extra} tokens beside the video's grid {layer.grid} joined the sequence.")
+        warn_once(
+            f"UltraGen: attention stays dense, because {extra} tokens beside the video's grid {layer.grid} joined the"
+            " sequence."
+        )
         return layer.dense(x, freqs, transformer_options=transformer_options, **kwargs)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -73,8 +78,9 @@ def token_grid(dm: torch.nn.Module, latent_shape: tuple[int, ...], more_frames: 
 
 @dataclass
 class Runtime:
-    """The wrapper of one patched model. It holds settings, gates and the extras as loaded, never a module of the base model: every clone
-    and every GPU brings its own, extras included, through the call."""
+    """The wrapper of one patched model. It holds settings, gates and the extras as loaded, never a module of the base
+    model: every clone and every GPU brings its own, extras included, through the call.
+    """
 
     extras: LoadedExtras
     specs: dict[int, BlockSpec]
@@ -106,14 +112,18 @@ class Runtime:
             return executor(x, t, *args, **kwargs)
 
     def active(self, model_sampling, t: Tensor) -> bool:
-        """Whether any block is chosen and this step lies between start and end percent, by the sampling settings in force now."""
+        """Whether any block is chosen and this step lies between start and end percent, by the sampling settings in
+        force now.
+        """
         start, end = (model_sampling.percent_to_sigma(percent) for percent in self.percent)
         return bool(self.specs) and end <= t.max().item() <= start
 
 
 @contextmanager
 def installed(layers: dict[torch.nn.Module, BlockLayer]):
-    """Put our forward on these attention modules; whatever instance forward was there before comes back, also after an exception."""
+    """Put our forward on these attention modules; whatever instance forward was there before comes back, also after an
+    exception.
+    """
     before = {attn: attn.__dict__.get("forward") for attn in layers}
     try:
         for attn, layer in layers.items():

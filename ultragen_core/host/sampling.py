@@ -6,7 +6,9 @@ import comfy.model_sampling
 
 
 def with_shift(model, shift: float):
-    """A clone of `model` that samples flow matching with this shift, at t = 1000 * sigma (what core's ModelSamplingSD3 does)."""
+    """A clone of `model` that samples flow matching with this shift, at t = 1000 * sigma (what core's ModelSamplingSD3
+    does).
+    """
 
     class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         pass

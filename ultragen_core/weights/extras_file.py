@@ -1,4 +1,6 @@
-"""Our own format: UltraGen's added weights alone, as safetensors under their published keys, with metadata that says what they fit."""
+"""Our own format: UltraGen's added weights alone, as safetensors under their published keys, with metadata that says
+what they fit.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ VERSION = 1
 
 
 def save_extras(extras: Extras, path: str | Path) -> None:
-    """Write an extras-only file. The tensors keep their dtype, so that it gives the checkpoint's results bit for bit."""
+    """Write an extras-only file. Tensors keep their dtype, so that it gives the checkpoint's results bit for bit."""
     metadata = {
         "format": FORMAT,
         "format_version": str(VERSION),
@@ -35,7 +37,10 @@ def load_extras(path: str | Path) -> Extras:
     metadata = read_metadata(path)
     version = int(metadata.get("format_version", VERSION)) if metadata.get("format") == FORMAT else VERSION
     if version > VERSION:
-        raise WeightsError(f"{path.name} has format version {version}, this pack reads up to {VERSION}: update the pack, or extract the file again.")
+        raise WeightsError(
+            f"{path.name} has format version {version}, this pack reads up to {VERSION}: update the pack, or extract"
+            " the file again."
+        )
     _, extras = split(read_state_dict(path), path.name)
     if not extras.fingerprint and "base_fingerprint" in metadata:
         stored = json.loads(metadata["base_fingerprint"])

@@ -23,7 +23,9 @@ CONTAINERS = ("state_dict", "module", "model")
 
 
 class WeightsError(ValueError):
-    """A weights file that cannot be used: the sentence says what was expected, what was found and where to get the right one."""
+    """A weights file that cannot be used: the sentence says what was expected, what was found and where to get the
+    right one.
+    """
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -62,8 +64,8 @@ def _read_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         if re.search(r"Unsupported (global|class)|GLOBAL", str(error)):
             raise WeightsError(
-                f"{path.name} holds Python objects other than tensors and was not opened, because unpickling them can run code. "
-                f"Expected a checkpoint of tensors only, such as {SOURCE}."
+                f"{path.name} holds Python objects other than tensors and was not opened, because unpickling them can"
+                f" run code. Expected a checkpoint of tensors only, such as {SOURCE}."
             ) from error
         raise WeightsError(_damaged(path, error)) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
@@ -73,13 +75,13 @@ def _read_pickle(path: Path) -> object:
 def _damaged(path: Path, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"{path.name} ({path.stat().st_size:,} bytes) is damaged, incomplete or not a weights file: {reason}. "
-        f"Expected .safetensors or a torch checkpoint; download it again from where it came, or get UltraGen's from {SOURCE}."
+        f"{path.name} ({path.stat().st_size:,} bytes) is damaged, incomplete or not a weights file: {reason}. Expected"
+        f" .safetensors or a torch checkpoint; download it again from where it came, or get UltraGen's from {SOURCE}."
     )
 
 
 def unwrap(content: object, name: str) -> StateDict:
-    """Take containers (`state_dict`, `module`, ...) and key prefixes off: nested mapping -> flat {Wan's key: tensor}."""
+    """Take containers (`state_dict`, `model`, ...) and key prefixes off: nested mapping -> {Wan's key: tensor}."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -87,7 +89,10 @@ def unwrap(content: object, name: str) -> StateDict:
         content = inner
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
-        raise WeightsError(f"{name} holds no state dict: expected named tensors, found {type(content).__name__}. Get the right one from {SOURCE}.")
+        raise WeightsError(
+            f"{name} holds no state dict: expected named tensors, found {type(content).__name__}. Get the right one"
+            f" from {SOURCE}."
+        )
     while prefix := _common_prefix(tensors):
         # What lies outside the prefix belongs to another model of the same bundle (a VAE, a text encoder).
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,6 +1,8 @@
-"""The published UltraGen checkpoint: a whole Wan state dict in Wan's own key names, plus extra keys in its hierarchical blocks.
+"""The published UltraGen checkpoint: a whole Wan state dict in Wan's own key names, plus extra keys in its hierarchical
+blocks.
 
-Format of sjtuplayer/UltraGen (arXiv 2510.18775), spelling included. The blocks that lack the extra keys keep full attention.
+Format of sjtuplayer/UltraGen (arXiv 2510.18775), spelling included. The blocks that lack the extra keys keep full
+attention.
 """
 
 from __future__ import annotations
@@ -28,11 +30,17 @@ EXTRA_NAMES = {
 GATE_NAMES = {
     f"{gate}.{ours}": f"alpha_time_{layer.format(suffix)}"
     for gate, suffix in (("global_gate", ""), ("hierarchical_gate", "2"))
-    for ours, layer in (("embedding_in", "embedding{}.0"), ("embedding_out", "embedding{}.2"), ("projection", "projection{}.1"))
+    for ours, layer in (
+        ("embedding_in", "embedding{}.0"),
+        ("embedding_out", "embedding{}.2"),
+        ("projection", "projection{}.1"),
+    )
 }
 _OURS = {published: ours for ours, published in (EXTRA_NAMES | GATE_NAMES).items()}
 _EXTRA_KEY = re.compile(
-    r"blocks\.(\d+)\.self_attn\.(" + "|".join(re.escape(name) for name in sorted(_OURS, key=len, reverse=True)) + r")\.(.+)"
+    r"blocks\.(\d+)\.self_attn\.("
+    + "|".join(re.escape(name) for name in sorted(_OURS, key=len, reverse=True))
+    + r")\.(.+)"
 )
 
 
@@ -77,14 +85,18 @@ def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
         else:
             base[key] = tensor
     if not per_block:
-        raise WeightsError(f"{name} {describe(state_dict)}, not an UltraGen checkpoint: its blocks have no extra keys such as "
-                           f"blocks.3.self_attn.downsample_conv.weight. Get UltraGen's weights from {SOURCE}.")  # fmt: skip
+        raise WeightsError(
+            f"{name} {describe(state_dict)}, not an UltraGen checkpoint: its blocks have no extra keys such as "
+            f"blocks.3.self_attn.downsample_conv.weight. Get UltraGen's weights from {SOURCE}."
+        )
     per_block = dict(sorted(per_block.items()))
     shape = _validate(per_block, name)
     width = base.get("blocks.0.self_attn.q.weight")
     if width is not None and width.shape[0] != shape.channels:
-        raise WeightsError(f"{name} mixes two models: its extra keys are for {shape.channels} channels, its Wan keys for {width.shape[0]}. "
-                           f"Get a whole checkpoint from {SOURCE}.")  # fmt: skip
+        raise WeightsError(
+            f"{name} mixes two models: its extra keys are for {shape.channels} channels, its Wan keys for"
+            f" {width.shape[0]}. Get a whole checkpoint from {SOURCE}."
+        )
     extras = Extras(
         shape,
         blocks={i: {k: v for k, v in keys.items() if "_gate." not in k} for i, keys in per_block.items()},
@@ -105,18 +117,24 @@ def published_items(extras: Extras) -> Iterator[tuple[str, Tensor]]:
 
 
 def fingerprint(base: StateDict, blocks: list[int]) -> dict[int, list[float]]:
-    """A few norm weights of each block: loaders keep these tensors unquantised, so they recognise a base model in any precision."""
+    """A few norm weights of each block: loaders keep these tensors unquantised, so they recognise a base model in any
+    precision.
+    """
     keys = {index: f"blocks.{index}.self_attn.norm_q.weight" for index in blocks}
     return {index: base[key][:4].float().tolist() for index, key in keys.items() if key in base}
 
 
 def same_base(a: dict[int, list[float]], b: dict[int, list[float]]) -> bool:
     """Whether two fingerprints agree within the rounding of 16-bit formats, in the blocks that both know."""
-    return all(torch.allclose(torch.tensor(a[i]), torch.tensor(b[i]), rtol=1e-2, atol=1e-4) for i in a.keys() & b.keys())
+    return all(
+        torch.allclose(torch.tensor(a[i]), torch.tensor(b[i]), rtol=1e-2, atol=1e-4) for i in a.keys() & b.keys()
+    )
 
 
 def describe(state_dict: StateDict) -> str:
-    """What a state dict that is not an UltraGen checkpoint looks like, as the end of a sentence that starts with its name."""
+    """What a state dict that is not an UltraGen checkpoint looks like, as the end of a sentence that starts with its
+    name.
+    """
     keys = list(state_dict)
     if any("lora_" in key or ".alpha" in key or "_lora." in key for key in keys):
         return "looks like a LoRA (load it with a LoRA loader after the model)"
@@ -140,8 +158,10 @@ def _validate(per_block: dict[int, StateDict], name: str) -> ExtrasShape:
         if wrong or not expected:
             key = wrong[0] if wrong else "global_branch.compress.weight"
             found, wanted = (tuple(d[key].shape) if key in d else "nothing" for d in (keys, expected))
-            raise WeightsError(f"{name} is not a complete UltraGen checkpoint: {key} of block {index} should be {wanted}, found {found} "
-                               f"(gates embed t in {EMBEDDING_DIM} numbers). Get a whole one from {SOURCE}.")  # fmt: skip
+            raise WeightsError(
+                f"{name} is not a complete UltraGen checkpoint: {key} of block {index} should be {wanted}, found"
+                f" {found} (gates embed t in {EMBEDDING_DIM} numbers). Get a whole one from {SOURCE}."
+            )
     return shape
 
 
