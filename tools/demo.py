@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import subprocess
 import sys
@@ -47,12 +48,23 @@ def start(cache: Path, name: str, own: Path | None, args: argparse.Namespace) ->
     python = comfyui.python_of(tree) if own else Path(sys.executable)
     base = make_base(cache / name, DEMO_NODES)
     server = Server(python, tree, base, args.port, args.gpu)
-    say("Making the tiny model and starting ComfyUI ...")
-    command = [str(python), str(ROOT / "tools" / "tiny_bundle.py"), str(tree), str(base / "models")]
-    made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    make_tiny_model(python, tree, base / "models")
+    say("Starting ComfyUI ...")
+    return server
+
+
+def make_tiny_model(python: Path, tree: Path, models: Path) -> None:
+    """Once, and again when its recipe changes."""
+    recipe = b"".join((ROOT / "tools" / name).read_bytes() for name in ("tiny_bundle.py", "tiny_weights.py"))
+    stamp, digest = models / "recipe", hashlib.sha256(recipe).hexdigest()
+    if stamp.is_file() and stamp.read_text() == digest:
+        return
+    say("Making the tiny model ...")
+    command = [str(python), "-m", "tools.tiny_bundle", str(tree), str(models)]
+    made = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if made.returncode:
         raise Trouble(f"The tiny model could not be made with {python}:\n{made.stdout}")
-    return server
+    stamp.write_text(digest)
 
 
 def queued_graph(server: Server, args: argparse.Namespace) -> dict:
@@ -103,7 +115,7 @@ def report(server: Server, outputs: dict, progress: Progress) -> None:
     say(f"Contact sheet  {sheet_file}")
     say(f"Time           {progress.seconds_per_step:.2f} s a step, {took:.0f} s in all")
     say(f"Attention      {attention[-1]}")
-    say("The tiny model's weights are random: it shows that everything runs, not what UltraGen can paint.")
+    say("The tiny model is untrained: it shows that everything runs, not what UltraGen can paint.")
 
 
 def saved_video(server: Server, outputs: dict) -> Path:

@@ -31,7 +31,8 @@ class Failed(Exception):
     """A node raised while the graph ran. `error`: the server's node_id, node_type, exception_message, traceback."""
 
     def __init__(self, error: dict):
-        super().__init__(f"{error.get('node_type')}: {error.get('exception_message', 'interrupted').strip()}")
+        what = error.get("exception_message", "").strip() or error.get("exception_type", "interrupted")
+        super().__init__(f"{error.get('node_type')}: {what}")
         self.error = error
 
 
@@ -72,7 +73,9 @@ class Server:
         self.command = [
             str(python), str(tree / "main.py"), "--base-directory", str(base), "--port", str(self.port),
             "--disable-api-nodes", "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}",
-        ] + ([] if gpu else ["--cpu"])  # fmt: skip
+        ]  # fmt: skip
+        # The attention that ComfyUI chooses for CPUs takes twice as long as PyTorch's.
+        self.command += [] if gpu else ["--cpu", "--use-pytorch-cross-attention"]
 
     def __enter__(self) -> Server:
         # Another ComfyUI version may have left a database that this one cannot read.

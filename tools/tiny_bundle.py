@@ -1,54 +1,48 @@
 """A tiny model in the published formats, made up on the spot: an UltraGen checkpoint and a Wan 2.1 VAE.
 
-    python tools/tiny_bundle.py COMFYUI MODELS    writes MODELS/diffusion_models/... and MODELS/vae/...
+    python -m tools.tiny_bundle COMFYUI MODELS    writes MODELS/diffusion_models/... and MODELS/vae/...
 
-The files carry the names that the shipped workflow asks for. The weights are random, seeded and small, so the videos
-are textures and not scenes; every key and every rule of shapes is that of the real files.
+The files carry the names that the shipped workflow asks for; every key and every rule of shapes is that of the real
+files. Nothing is trained: the videos are clouds of colour.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tools.tiny_weights import DIM, LATENT_CHANNELS, dit_weight, vae_weight
 
 CHECKPOINT = "diffusion_models/ultragen_1080p.ckpt"
 VAE = "vae/wan_2.1_vae.safetensors"
 TEXT_ENCODER = "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors"
 
-DIM, HEADS, FFN, BLOCKS, RANK = 256, 2, 512, 4, 8
+HEADS, FFN, BLOCKS, RANK = 2, 512, 4, 8
 DENSE_BLOCKS = (0, BLOCKS - 1)
-TEXT_DIM, TIME_DIM, LATENT_CHANNELS, VAE_DIM = 4096, 256, 16, 16
+TEXT_DIM, TIME_DIM, VAE_DIM = 4096, 256, 16
 
 
-def write(models: Path, seed: int = 0) -> None:
-    """Write both files under `models`, unless they are there. ComfyUI must be importable."""
-    import torch
-    from safetensors.torch import save_file
-
-    generator = torch.Generator().manual_seed(seed)
-    makers = {CHECKPOINT: (checkpoint, torch.save), VAE: (vae, save_file)}
-    for name, (make, save) in makers.items():
+def write(models: Path) -> None:
+    """Write both files under `models`. ComfyUI must be importable."""
+    for name, make, save in [(CHECKPOINT, checkpoint, torch.save), (VAE, vae, save_file)]:
         file = models / name
-        state_dict = make(generator)
-        if file.is_file():
-            continue
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
-        save(state_dict, part)
+        save(make(torch.Generator().manual_seed(0)), part)
         part.rename(file)
 
 
-def checkpoint(generator) -> dict:
+def checkpoint(generator: torch.Generator) -> dict[str, torch.Tensor]:
     """A Wan 2.1 text-to-video model in Wan's own keys, with UltraGen's extra keys in the blocks that are not dense."""
-    import torch
-
     shapes = dict(wan_shapes())
     for block in range(BLOCKS):
         if block not in DENSE_BLOCKS:
             shapes |= {f"blocks.{block}.self_attn.{key}": shape for key, shape in extra_shapes()}
-    return {key: _dit_weight(key, shape, generator).to(torch.bfloat16) for key, shape in shapes.items()}
+    return {key: dit_weight(key, shape, generator).to(torch.bfloat16) for key, shape in shapes.items()}
 
 
 def wan_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -84,45 +78,20 @@ def _layer(name: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield f"{name}.bias", shape[:1]
 
 
-def _dit_weight(key: str, shape: tuple[int, ...], generator):
-    import torch
-
-    noise = torch.randn(shape, generator=generator)
-    if key.endswith((".norm_q.weight", ".norm_k.weight", ".norm3.weight")):
-        return torch.ones(shape)
-    if "sample_conv" in key:  # near the average over the kernel, which is where training starts
-        mean = 0 if key.endswith("bias") else 1 / math.prod(shape[1:])
-        return mean + 0.1 * mean * noise
-    if key.endswith("bias"):
-        return 0.02 * noise
-    if "modulation" in key:
-        return noise / math.sqrt(DIM)
-    return noise / math.sqrt(math.prod(shape[1:]))
-
-
-def vae(generator) -> dict:
+def vae(generator: torch.Generator) -> dict[str, torch.Tensor]:
     """A Wan 2.1 VAE of a sixth of the width; ComfyUI reads the width off the file."""
-    import torch
     from comfy.ldm.wan.vae import WanVAE
 
     model = WanVAE(
         dim=VAE_DIM, z_dim=LATENT_CHANNELS, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
         temperal_downsample=[False, True, True],
     )  # fmt: skip
-    state_dict = {}
-    for key, tensor in model.state_dict().items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        if key.endswith("gamma"):
-            state_dict[key] = torch.ones(tensor.shape)
-        elif key.endswith("bias"):
-            state_dict[key] = torch.zeros(tensor.shape)
-        else:
-            state_dict[key] = noise / math.sqrt(math.prod(tensor.shape[1:]))
-    return state_dict
+    return {key: vae_weight(key, tuple(tensor.shape), generator) for key, tensor in model.state_dict().items()}
 
 
 if __name__ == "__main__":
-    sys.path[0], models_folder = sys.argv[1:]
+    comfyui_tree, models_folder = sys.argv[1:]
+    sys.path.insert(0, comfyui_tree)
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True  # ComfyUI picks a device on import, and may find none

@@ -53,10 +53,3 @@ def test_comfyui_knows_the_vae_as_wans(models):
     pixels = vae.decode(torch.zeros(1, 16, 2, 4, 4))
     assert pixels.shape[-4:] == (5, 32, 32, 3)
     assert pixels.isfinite().all()
-
-
-def test_a_file_that_is_there_is_left_alone(models):
-    file = models / tiny_bundle.CHECKPOINT
-    before = file.stat().st_mtime_ns
-    tiny_bundle.write(models)
-    assert file.stat().st_mtime_ns == before

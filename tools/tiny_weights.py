@@ -1,0 +1,76 @@
+"""Values for the tiny model's weights: random and seeded, but for a path on which noise becomes drifting clouds.
+
+Queries and keys are alike, so that RoPE makes every token look at its neighbours: attention blurs. The head takes the
+noise away and paints what attention has blurred, and the VAE interpolates. So each branch of UltraGen leaves its mark
+on the picture, and a broken one shows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+DIM, LATENT_CHANNELS = 256, 16
+PATCH = 4 * LATENT_CHANNELS  # Wan joins 2x2 pixels of the latent into one token
+
+
+def dit_weight(key: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """One tensor of the transformer."""
+    noise = torch.randn(shape, generator=generator)
+    if key.endswith(("norm_q.weight", "norm_k.weight")):
+        return torch.full(shape, 2.0)
+    if key.endswith("norm3.weight"):
+        return torch.ones(shape)
+    if key.endswith(("self_attn.q.bias", "self_attn.k.bias")):
+        return torch.randn(shape, generator=Generator().manual_seed(0))
+    if key.endswith("modulation"):
+        open_gate = torch.zeros(shape)
+        open_gate[:, 2 : shape[1] : 6] = 1  # what self-attention's result is multiplied with
+        return open_gate + 0.1 * noise
+    if "sample_conv" in key:  # near the average over the kernel, which is where training starts
+        mean = 0 if key.endswith("bias") else 1 / math.prod(shape[1:])
+        return mean + 0.1 * mean * noise
+    if key.endswith("bias"):
+        return 0.02 * noise
+    on_the_path = _path_weight(key, generator)
+    if on_the_path is not None:
+        return on_the_path.reshape(shape)
+    quiet = any(part in key for part in ("time_projection", "text_embedding", "self_attn", "cross_attn.o"))
+    return (0.2 if quiet else 1.0) * noise / math.sqrt(math.prod(shape[1:]))
+
+
+def _path_weight(key: str, generator: Generator) -> Tensor | None:
+    """Patches of the latent go into some directions of the token space, what attention blurs goes into the others."""
+    directions = torch.linalg.qr(torch.randn(DIM, DIM, generator=Generator().manual_seed(0)))[0]
+    patch, room = directions[:, :PATCH], directions[:, PATCH:]
+    if key == "patch_embedding.weight":
+        return patch
+    if key.endswith("self_attn.v.weight"):
+        return torch.eye(DIM)
+    if key.endswith("self_attn.o.weight"):
+        mixture = torch.randn(DIM - PATCH, PATCH, generator=generator) / 2
+        return room @ mixture @ patch.T + room @ room.T
+    if key == "head.head.weight":
+        noise = patch.reshape(DIM, LATENT_CHANNELS, 4).permute(2, 1, 0).flatten(0, 1)
+        clouds = torch.randn(LATENT_CHANNELS, DIM, generator=generator) @ room @ room.T
+        return 0.5 * noise - 0.04 * clouds.repeat(4, 1)
+    return None
+
+
+def vae_weight(key: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """One tensor of the VAE: mixtures of channels with smooth kernels, so that it interpolates between pixels."""
+    if key.endswith(("gamma", "bias")):
+        return torch.full(shape, float(key.endswith("gamma")))
+    if ".residual." in key or "to_qkv" in key or "proj" in key:
+        return 0.3 * torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+    mixture = torch.randn(shape[:2], generator=generator) / math.sqrt(shape[1])
+    if "time_conv" in key:
+        mixture = torch.eye(shape[1]).repeat(shape[0] // shape[1], 1)
+    kernel = torch.ones(())
+    for axis, length in enumerate(shape[2:]):
+        causal = len(shape) == 5 and axis == 0  # in time the last tap is now
+        taps = [1.0] if length == 1 else [0.0, 0.0, 1.0] if causal else [0.25, 0.5, 0.25]
+        kernel = kernel[..., None] * torch.tensor(taps)
+    return mixture[(..., *[None] * kernel.ndim)] * kernel
