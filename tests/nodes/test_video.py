@@ -7,6 +7,7 @@ import os
 
 import av
 import folder_paths
+import numpy as np
 import pytest
 import torch
 from comfy_api.latest import io
@@ -67,7 +68,9 @@ def test_save_then_load_then_save_again(base, nodes):
     assert torch.equal(latent["samples"], samples)
     again = SAVE | {"codec": "FFV1 lossless RGB", "keep_latent": "off"}
     saved = run(nodes["UltraGenSaveVideo"], samples=latent, vae=vae, **again)
-    assert rgb(base / "output/video/clip_00002_.mkv").shape == (5, 48, 64, 3)
+    # Core's own reader of VIDEO sees the lossless frames too; its conversion to float is up to 1.2 levels off.
+    images = saved.args[0][0].get_components().images
+    assert np.abs(images.numpy() * 255 - rgb(base / "output/video/clip_00002_.mkv")).max() < 1.5
     assert saved.ui["images"][0]["type"] == "temp"
     assert len(files(base / "output/latents")) == 1
 

@@ -54,13 +54,15 @@ def test_colours_come_back_in_a_bt709_reader(tmp_path, codec):
         assert np.abs(centre - colour).max() <= 3, colour
 
 
-@pytest.mark.parametrize("codec", [H264, H265, H265_10], ids=lambda codec: codec.pixel_format + codec.encoder)
-def test_colour_is_tagged_bt709_limited(tmp_path, codec):
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_colour_is_tagged(tmp_path, codec):
     grey = np.full((2, 64, 64, 3), 128, np.uint8)
     with av.open(str(written(tmp_path, codec, grey))) as container:
         context = container.streams.video[0].codec_context
         assert context.pix_fmt == codec.pixel_format
-        assert (context.color_primaries, context.color_trc, context.colorspace, context.color_range) == (1, 1, 1, 1)
+        # BT.709's primaries and transfer; matrix and range: BT.709 limited, or RGB full.
+        assert (context.color_primaries, context.color_trc) == (1, 1)
+        assert (context.colorspace, context.color_range) == ((0, 2) if codec is FFV1 else (1, 1))
 
 
 def test_lossless_is_bit_exact(tmp_path):

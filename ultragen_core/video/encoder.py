@@ -15,9 +15,12 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from .codecs import AUDIO_LAYOUTS, Codec
 
-# The numbers of ITU-T H.273, which H.264, H.265 and MP4 share. BT.709 is number 1 in all three lists.
+# The numbers of ITU-T H.273, which codecs and containers share; BT.709 has the same for primaries, transfer and matrix.
+_RGB = 0
 _BT709 = 1
+# FFmpeg's numbers.
 _LIMITED_RANGE = 1
+_FULL_RANGE = 2
 
 
 class Sound(NamedTuple):
@@ -69,10 +72,10 @@ class VideoWriter:
         stream.options = options
         if self._codec.tag is not None:
             stream.codec_context.codec_tag = self._codec.tag
-        if not self._codec.lossless:
-            context = stream.codec_context
-            context.colorspace = context.color_primaries = context.color_trc = _BT709
-            context.color_range = _LIMITED_RANGE
+        context = stream.codec_context
+        context.color_primaries = context.color_trc = _BT709
+        context.colorspace = _RGB if self._codec.lossless else _BT709
+        context.color_range = _FULL_RANGE if self._codec.lossless else _LIMITED_RANGE
         return stream
 
     def _write_sound(self, sound: Sound, samples: int) -> None:
