@@ -18,8 +18,8 @@ DEMO_NODES = ROOT / "tools" / "demo_nodes"
 REPORT = re.compile(r"UltraGen: (.*rule .* in \d+ of \d+ blocks.*)")
 
 
-def run(cache: Path, own: Path | None, args: argparse.Namespace) -> int:
-    with start(cache, "demo", own, args) as server:
+def run(cache: Path, args: argparse.Namespace) -> int:
+    with start(cache, "demo", args) as server:
         say(f"ComfyUI runs at {server.url} (log: {server.log})")
         graph = queued_graph(server, args)
         progress = Progress(graph)
@@ -33,8 +33,8 @@ def run(cache: Path, own: Path | None, args: argparse.Namespace) -> int:
     return 0
 
 
-def serve(cache: Path, own: Path | None, args: argparse.Namespace) -> int:
-    with start(cache, "serve", own, args) as server:
+def serve(cache: Path, args: argparse.Namespace) -> int:
+    with start(cache, "serve", args) as server:
         say(f"ComfyUI with UltraGen runs at {server.url} (log: {server.log}). Ctrl-C ends it.")
         try:
             return server.process.wait()
@@ -42,10 +42,10 @@ def serve(cache: Path, own: Path | None, args: argparse.Namespace) -> int:
             return 0
 
 
-def start(cache: Path, name: str, own: Path | None, args: argparse.Namespace) -> Server:
+def start(cache: Path, name: str, args: argparse.Namespace) -> Server:
     """A server that is not running yet, with the tiny model in its folder."""
-    tree = own or comfyui.tree_of(comfyui.NEWEST, cache)
-    python = comfyui.python_of(tree) if own else Path(sys.executable)
+    tree = Path(args.comfyui) if args.comfyui else comfyui.tree_of(comfyui.NEWEST, cache)
+    python = Path(args.python) if args.comfyui else Path(sys.executable)
     base = make_base(cache / name, DEMO_NODES)
     server = Server(python, tree, base, args.port, args.gpu)
     make_tiny_model(python, tree, base / "models")
@@ -63,7 +63,8 @@ def make_tiny_model(python: Path, tree: Path, models: Path) -> None:
     command = [str(python), "-m", "tools.tiny_bundle", str(tree), str(models)]
     made = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if made.returncode:
-        raise Trouble(f"The tiny model could not be made with {python}:\n{made.stdout}")
+        reason = (made.stdout.strip().splitlines() or ["no output"])[-1]
+        raise Trouble(f"{python} cannot run {tree}: {reason}. Name the Python that ComfyUI runs with in --python.")
     stamp.write_text(digest)
 
 

@@ -10,6 +10,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - the one place that older Pythons
     sys.exit(f"tools/dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
 import argparse
+import shutil
 import signal
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"), help="your own install"
         )
+        command.add_argument("--python", metavar="PATH", help="its Python; by default the one of its venv, or this one")
         command.add_argument("--gpu", action="store_true", help="run on the GPU (and install PyTorch for it)")
         command.add_argument("--port", type=int, help="default: any free one")
     test = commands.add_parser("test", help="every test on ComfyUI 0.3.75 and 0.30.0; further arguments go to pytest")
@@ -44,8 +46,12 @@ def parser() -> argparse.ArgumentParser:
 def enter(cache: Path, args: argparse.Namespace) -> None:
     """Go on inside the environment that the command needs; it is made first if need be."""
     python = environment.client_only(cache) if args.comfyui else environment.with_comfyui(cache, args.gpu)
-    if Path(sys.prefix).resolve() != python.parent.parent.resolve():
-        os.execv(python, [str(python), __file__, *sys.argv[1:]])
+    if Path(sys.prefix).resolve() == python.parent.parent.resolve():
+        return
+    arguments = sys.argv[1:]
+    if args.comfyui and not args.python:  # "this one" is about to change
+        arguments += ["--python", str(comfyui.python_of(Path(args.comfyui)))]
+    os.execv(python, [str(python), __file__, *arguments])
 
 
 def main() -> int:
@@ -53,7 +59,10 @@ def main() -> int:
     if rest and args.command != "test":
         parser().error(f"unknown arguments: {' '.join(rest)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended in order
-    own = comfyui.own_install(args.comfyui) if args.comfyui else None
+    if args.comfyui:
+        args.comfyui = str(comfyui.own_install(args.comfyui))
+        if args.python and not shutil.which(args.python):
+            raise Trouble(f"{args.python} is not a program. Name the Python that your ComfyUI runs with in --python.")
     cache = environment.cache_folder()
     enter(cache, args)
     if args.command == "test":
@@ -62,7 +71,7 @@ def main() -> int:
         return suite.run(cache, rest)
     from tools import demo
 
-    return (demo.run if args.command == "demo" else demo.serve)(cache, own, args)
+    return (demo.run if args.command == "demo" else demo.serve)(cache, args)
 
 
 if __name__ == "__main__":

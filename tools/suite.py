@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -38,7 +39,13 @@ def _pytest(release: comfyui.Release, cache: Path, arguments: Sequence[str], opt
 
 
 def _call(command: list[str], environment: dict[str, str] | None = None) -> int:
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        return process.wait()
+    except SystemExit:  # we are asked to end: let pytest end its servers
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
 
 
 def _tool(name: str) -> str:
