@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -31,6 +34,12 @@ class Sum(NamedTuple):
 
     def total(self) -> torch.Tensor:
         total = self.value
+        if self.bias is None and self.skip is None:
+            return total
+        kernels = fused(total.device, total.dtype)
+        if kernels and kernels.fits(total, self.skip):
+            kernels.sum_up(*self)
+            return total
         if self.bias is not None:
             total.add_(self.bias.view(1, -1, 1, 1, 1))
         if self.skip is not None:
@@ -40,23 +49,57 @@ class Sum(NamedTuple):
 
 @dataclass(frozen=True)
 class Norm:
-    """The VAE's RMS norm over channels: x / max(|x|, eps) * gain + offset, gain = gamma * sqrt(c)."""
+    """The VAE's RMS norm over channels, x / max(|x|, eps) * scale * gamma + offset, rounded where ComfyUI's rounds."""
 
-    gain: torch.Tensor
+    scale: float
+    gamma: torch.Tensor
     offset: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         shape = (1, -1) + (1,) * (x.ndim - 2)
         length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(EPS)
-        y = (x / length).mul_(self.gain.to(x.dtype).view(shape))
-        return y if self.offset is None else y.add_(self.offset.to(x.dtype).view(shape))
+        y = (x / length).mul_(self.scale).mul_(self.gamma.view(shape))
+        return y if self.offset is None else y.add_(self.offset.view(shape))
 
 
-def norm_silu(x: Sum, norm: Norm, out: torch.Tensor, crop: tuple[slice, slice]) -> torch.Tensor:
-    """Write SiLU(norm(x)), cropped, to `out`. Returns the sum, added up and uncropped."""
+def norm_silu(x: Sum, norm: Norm, out: torch.Tensor, crop: tuple[slice, slice], keep: bool) -> torch.Tensor:
+    """Write SiLU(norm(x)), cropped, to `out`. Returns x added up and uncropped, if it is to be kept."""
+    kernels = fused(out.device, out.dtype)
+    if kernels and norm.offset is None and kernels.fits(x.value, x.skip, out):
+        kernels.norm_silu(*x, keep, norm.gamma, out, norm.scale, EPS, (crop[0].start, crop[1].start))
+        return x.value
     total = x.total()
     out.copy_(F.silu(norm(total[..., crop[0], crop[1]]), inplace=True))
     return total
+
+
+@functools.cache
+def fused(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
+    """The Triton kernels, where they run and agree with plain PyTorch; else None, and plain PyTorch does it."""
+    if device.type != "cuda":
+        return None
+    try:
+        from . import kernels
+
+        _try_kernels(kernels, device, dtype)
+    except Exception as error:  # whatever a missing compiler, an old driver or a new GPU may raise
+        logging.info("UltraGen VAE: no fused kernel here, plain PyTorch instead (%s).", error)
+        return None
+    return kernels
+
+
+def _try_kernels(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    value, skip = (torch.randn(1, 2, 5, 7, 96, generator=generator).to(device, dtype).permute(0, 4, 1, 2, 3) for _ in range(2))
+    bias, gamma = (torch.randn(96, generator=generator).to(device, dtype) for _ in range(2))
+    total = value.float() + bias.float().view(1, -1, 1, 1, 1) + skip.float()
+    expected = F.silu(Norm(96**0.5, gamma.float(), None)(total))
+    out = torch.empty_like(value)
+    kernels.norm_silu(value, bias, skip, True, gamma, out, 96**0.5, EPS, (0, 0))
+    for made, right in ((out, expected), (value, total)):
+        error = ((made.float() - right).norm() / right.norm()).item()
+        if not error < 1e-2:
+            raise RuntimeError(f"the kernel is off by {error:.1e}")
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]) -> Sum:

@@ -39,9 +39,9 @@ class Kit:
 
     def norm(self, module: torch.nn.Module) -> Norm:
         if module not in self._known:
-            gain = module.gamma.detach().to(self.device, torch.float32).flatten() * module.scale
-            offset = None if module.bias is None else module.bias.detach().to(self.device, torch.float32).flatten()
-            self._known[module] = Norm(gain, offset)
+            gamma, offset = module.gamma, module.bias
+            gamma, offset = (None if p is None else p.detach().to(self.device, self.dtype).flatten() for p in (gamma, offset))
+            self._known[module] = Norm(module.scale, gamma, offset)
         return self._known[module]
 
     def empty(self, channels: int, frames: int, size: tuple[int, int]) -> torch.Tensor:

@@ -85,7 +85,7 @@ class Head(Layer):
         joint = Joint(kit, self.conv, self.need(place.want), place.size_in)
 
         def run(x: Sum, first: bool) -> Sum:
-            norm_silu(x, norm, joint.fill(x.frames), joint.inside.inside(place.given))
+            norm_silu(x, norm, joint.fill(x.frames), joint.inside.inside(place.given), keep=False)
             return joint()
 
         return run
@@ -109,11 +109,12 @@ class Residual(Layer):
         norms = kit.norm(self.norm1), kit.norm(self.norm2)
         joint1 = Joint(kit, self.conv1, self.need(place.want), place.size_in)
         joint2 = Joint(kit, self.conv2, between, place.size_in)
+        crops = joint1.inside.inside(place.given), joint2.inside.inside(between)
         shortcut = self.shortcut and kit.convolution(self.shortcut)
 
         def run(x: Sum, first: bool) -> Sum:
-            skip = norm_silu(x, norms[0], joint1.fill(x.frames), joint1.inside.inside(place.given))
-            norm_silu(joint1(), norms[1], joint2.fill(x.frames), joint2.inside.inside(between))
+            skip = norm_silu(x, norms[0], joint1.fill(x.frames), crops[0], keep=True)
+            norm_silu(joint1(), norms[1], joint2.fill(x.frames), crops[1], keep=False)
             skip = cropped(skip, place.given, place.want)
             if shortcut:
                 skip = convolve(skip, *shortcut, (1, 1, 1)).total()

@@ -17,7 +17,7 @@ def decoder_layers(vae: nn.Module) -> list[Layer]:
     """From latents to pixels."""
     _expect(vae, "WanVAE")
     decoder = vae.decoder
-    layers = [Conv(_conv(vae.conv2)), Conv(_conv(decoder.conv1)), *_blocks(decoder.middle, "middle")]
+    layers = [Conv(_conv(vae.conv2)), Conv(_conv(decoder.conv1)), *_middle(decoder.middle)]
     layers += [*_blocks(decoder.upsamples, "up"), _head(decoder.head)]
     return layers if _pixels(vae) == 1 else [*layers, Unpatchify(_pixels(vae))]
 
@@ -26,7 +26,7 @@ def encoder_layers(vae: nn.Module) -> list[Layer]:
     """From pixels to the latents' mean and variance."""
     _expect(vae, "WanVAE")
     encoder = vae.encoder
-    layers = [Conv(_conv(encoder.conv1)), *_blocks(encoder.downsamples, "down"), *_blocks(encoder.middle, "middle")]
+    layers = [Conv(_conv(encoder.conv1)), *_blocks(encoder.downsamples, "down"), *_middle(encoder.middle)]
     layers += [_head(encoder.head), Conv(_conv(vae.conv1))]
     return layers if _pixels(vae) == 1 else [Patchify(_pixels(vae)), *layers]
 
@@ -45,8 +45,6 @@ def _block(module: nn.Module, key: str) -> Iterator[Layer]:
     name = _name(module)
     if name == "ResidualBlock":
         yield _residual(module)
-    elif name == "AttentionBlock":
-        yield Attention(_norm(module.norm), _expect(module.to_qkv, "Conv2d"), _expect(module.proj, "Conv2d"))
     elif name == "Resample":
         yield _resample(module)
     elif name == "Up_ResidualBlock" and module.avg_shortcut is None:
@@ -59,7 +57,14 @@ def _block(module: nn.Module, key: str) -> Iterator[Layer]:
         yield from (Fork(key), *_blocks(module.downsamples, key))
         yield Join(key, lambda x, first: average(x), down=average.factor_s)
     else:
-        raise UnknownLayer(f"A Wan VAE is made of residual, attention and resample blocks, got a {name}.")
+        raise UnknownLayer(f"A Wan VAE is made of residual and resample blocks around one attention, got a {name}.")
+
+
+def _middle(modules: nn.Sequential) -> list[Layer]:
+    """The one place where the attention over whole frames stands."""
+    before, attention, after = _parts(modules, ["ResidualBlock", "AttentionBlock", "ResidualBlock"])
+    qkv, proj = _expect(attention.to_qkv, "Conv2d"), _expect(attention.proj, "Conv2d")
+    return [_residual(before), Attention(_norm(attention.norm), qkv, proj), _residual(after)]
 
 
 def _residual(module: nn.Module) -> Residual:

@@ -1,0 +1,81 @@
+"""The exact tiled VAE: for core's nodes, and as a node of its own."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..ultragen_core.host import vae as host
+
+CATEGORY = "UltraGen"
+
+
+def _tile_input() -> io.Int.Input:
+    return io.Int.Input(
+        "tile",
+        default=0,
+        min=0,
+        max=4096,
+        step=32,
+        tooltip="Side of a tile in pixels; 0 takes the largest that fits into free memory. The result is the same for every "
+        f"size, only memory and time differ. At least {host.SMALLEST_TILE}.",
+    )
+
+
+def _check_tile(tile: int) -> bool | str:
+    if 0 < tile < host.SMALLEST_TILE:
+        return f"tile must be 0 (auto) or at least {host.SMALLEST_TILE} pixels, got {tile}."
+    return True
+
+
+def _said(vae) -> ui.PreviewText | None:
+    """A VAE that is left to core is said in the node, not only in the log."""
+    refusal = host.refusal(vae)
+    return ui.PreviewText(f"Left to ComfyUI's own decode and encode. {refusal}") if refusal else None
+
+
+class UltraGenVAETiling(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UltraGenVAETiling",
+            display_name="UltraGen Exact VAE Tiling",
+            category=CATEGORY,
+            description="Makes every core node decode and encode with this Wan VAE in tiles, without seams: the result equals "
+            "that of the whole frame, in a fraction of the memory.",
+            inputs=[io.Vae.Input("vae"), _tile_input()],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, tile: int) -> bool | str:
+        return _check_tile(tile)
+
+    @classmethod
+    def execute(cls, vae, tile: int) -> io.NodeOutput:
+        return io.NodeOutput(host.tiled(vae, tile or None), ui=_said(vae))
+
+
+class UltraGenVAEDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="UltraGenVAEDecode",
+            display_name="UltraGen Exact VAE Decode",
+            category=CATEGORY,
+            description="Decodes a video in tiles that equal the decode of the whole frame. For long 4K videos prefer UltraGen "
+            "Save Video: images of 81 4K frames take 8 GB of memory.",
+            inputs=[io.Latent.Input("samples"), io.Vae.Input("vae"), _tile_input()],
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, tile: int) -> bool | str:
+        return _check_tile(tile)
+
+    @classmethod
+    def execute(cls, samples, vae, tile: int) -> io.NodeOutput:
+        images = host.decode(vae, samples["samples"], tile or None)
+        return io.NodeOutput(images.reshape(-1, *images.shape[-3:]), ui=_said(vae))
+
+
+NODES = [UltraGenVAETiling, UltraGenVAEDecode]

@@ -1,0 +1,217 @@
+"""One video through the exact tiled VAE under ComfyUI's memory manager: choose a tile, run, and halve it when memory runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import comfy.model_management as mm
+import comfy.ops
+import torch
+
+from ..vae import decode, encode
+from ..vae.geometry import Cut, Place, Window, output_size, places
+from ..vae.joint import Kit
+from ..vae.layers import Layer
+from ..vae.memory import need
+from ..vae.shelf import Shelf
+
+SMALLEST_TILE = 64
+USUAL_TILE = 512  # what other models are asked to make room for
+TILES = (4096, 3072, 2048, 1536, 1280, 1024, 896, 768, 640, 512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
+LATENT_FRAMES = 4  # frames per latent frame, but for the first
+
+Report = Callable[[int, int], None]
+
+
+class NotEnoughMemory(RuntimeError):
+    """Not ComfyUI's out-of-memory class, which would start core's inexact tiles over ours."""
+
+
+class Progress:
+    """Counts pieces of work; `expect` says how many there will be, again when a smaller tile makes more of them."""
+
+    def __init__(self, report: Report):
+        self._report, self._done, self._total = report, 0, 1
+
+    def expect(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+
+    def tick(self) -> None:
+        self._done += 1
+        self._report(self._done, self._total)
+
+
+class Room(NamedTuple):
+    """What fits: a tile size in pixels and where the features wait."""
+
+    tile: int
+    home: torch.device
+
+
+def kit(vae) -> Kit:
+    """Weights come through ComfyUI's cast, so that offloaded, patched and memory-mapped ones work."""
+    dtype, device = vae.vae_dtype, vae.device
+
+    def weights(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+        cast = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True)
+        weight, bias, stream = cast
+        if stream is not None:  # they lie in a buffer that the next cast takes over
+            weight, bias = weight.clone(), None if bias is None else bias.clone()
+        comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+        return weight.detach(), None if bias is None else bias.detach()
+
+    return Kit(weights, device, dtype, mm.throw_exception_if_processing_interrupted)
+
+
+def decode_video(vae, layers: Sequence[Layer], z: torch.Tensor, tile: int | None, emit: decode.Emit, report: Report) -> None:
+    """Latents (1, c, t, h, w) to pieces of pixels; see decode.in_tiles for `emit`. `tile` is in output pixels."""
+    head, tail = decode.split(layers)
+    length, latents = z.shape[2], tuple(z.shape[-2:])
+    size = output_size(tail, latents)
+    unit = size[0] // latents[0]
+    channels, chunks = head[-1].proj.out_channels, (1,) * min(length, 2)
+
+    def tile_need(tile: int) -> int:
+        cut = Cut(size, tile, unit)
+        return _with_reserve(need(tail, places(tail, latents, next(cut.tiles()), cut.clip), channels, chunks, vae.vae_dtype))
+
+    frame_need = _frame_need(head, latents, z.shape[1], chunks, vae.vae_dtype)
+    shelf_bytes = channels * length * latents[0] * latents[1] * vae.vae_dtype.itemsize
+    room = make_room(vae, tile, max(size), tile_need, frame_need, shelf_bytes)
+    progress = Progress(report)
+
+    def frames(home: torch.device) -> Shelf:
+        progress.expect(0, length * 2)
+        shelf = Shelf(length, latents, home)
+        decode.whole_frames(head, z, kit(vae), shelf, progress.tick)
+        return shelf
+
+    with on_device(vae):
+        shelf = whole_frame_phase(frames, room.home, f"{latents[1] * unit}x{latents[0] * unit} pixels", frame_need)
+
+        def tiles(tile: int) -> None:
+            cut = Cut(size, tile, unit)
+            progress.expect(length, length * (1 + cut.counts[0] * cut.counts[1]))
+            decode.in_tiles(tail, shelf, cut, kit(vae), emit, progress.tick)
+
+        tile_phase(tiles, room.tile, tile_need)
+
+
+def encode_video(vae, layers: Sequence[Layer], x: torch.Tensor, tile: int | None, report: Report) -> torch.Tensor:
+    """Pixels (1, 3, frames, height, width), 0..1, to latents (1, c, t, h, w) on the device. `tile` is in pixels."""
+    head, tail = encode.split(layers)
+    size, length = tuple(x.shape[-2:]), (x.shape[2] - 1) // LATENT_FRAMES + 1
+    latents = output_size(head, size)
+    unit = size[0] // latents[0]
+    chunks = (1, LATENT_FRAMES)[: min(length, 2)]
+
+    def where(tile: int) -> list[Place]:
+        cut = Cut(latents, tile // unit, 1)
+        return places(head, size, next(cut.tiles()), cut.clip)
+
+    def tile_need(tile: int) -> int:
+        return _with_reserve(need(head, where(tile), x.shape[1], chunks, vae.vae_dtype))
+
+    channels = tail[0].proj.out_channels
+    frame_need = _frame_need(tail, latents, channels, (1,) * len(chunks), vae.vae_dtype)
+    shelf_bytes = channels * length * latents[0] * latents[1] * vae.vae_dtype.itemsize
+    room = make_room(vae, tile, max(size), tile_need, frame_need, shelf_bytes)
+    shelf, progress = Shelf(length, latents, room.home), Progress(report)
+
+    def pixels(frames: slice, window: Window) -> torch.Tensor:
+        rows, columns = window.inside(Window.whole(size))
+        return vae.process_input(x[:, :, frames, rows, columns].to(vae.device)).to(vae.vae_dtype)
+
+    def tiles(tile: int) -> None:
+        cut = Cut(latents, tile // unit, 1)
+        progress.expect(0, length * (1 + cut.counts[0] * cut.counts[1]))
+        encode.in_tiles(head, pixels, size, cut, kit(vae), shelf, progress.tick)
+
+    with on_device(vae):
+        tile_phase(tiles, room.tile, tile_need)
+        made = encode.whole_frames(tail, shelf, kit(vae), progress.tick)
+    return made.chunk(2, dim=1)[0]
+
+
+def make_room(
+    vae, tile: int | None, longest: int, tile_need: Callable[[int], int], frame_need: int, shelf_bytes: int
+) -> Room:
+    """Ask ComfyUI for the true need (its own estimate of a 4K decode is 100 GB), then take what is free."""
+    usual = max(frame_need, tile_need(tile or min(USUAL_TILE, longest)))
+    mm.load_models_gpu([vae.patcher], memory_required=usual + shelf_bytes, force_full_load=vae.disable_offload)
+    free = free_memory(vae)
+    home = vae.device if usual + shelf_bytes <= free else torch.device("cpu")
+    if tile is None:
+        left = free - shelf_bytes if home == vae.device else free
+        tile = next((size for size in candidates(longest) if tile_need(size) <= left), SMALLEST_TILE)
+    logging.info("UltraGen VAE: tiles of %d pixels, features on %s, %.1f GiB free.", tile, home, free / 2**30)
+    return Room(tile, home)
+
+
+def candidates(longest: int) -> list[int]:
+    """Tile sizes to try, largest first: one above the image's longer side is as good as all of them."""
+    above = [size for size in TILES if size >= longest]
+    return above[-1:] + [size for size in TILES if size < longest]
+
+
+def tile_phase(run: Callable[[int], None], tile: int, tile_need: Callable[[int], int]) -> None:
+    """run(tile), with half the tile each time memory runs out."""
+    while not _fits(lambda: run(tile)):
+        if tile <= SMALLEST_TILE:
+            raise NotEnoughMemory(
+                f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels and did not "
+                "get them. Unload other models (or close other programs that use the GPU) and run this node again."
+            )
+        logging.warning("UltraGen VAE: memory ran out with tiles of %d pixels, going on with half of that.", tile)
+        tile = max(SMALLEST_TILE, tile // 2)
+
+
+def whole_frame_phase(run: Callable[[torch.device], Shelf], home: torch.device, what: str, frame_need: int) -> Shelf:
+    """run(home), once more with the features in the host's memory when the device's runs out."""
+    made: list[Shelf] = []
+    for place in (home, torch.device("cpu")):
+        if _fits(lambda place=place: made.append(run(place))):
+            return made[0]
+    raise NotEnoughMemory(
+        f"The VAE's attention over a whole frame of {what} needs about {frame_need / 2**20:.0f} MiB and did not get them. "
+        "Unload other models (or close other programs that use the GPU), or decode a smaller video."
+    )
+
+
+def _fits(run: Callable[[], object]) -> bool:
+    """Whether run() ends without memory running out. The error's tensors are gone when this returns."""
+    try:
+        run()
+        return True
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+    mm.soft_empty_cache()
+    return False
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    known = getattr(mm, "is_oom", None)  # newer ComfyUI
+    return known(error) if known else isinstance(error, mm.OOM_EXCEPTION)
+
+
+def free_memory(vae) -> int:
+    patcher = vae.patcher
+    return patcher.get_free_memory(vae.device) if hasattr(patcher, "get_free_memory") else mm.get_free_memory(vae.device)
+
+
+def on_device(vae) -> contextlib.AbstractContextManager:
+    """Kernels are launched on the current CUDA device, so it must be the VAE's."""
+    return torch.cuda.device(vae.device) if vae.device.type == "cuda" else contextlib.nullcontext()
+
+
+def _frame_need(layers: Sequence[Layer], size: tuple[int, int], channels: int, chunks: Sequence[int], dtype: torch.dtype) -> int:
+    return _with_reserve(need(layers, places(layers, size, Window.whole(size), (True, True)), channels, chunks, dtype))
+
+
+def _with_reserve(size: int) -> int:
+    """Convolution workspaces and the allocator's rounding."""
+    return int(size * 1.15) + 128 * 2**20
