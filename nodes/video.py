@@ -138,7 +138,11 @@ class UltraGenSaveVideo(io.ComfyNode):
     @classmethod
     def summary(cls, saved: SavedVideos) -> str:
         lines = [f"{path} ({path.stat().st_size / 2**20:.1f} MiB)" for path in saved.videos]
-        return "\n".join([*lines, *([] if saved.latent is None else [f"Latent: {saved.latent}"])])
+        if saved.latent is not None:
+            lines.append(f"Latent: {saved.latent}")
+        if saved.refusal:
+            lines.append(f"Left to ComfyUI's own decode. {saved.refusal}")
+        return "\n".join(lines)
 
     @classmethod
     def shown(cls, path: Path) -> ui.SavedResult:

@@ -19,10 +19,12 @@ def narrow_vae(seed: int = 0) -> comfy.sd.VAE:
     torch.manual_seed(seed)
     layout = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
     inner = comfy.ldm.wan.vae.WanVAE(**layout, temperal_downsample=[False, True, True], dropout=0.0)
+    # The last layer is small, so that most pixels lie within 0..1 and rounding sees all their digits.
     weights = {
         key: torch.ones_like(value) if key.endswith("gamma") else torch.randn_like(value) * 0.1
         for key, value in inner.state_dict().items()
     }
+    weights["decoder.head.2.weight"] *= 0.15
     return comfy.sd.VAE(sd=weights, dtype=torch.float32)
 
 
@@ -50,14 +52,16 @@ def files(base: Path) -> list[str]:
     return sorted(path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_file())
 
 
-def core_frames(vae, samples: torch.Tensor) -> np.ndarray:
-    """Core's decode of one video, rounded to 8 bits."""
-    return (vae.decode(samples)[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+def core_levels(vae, samples: torch.Tensor) -> np.ndarray:
+    """Core's decode of one video in units of 8-bit levels, not rounded, float64."""
+    return vae.decode(samples)[0].clamp(0, 1).double().numpy() * 255
 
 
-def assert_same_frames(ours: np.ndarray, core: np.ndarray) -> None:
-    """Equal in all but rounding ties: fewer than one value in 100,000, and never by more than one level."""
+def rounding_ties(ours: np.ndarray, core: np.ndarray) -> int:
+    """How many of our 8-bit values differ from core's; each by one, and only where core's is half-way between two."""
     assert ours.shape == core.shape
-    difference = np.abs(ours.astype(int) - core)
+    difference = np.abs(ours - core.round())
     assert difference.max() <= 1
-    assert np.count_nonzero(difference) < max(2, difference.size / 100_000)
+    undecided = core[difference > 0] % 1
+    assert np.abs(undecided - 0.5).max(initial=0) < 1e-3
+    return undecided.size

@@ -31,7 +31,7 @@ from ..video.files import check_folder, finished_file, is_full
 from ..video.frames import FrameBuffer
 from ..video.latents import SUFFIX, save_latent
 from .save_progress import DECODING, ENCODING, Report, SaveProgress
-from .vae import decoded_shape, stream_decode
+from .vae import decoded_shape, refusal, stream_decode
 
 KEEP, KEEP_UNTIL_SAVED, KEEP_NOT = "keep", "until the video is saved", "off"
 
@@ -69,11 +69,15 @@ class VideoSettings:
 
 @dataclass(frozen=True)
 class SavedVideos:
-    """One file for each video of the batch, what a browser can play of each, and the latent's file if it was kept."""
+    """One file for each video of the batch, what a browser can play of each, and the latent's file if it was kept.
+
+    `refusal` says why the VAE was left to core's own decode; usually it is empty.
+    """
 
     videos: list[Path]
     previews: list[Path]
     latent: Path | None
+    refusal: str
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def save_video(
             reports = progress.of(index, DECODING), progress.of(index, ENCODING)
             saved.append(_save_one(vae, samples[index : index + 1], plan, _sound(audio, index), *reports))
     videos, previews = (list(paths) for paths in zip(*saved, strict=True))
-    return SavedVideos(videos, previews, kept if settings.keep_latent == KEEP else None)
+    return SavedVideos(videos, previews, kept if settings.keep_latent == KEEP else None, refusal(vae))
 
 
 def _plan(

@@ -5,18 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-
-class _Arriving(NamedTuple):
-    """A piece on its way from the device: where it goes, the host tensor it comes in, and when it has come."""
-
-    where: tuple[slice, slice, slice]
-    staged: torch.Tensor
-    arrived: torch.cuda.Event | None
+from ..vae.drain import Drain
 
 
 class FrameBuffer:
@@ -30,7 +23,7 @@ class FrameBuffer:
         self.shape = (frames, height, width, 3)
         self.bits = bits
         self.on_disk = self.size(*self.shape[:3], bits) > memory_limit
-        self._arriving: _Arriving | None = None
+        self._drain = Drain()
         self._file = tempfile.TemporaryFile(dir=folder) if self.on_disk else None
         try:
             self._pixels = self._allocate()
@@ -59,38 +52,21 @@ class FrameBuffer:
         self.close()
 
     def close(self) -> None:
-        self._arriving = self._pixels = None
+        self._drain = self._pixels = None
         if self._file is not None:
             self._file.close()
 
     def write(self, frames: slice, rows: slice, columns: slice, pixels: torch.Tensor) -> None:
         """Take `pixels`, float (frames, rows, columns, 3) in 0..1 on any device, rounded there to the buffer's bits.
 
-        On a GPU the copy runs on while the caller computes the next piece, and lands when that one is handed over.
+        On a GPU the copy runs on while the caller computes what comes next.
         """
-        piece = quantise(pixels, self.bits)
-        if piece.is_cuda:
-            staged = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True)
-            staged.copy_(piece, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record(torch.cuda.current_stream(piece.device))
-        else:
-            staged, arrived = piece.cpu(), None
-        self._land()
-        self._arriving = _Arriving((frames, rows, columns), staged, arrived)
-
-    def _land(self) -> None:
-        if self._arriving is None:
-            return
-        where, staged, arrived = self._arriving
-        if arrived is not None:
-            arrived.synchronize()
-        self._pixels[where] = staged.numpy().view(self._pixels.dtype)
-        self._arriving = None
+        target = torch.from_numpy(self._pixels if self.bits == 8 else self._pixels.view(np.int16))
+        self._drain.copy(quantise(pixels, self.bits), target[frames, rows, columns])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Frames in order, (height, width, 3) uint8 or uint16. Complete once every piece was written."""
-        self._land()
+        self._drain.finish()
         yield from self._pixels
 
 
