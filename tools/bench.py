@@ -1,0 +1,28 @@
+"""Measurements on a GPU, one table per subject: `COMFYUI_PATH=/path/to/ComfyUI python3 tools/bench.py vae --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    # ComfyUI reads the command line when it is imported: take ours away first.
+    arguments, sys.argv = sys.argv[1:], sys.argv[:1]
+    sys.path[:0] = [path for path in (os.environ.get("COMFYUI_PATH"), str(ROOT / "tools")) if path]
+    sys.path.append(str(ROOT))
+    import bench_vae
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    subjects = parser.add_subparsers(required=True)
+    bench_vae.add_parser(subjects)
+    chosen = parser.parse_args(arguments)
+    chosen.run(chosen)
+
+
+if __name__ == "__main__":
+    main()
