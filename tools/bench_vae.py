@@ -27,9 +27,13 @@ class Row(NamedTuple):
 def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser = subjects.add_parser("vae", help=__doc__)
     parser.add_argument("--cases", nargs="+", default=CASES, help="width x height x frames")
-    parser.add_argument("--methods", nargs="+", default=["full", "tiled", "512", "auto"], help="full, tiled, auto or a tile size")
+    parser.add_argument(
+        "--methods", nargs="+", default=["full", "tiled", "512", "auto"], help="full, tiled, auto or a tile size"
+    )
     parser.add_argument("--width", type=int, default=96, help="channels of the VAE's last stage")
-    parser.add_argument("--full-limit", type=float, default=0.9, help="core's full decode only below this share of memory")
+    parser.add_argument(
+        "--full-limit", type=float, default=0.9, help="core's full decode only below this share of memory"
+    )
     parser.set_defaults(run=run)
 
 
@@ -140,6 +144,8 @@ def compare(made: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
 def table(rows: list[Row]) -> str:
     lines = ["| video | decode | s | device GiB | host GB | max error | mean error |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        numbers = f"{row.seconds:.1f} | {row.device_gib:.2f} | {row.host_gb:.2f} | {row.max_error:.1e} | {row.mean_error:.1e}"
+        numbers = (
+            f"{row.seconds:.1f} | {row.device_gib:.2f} | {row.host_gb:.2f} | {row.max_error:.1e} | {row.mean_error:.1e}"
+        )
         lines.append(f"| {row.case} | {row.method} | {numbers} |")
     return "\n".join(lines)

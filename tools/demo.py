@@ -91,7 +91,9 @@ class Progress:
         elif kind == "progress" and node:
             if node == self.sampler:
                 self.step_ends.append(time.monotonic())
-            self._show(node, f"{data['value']:.0f} of {data['max']:.0f}")
+                self._show(node, f"{data['value']:.0f} of {data['max']:.0f}")
+            else:
+                self._show(node, f"{data['value'] / data['max']:.0%}")
 
     @property
     def seconds_per_step(self) -> float:
