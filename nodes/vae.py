@@ -9,7 +9,7 @@ from ..ultragen_core.host import vae as host
 CATEGORY = "UltraGen"
 
 
-def _tile_input() -> io.Int.Input:
+def tile_input() -> io.Int.Input:
     return io.Int.Input(
         "tile",
         default=0,
@@ -21,7 +21,7 @@ def _tile_input() -> io.Int.Input:
     )
 
 
-def _check_tile(tile: int) -> bool | str:
+def check_tile(tile: int) -> bool | str:
     if 0 < tile < host.SMALLEST_TILE:
         return f"tile must be 0 (auto) or at least {host.SMALLEST_TILE} pixels, got {tile}."
     return True
@@ -42,13 +42,13 @@ class UltraGenVAETiling(io.ComfyNode):
             category=CATEGORY,
             description="Makes every core node decode and encode with this Wan VAE in tiles, without seams: the result equals "
             "that of the whole frame, in a fraction of the memory.",
-            inputs=[io.Vae.Input("vae"), _tile_input()],
+            inputs=[io.Vae.Input("vae"), tile_input()],
             outputs=[io.Vae.Output()],
         )
 
     @classmethod
     def validate_inputs(cls, tile: int) -> bool | str:
-        return _check_tile(tile)
+        return check_tile(tile)
 
     @classmethod
     def execute(cls, vae, tile: int) -> io.NodeOutput:
@@ -64,13 +64,13 @@ class UltraGenVAEDecode(io.ComfyNode):
             category=CATEGORY,
             description="Decodes a video in tiles that equal the decode of the whole frame. For long 4K videos prefer UltraGen "
             "Save Video: images of 81 4K frames take 8 GB of memory.",
-            inputs=[io.Latent.Input("samples"), io.Vae.Input("vae"), _tile_input()],
+            inputs=[io.Latent.Input("samples"), io.Vae.Input("vae"), tile_input()],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
     def validate_inputs(cls, tile: int) -> bool | str:
-        return _check_tile(tile)
+        return check_tile(tile)
 
     @classmethod
     def execute(cls, samples, vae, tile: int) -> io.NodeOutput:

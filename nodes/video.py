@@ -19,6 +19,7 @@ from ..ultragen_core.host.save import (
 )
 from ..ultragen_core.video.codecs import CODECS, CROPS, check_encoders
 from ..ultragen_core.video.latents import SUFFIX, load_latent, newest_first
+from .vae import check_tile, tile_input
 
 
 class UltraGenSaveVideo(io.ComfyNode):
@@ -77,15 +78,7 @@ class UltraGenSaveVideo(io.ComfyNode):
                     tooltip="Save the latent to output/latents first, so that a failed decode costs no sampling: "
                     "UltraGen Load Latent brings it back. Choose off when the latent comes from there.",
                 ),
-                io.Int.Input(
-                    "tile",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=16,
-                    tooltip="Side of a decoded tile in pixels; the picture is the same for all. 0: the largest that "
-                    "fits in free VRAM. Set it, for example to 512, to leave VRAM to other programs.",
-                ),
+                tile_input(),
                 io.Audio.Input(
                     "audio", optional=True, tooltip="Goes along, cut where the video ends: AAC in .mp4, FLAC in .mkv."
                 ),
@@ -98,7 +91,7 @@ class UltraGenSaveVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, codec):
+    def validate_inputs(cls, codec, tile):
         """When the prompt is queued, before any sampling."""
         try:
             check_encoders(CODECS[codec], with_audio=False)
@@ -106,11 +99,11 @@ class UltraGenSaveVideo(io.ComfyNode):
             return f"codec must be one of {', '.join(CODECS)}, got {codec!r}."
         except ValueError as error:
             return str(error)
-        return True
+        return check_tile(tile)
 
     @classmethod
     def execute(
-        cls, samples, vae, fps, codec, quality, filename_prefix, crop, keep_latent, tile=0, audio=None
+        cls, samples, vae, fps, codec, quality, filename_prefix, crop, keep_latent, tile, audio=None
     ) -> io.NodeOutput:
         settings = VideoSettings(filename_prefix, fps, codec, quality, crop, keep_latent, tile or None)
         folders = Folders(

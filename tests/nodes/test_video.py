@@ -20,6 +20,7 @@ SAVE = {
     "filename_prefix": "video/clip",
     "crop": "keep",
     "keep_latent": "keep",
+    "tile": 0,
 }
 
 
@@ -82,10 +83,11 @@ def test_core_reads_the_prompt_from_the_video(base, nodes):
     assert found == {"prompt": {"7": {}}, "workflow": {"nodes": []}}
 
 
-def test_a_codec_is_checked_when_the_prompt_is_queued(nodes):
+def test_codec_and_tile_are_checked_when_the_prompt_is_queued(nodes):
     save = nodes["UltraGenSaveVideo"]
-    assert save.validate_inputs(codec="H.264 8-bit") is True
-    assert "must be one of H.264 8-bit, " in save.validate_inputs(codec="VP9")
+    assert save.validate_inputs(codec="H.264 8-bit", tile=0) is True
+    assert "must be one of H.264 8-bit, " in save.validate_inputs(codec="VP9", tile=0)
+    assert "got 16" in save.validate_inputs(codec="H.264 8-bit", tile=16)
 
 
 def test_the_newest_latent_is_the_first_choice(base, nodes):
