@@ -157,26 +157,25 @@ class Server:
 
     @contextlib.contextmanager
     def _events(self, client_id: str) -> Iterator[Iterator[tuple[str, dict]]]:
-        import websocket
+        import websocket  # not in the standard library, which is all that setting up has
 
         connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client_id}", timeout=20)
         try:
-            yield self._messages(connection, websocket.WebSocketTimeoutException)
+            yield self._messages(connection)
         finally:
             connection.close()
 
-    def _messages(self, connection, silence: type[Exception]) -> Iterator[tuple[str, dict]]:
+    def _messages(self, connection) -> Iterator[tuple[str, dict]]:
+        import websocket
+
         while True:
             try:
                 message = connection.recv()
-            except silence:  # a long step says nothing: only a dead server is a reason to stop waiting
-                if self.process.poll() is not None:
-                    raise Trouble(f"ComfyUI died. {self.last_words()}") from None
-                continue
-            except OSError as error:
+            except (OSError, websocket.WebSocketException) as error:
+                # A long step says nothing for minutes: only a dead server ends the wait.
+                if isinstance(error, websocket.WebSocketTimeoutException) and self.process.poll() is None:
+                    continue
                 raise Trouble(f"ComfyUI closed the connection ({error}). {self.last_words()}") from None
             if isinstance(message, str) and message:  # previews are binary
                 decoded = json.loads(message)
                 yield decoded["type"], decoded["data"]
-            elif not message:
-                raise Trouble(f"ComfyUI died. {self.last_words()}")

@@ -112,3 +112,7 @@ def test_shipped_workflow_makes_a_video_with_ultragens_attention(object_info, se
     video = contact_sheet.draw(saved_video(server, outputs), tmp_path / "sheet.png")
     assert (video.codec, video.width, video.height, video.frames, video.fps) == ("h264", 96, 64, 5, 15)
     assert "rule ultragen in 2 of 4 blocks (1-2)" in REPORT.findall(server.log.read_text())[-1]
+
+
+def test_workflows_are_offered_as_templates(server):
+    assert set(server.get("/workflow_templates")["ultragen"]) == {file.stem for file in FILES}
