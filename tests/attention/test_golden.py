@@ -10,16 +10,19 @@ from safetensors.torch import load_file
 from support import DATA, ToyAttention, dense_attention, relative_error
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
+from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras
 from ultragen_core.attention.gate import BlockGates, Gates
 from ultragen_core.attention.grid import TokenGrid
 from ultragen_core.attention.layer import branch, ultragen_attention
+from ultragen_core.attention.resample import refine_blend
 from ultragen_core.weights.published import split
 
 GOLDEN = load_file(DATA / "layer_io.safetensors")
 PLAIN = load_file(DATA / "no_antialias.safetensors")
 CASES = [(case, block) for case in range(3) for block in (1, 2)]
 TOLERANCE = 1e-5
+ENGINE = Engine(dense_attention)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +68,10 @@ def test_branches(tiny, case, block, antialias):
         ("global", spec.global_, extras.global_branch),
         ("hierarchical", spec.hierarchical, extras.hierarchical_branch),
     ):
-        y = branch(attn, x.unflatten(1, grid), branch_spec, dense_attention, coarse).flatten(1, 3)
-        assert relative_error(y, expected(case, block, name, antialias)) < TOLERANCE, name
+        y = branch(attn, x.unflatten(1, grid), branch_spec, ENGINE, coarse)
+        if coarse is not None:
+            y = refine_blend(y, coarse.refine, torch.zeros_like(y), torch.zeros(1, 1, 256), ENGINE)
+        assert relative_error(y.flatten(1, 3), expected(case, block, name, antialias)) < TOLERANCE, name
 
 
 @pytest.mark.parametrize("t", [250.0, 987.5])
@@ -88,6 +93,13 @@ def test_layer(tiny, case, block, t, antialias):
     assert relative_error(y, expected(case, block, f"t{t:g}.out", antialias)) < TOLERANCE
 
 
+@pytest.mark.parametrize("block", [1, 2])
+@torch.no_grad()
+def test_layer_through_the_triton_kernels(interpreted_kernels, tiny, block):
+    y = run_layer(tiny, 1, block, 250.0, spec_of(block, antialias=False))
+    assert relative_error(y, expected(1, block, "t250.out", False)) < TOLERANCE
+
+
 @torch.no_grad()
 def test_keys_of_the_global_branch_come_from_the_query_projection(tiny):
     spec = spec_of(1, antialias=True)
@@ -107,5 +119,5 @@ def run_layer(tiny, case, block, t, spec):
     attn, extras, gates = tiny[block]
     t = torch.tensor([t])
     return ultragen_attention(
-        attn, x, grid, spec, extras, Gates(gates.hierarchical_gate(t), gates.global_gate(t)), dense_attention
+        attn, x, grid, spec, extras, Gates(gates.hierarchical_gate(t), gates.global_gate(t)), ENGINE
     )

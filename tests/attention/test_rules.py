@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec, format_blocks, parse_blocks
+from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import GateLine, Gates, GateTable
 from ultragen_core.attention.grid import TokenGrid
@@ -44,7 +45,7 @@ def run(parts, x, grid, local=None, global_=None, block=1, attention=dense_atten
     attn, extras = parts
     spec = block_spec(block, LocalConfig(**(local or {})), GlobalConfig(**(global_ or {})), trained=True)
     gates = Gates(torch.full((1, 1, 1), share), torch.full((1, 1, 1), share))
-    return ultragen_attention(attn, x, grid, spec, extras, gates, attention)
+    return ultragen_attention(attn, x, grid, spec, extras, gates, Engine(attention))
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -189,5 +190,5 @@ def test_every_rule_runs_in_float16_without_float64(name):
         spec = block_spec(block, LocalConfig(**local), GlobalConfig(**global_), trained=True)
         x = torch.empty(1, grid.tokens, C, device=device, dtype=torch.float16)
         with NoFloat64():
-            y = ultragen_attention(attn, x, grid, spec, extras, gates, dense_attention)
+            y = ultragen_attention(attn, x, grid, spec, extras, gates, Engine(dense_attention))
         assert (y.dtype, y.device, y.shape) == (torch.float16, device, x.shape)

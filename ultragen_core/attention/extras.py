@@ -56,7 +56,7 @@ class BlockExtras(nn.Module):
 def initial_block(
     shape: ExtrasShape, dtype=torch.float32, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """The state of a `BlockExtras` before training, as in the paper: averaging compression and refinement, zero deltas."""
+    """The state of a `BlockExtras` before training, as in the paper: averaging convolutions, zero deltas."""
     c, r = shape.channels, shape.rank
     state = {}
     for branch, ratio in (("global_branch", shape.global_ratio), ("hierarchical_branch", shape.hierarchical_ratio)):

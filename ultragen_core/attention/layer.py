@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from .config import BlockSpec, BranchSpec
+from .engine import Engine
 from .extras import BlockExtras, CoarseBranch
 from .gate import Gates
-from .grid import TokenGrid, cut_grid, nearest_multiple, window_partition, window_unpartition
-from .resample import compress, refine, resize
-from .rope import apply_rope, rope_table
-
-Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""attention(q, k, v, heads) on contiguous (batch, tokens, c) tensors -> (batch, tokens, c)."""
+from .grid import TokenGrid, cut_grid, nearest_multiple
+from .resample import compress, from_windows, refine_blend, to_windows
+from .rope import norm_rope, rope_table
 
 
 class Projections(Protocol):
@@ -37,65 +34,55 @@ class Projections(Protocol):
     norm_k: Callable[[Tensor], Tensor]
 
 
-def project(
-    attn: Projections, x: Tensor, spec: BranchSpec, coarse: CoarseBranch | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k (normalised over all channels) and v of a map, each (b, t, h, w, c), with the deltas of a coarse branch
-    added before the norms.
+def attend(
+    attn: Projections,
+    windows: Tensor,
+    window_grid: TokenGrid,
+    spec: BranchSpec,
+    coarse: CoarseBranch | None,
+    engine: Engine,
+) -> Tensor:
+    """Attention inside each window, RoPE positions starting at 0: (n, tokens of a window, c) -> the same shape.
+
+    The deltas of a coarse branch are added to the projections before the norms.
     """
 
     def delta(name: str, y: Tensor) -> Tensor:
         adapter = getattr(coarse, name, None)
-        return y if adapter is None or spec.lora_strength == 0 else y + spec.lora_strength * adapter(x)
+        return y if adapter is None or spec.lora_strength == 0 else y + spec.lora_strength * adapter(windows)
 
-    base_q = attn.q(x)
-    base_k = base_q if spec.key_from_query else attn.k(x)
-    return attn.norm_q(delta("q", base_q)), attn.norm_k(delta("k", base_k)), delta("v", attn.v(x))
-
-
-def window_attention(attn: Projections, qkv: tuple[Tensor, ...], spec: BranchSpec, attention: Attention) -> Tensor:
-    """Attention inside the windows of a map, RoPE positions starting at 0 in each: q, k, v (b, t, h, w, c) -> (b, t, h,
-    w, c).
-    """
-    grid = TokenGrid(*qkv[0].shape[1:4])
-    regions = cut_grid(grid, spec.num_windows, spec.shifted)
-    out = torch.empty_like(qkv[2]) if len(regions) > 1 else None
-    for region in regions:
-        window_grid = region.window_grid(grid.t)
-        table = rope_table(window_grid, attn.head_dim, qkv[0].device)
-        q, k, v = (window_partition(y[:, :, region.rows, region.columns], region.windows) for y in qkv)
-        q, k = (apply_rope(y.unflatten(-1, (attn.num_heads, -1)), table).flatten(-2) for y in (q, k))
-        y = window_unpartition(attention(q, k, v.contiguous(), attn.num_heads), region.windows, window_grid)
-        if out is None:
-            return y
-        out[:, :, region.rows, region.columns] = y
-    return out
+    base_q = attn.q(windows)
+    base_k = base_q if spec.key_from_query else attn.k(windows)
+    k = delta("k", base_k)
+    # Norm and RoPE may overwrite what they are given, which the keys may still share with the queries.
+    q = delta("q", base_q.clone() if k is base_q else base_q)
+    table = rope_table(window_grid, attn.head_dim, windows.device)
+    q = norm_rope(q, attn.norm_q, table, attn.num_heads, engine)
+    k = norm_rope(k, attn.norm_k, table, attn.num_heads, engine)
+    return engine.attention(q, k, delta("v", attn.v(windows)), attn.num_heads)
 
 
 def branch(
-    attn: Projections, x: Tensor, spec: BranchSpec, attention: Attention, coarse: CoarseBranch | None = None
+    attn: Projections, x: Tensor, spec: BranchSpec, engine: Engine, coarse: CoarseBranch | None = None
 ) -> Tensor:
-    """Compress (coarse branches), make divisible, attend in windows, return to the grid, refine: (b, t, h, w, c) -> (b,
-    t, h, w, c).
+    """Compress (coarse branches), make divisible, attend in windows, return to the grid.
+
+    (b, t, h, w, c) -> (b, t, h, w, c); a coarse branch's result is still to be refined.
     """
-    h, w = x.shape[2:4]
+    t, h, w = x.shape[1:4]
     if coarse is not None:
-        x = compress(x, coarse.compress, coarse.ratio)
-    if spec.resize:
-        x = resize(x, *(nearest_multiple(length, spec.num_windows) for length in x.shape[2:4]), spec.antialias)
-    y = window_attention(attn, project(attn, x, spec, coarse), spec, attention)
-    y = resize(y, h, w, spec.antialias)
-    return y if coarse is None or coarse.refine is None else refine(y, coarse.refine)
+        x = compress(x, coarse.compress, coarse.ratio, engine)
+    size = tuple(nearest_multiple(n, spec.num_windows) if spec.resize else n for n in x.shape[2:4])
+    regions = cut_grid(TokenGrid(t, *size), spec.num_windows, spec.shifted)
+    parts = [
+        attend(attn, to_windows(x, size, region, spec.antialias), region.window_grid(t), spec, coarse, engine)
+        for region in regions
+    ]
+    return from_windows(parts, regions, TokenGrid(t, *size), (h, w), spec.antialias)
 
 
 def ultragen_attention(
-    attn: Projections,
-    x: Tensor,
-    grid: TokenGrid,
-    spec: BlockSpec,
-    extras: BlockExtras,
-    gates: Gates,
-    attention: Attention,
+    attn: Projections, x: Tensor, grid: TokenGrid, spec: BlockSpec, extras: BlockExtras, gates: Gates, engine: Engine
 ) -> Tensor:
     """The layer: x (b, s, c) -> (b, s, c).
 
@@ -105,12 +92,12 @@ def ultragen_attention(
     if x.shape[1] != grid.tokens:
         raise ValueError(f"Token grid must match the sequence, got grid={tuple(grid)}, tokens={x.shape[1]}.")
     x = x.unflatten(1, grid)
-    y = branch(attn, x, spec.local, attention).flatten(1, 3)
+    y = branch(attn, x, spec.local, engine)
     coarse_branches = (
         (spec.hierarchical, extras.hierarchical_branch, gates.hierarchical),
         (spec.global_, extras.global_branch, gates.global_),
     )
     for branch_spec, coarse, gate in coarse_branches:
         if branch_spec is not None:
-            y = torch.lerp(branch(attn, x, branch_spec, attention, coarse).flatten(1, 3), y, gate.to(y.dtype))
-    return attn.o(y)
+            y = refine_blend(branch(attn, x, branch_spec, engine, coarse), coarse.refine, y, gate, engine)
+    return attn.o(y.flatten(1, 3))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .engine import Engine, kernels_for
 from .grid import TokenGrid
 
 THETA = 10000.0
@@ -47,3 +48,14 @@ def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = (angle[:, None, :] for angle in table)
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+def norm_rope(x: Tensor, norm: nn.Module, table: tuple[Tensor, Tensor], heads: int, engine: Engine) -> Tensor:
+    """RMS norm over all channels, then RoPE in every head: x (n, tokens, c) -> the same shape; x may be overwritten.
+
+    norm: an RMS norm with a weight, or the identity (a Wan model without qk norm).
+    """
+    kernels = None if isinstance(norm, nn.Identity) else kernels_for(x)
+    if kernels is not None and x.is_contiguous():
+        return kernels.norm_rope_(x, engine.parameters(norm, x)[0], norm.eps, table)
+    return apply_rope(norm(x).unflatten(-1, (heads, -1)), table).flatten(-2)

@@ -15,10 +15,12 @@ from functools import lru_cache
 from types import MethodType
 
 import comfy.ldm.wan.model as wan
+import comfy.ops
 import torch
 from torch import Tensor
 
 from ..attention.config import BlockSpec
+from ..attention.engine import Engine
 from ..attention.extras import BlockExtras
 from ..attention.gate import Gates, GateTable
 from ..attention.grid import TokenGrid
@@ -57,7 +59,14 @@ def windowed_forward(self, x: Tensor, freqs: Tensor, transformer_options: dict |
         # Looked up at call time, so that whatever attention the user or another pack has chosen is used.
         return wan.optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
 
-    return ultragen_attention(self, x, layer.grid, layer.spec, layer.extras, layer.gates, attention)
+    return ultragen_attention(
+        self, x, layer.grid, layer.spec, layer.extras, layer.gates, Engine(attention, managed_parameters)
+    )
+
+
+def managed_parameters(module: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Parameters of one of ComfyUI's layers: offloaded ones are fetched, LoRA patches applied, all cast to x."""
+    return comfy.ops.cast_bias_weight(module, x)
 
 
 @lru_cache(maxsize=64)
