@@ -16,6 +16,7 @@ from .geometry import Window
 
 EPS = 1e-12  # torch.nn.functional.normalize's own
 SCORE_BYTES = 256 * 2**20
+PLANNED_FROM = 2**24  # elements; below, a better cuDNN plan does not win back the 0.07 s that trying plans takes
 
 
 class Sum(NamedTuple):
@@ -115,7 +116,8 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
         # Named outright: some torch versions send 16-bit 3D convolutions past cuDNN, and the bias would be a pass of its own.
         zeros, ones = (0,) * len(stride), (1,) * len(stride)
         tf32 = torch.backends.cudnn.allow_tf32
-        return Sum(torch.cudnn_convolution(x, weight, zeros, stride, ones, 1, True, False, tf32), bias)
+        planned = x.numel() >= PLANNED_FROM and weight.shape[0] > 16  # to 3 channels all plans are alike, and slow to try
+        return Sum(torch.cudnn_convolution(x, weight, zeros, stride, ones, 1, planned, False, tf32), bias)
     return Sum((F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, stride))
 
 
@@ -129,6 +131,19 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, check: Callable[[]
         scores = q[start : start + block] @ keys
         out[start : start + block] = torch.softmax(scores, dim=-1) @ v
     return out
+
+
+def paste(out: torch.Tensor, source: torch.Tensor) -> None:
+    """out.copy_(source), both (1, c, ...): 16 bytes at a time where channels lie together, up to four times as fast."""
+    maps = [x.movedim(1, -1) for x in (out, source)]
+    step = 16 // out.element_size()
+    if out.is_cuda and all(x.stride(-1) == 1 and x.shape[-1] % step == 0 and _aligned(x, step) for x in maps):
+        maps = [x.view(torch.complex128) for x in maps]
+    maps[0].copy_(maps[1])
+
+
+def _aligned(x: torch.Tensor, step: int) -> bool:
+    return x.storage_offset() % step == 0 and all(stride % step == 0 for stride in x.stride()[:-1])
 
 
 def cropped(x: torch.Tensor, held: Window, want: Window) -> torch.Tensor:

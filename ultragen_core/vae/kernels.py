@@ -6,10 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
-ELEMENTS = 4096  # of one program
+ELEMENTS = 2048  # of one program
 
 
-@triton.jit
+# Not compiled anew for every tile's sizes and corner.
+VARYING = ["rows", "columns", "top", "left", "out_rows", "out_columns"]
+
+
+@triton.jit(do_not_specialize=VARYING)
 def _sum_norm_silu(
     value, bias, skip, gamma, out, rows, columns, top, left, out_rows, out_columns,
     value_t, value_h, value_w, skip_t, skip_h, skip_w, out_t, out_h, out_w, scale, eps,

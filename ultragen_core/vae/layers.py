@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .arithmetic import Sum, attend, convolve, cropped, norm_silu
+from .arithmetic import Sum, attend, convolve, cropped, norm_silu, paste
 from .geometry import Place, Span, Window
 from .joint import Joint, Kit
 
@@ -64,7 +64,7 @@ class Conv(Layer):
         joint = Joint(kit, self.conv, self.need(place.want), place.size_in)
 
         def run(x: Sum, first: bool) -> Sum:
-            joint.fill(x.frames).copy_(cropped(x.total(), place.given, joint.inside))
+            paste(joint.fill(x.frames), cropped(x.total(), place.given, joint.inside))
             return joint()
 
         return run
@@ -175,7 +175,7 @@ class Upsample(Layer):
         def run(x: Sum, first: bool) -> Sum:
             source, held = x.total()[:, None], place.given
             if time_joint and not first:
-                time_joint.fill(x.frames).copy_(cropped(source[:, 0], held, time_joint.inside))
+                paste(time_joint.fill(x.frames), cropped(source[:, 0], held, time_joint.inside))
                 source = time_joint().total().unflatten(1, (2, -1))
             spread(cropped(source, held, below), joint.fill(x.frames * source.shape[1]))
             made = joint()
@@ -187,7 +187,8 @@ class Upsample(Layer):
 def spread(source: torch.Tensor, out: torch.Tensor) -> None:
     """Nearest neighbour: (1, n, c, t, h, w), n frames for each t, to (1, c, t * n, 2h, 2w)."""
     blocks = out.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, source.shape[1]))
-    blocks.copy_(source.permute(0, 2, 3, 1, 4, 5)[..., None, :, None])
+    source = source.permute(0, 2, 3, 1, 4, 5)[..., None, :, None]
+    paste(blocks, source.expand_as(blocks))
 
 
 @dataclass(frozen=True)
@@ -210,12 +211,12 @@ class Downsample(Layer):
         time_joint = self.time_conv and Joint(kit, self.time_conv, place.want, place.size_out)
 
         def run(x: Sum, first: bool) -> Sum:
-            joint.fill(x.frames).copy_(cropped(x.total(), place.given, joint.inside))
+            paste(joint.fill(x.frames), cropped(x.total(), place.given, joint.inside))
             small = joint()
             if not time_joint:
                 return small
             small = small.total()
-            time_joint.fill(x.frames).copy_(cropped(small, place.want, time_joint.inside))
+            paste(time_joint.fill(x.frames), cropped(small, place.want, time_joint.inside))
             if first:
                 time_joint.remember()
                 return Sum(small)
