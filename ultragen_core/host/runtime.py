@@ -25,6 +25,7 @@ from ..attention.extras import BlockExtras
 from ..attention.gate import Gates, GateTable
 from ..attention.grid import TokenGrid
 from ..attention.layer import ultragen_attention
+from .backend import with_fast_attention
 from .extras import LoadedExtras
 
 KEY = "ultragen"
@@ -103,11 +104,14 @@ class Runtime:
         log.info("UltraGen: grid %s, %s", token_grid(dm, noise.shape), self.summary)
         return executor(noise, *args, **kwargs)
 
-    def apply_model(self, executor, x: Tensor, t: Tensor, *args, **kwargs):
-        """Wraps one evaluation: x (b, c, t, h, w) latent, t (b,) sigmas."""
+    def apply_model(
+        self, executor, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None, options=None, **kwargs
+    ):
+        """Wraps one evaluation: x (b, c, t, h, w) latent, t (b,) sigmas; the rest as BaseModel.apply_model has it."""
+        options = kwargs.pop("transformer_options", options) or {}
         base = executor.class_obj
         if not self.active(base.model_sampling, t):
-            return executor(x, t, *args, **kwargs)
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         dm = diffusion_model(base)
         appended = kwargs.get("time_dim_concat")
         grid = token_grid(dm, x.shape, 0 if appended is None else token_grid(dm, appended.shape).t)
@@ -117,8 +121,9 @@ class Runtime:
         for index, spec in self.specs.items():
             attn = dm.blocks[index].self_attn
             layers[attn] = BlockLayer(attn.forward, spec, extras[str(index)], gates[index], grid)
+        options = with_fast_attention(options, x.device)
         with installed(layers):
-            return executor(x, t, *args, **kwargs)
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def active(self, model_sampling, t: Tensor) -> bool:
         """Whether any block is chosen and this step lies between start and end percent, by the sampling settings in
