@@ -17,7 +17,7 @@ from tools import comfyui
 from tools.console import Trouble, say
 
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
-TESTS = ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6"]
+TESTS = ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "triton==3.6.0; sys_platform == 'linux'"]
 # The converter of workflows and what it imports. Without its own dependencies: half of them are for telemetry.
 CONVERTER = ["comfy-cli==1.23.0"]
 CLIENT = ["pathspec", "typer", "pyyaml", "websocket-client", "av>=16.0.0", "Pillow", "numpy"]

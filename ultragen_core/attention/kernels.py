@@ -202,7 +202,7 @@ def norm_rope_(x: Tensor, weight: Tensor, eps: float, table: tuple[Tensor, Tenso
 
 
 def compress(x: Tensor, weight: Tensor, bias: Tensor, ratio: int) -> Tensor:
-    """Strided depthwise convolution by weight (c, 1, ratio, ratio): (b, t, h, w, c) -> (b, t, h / ratio, w / ratio, c)."""
+    """Depthwise convolution, weight (c, 1, ratio, ratio): (b, t, h, w, c) -> (b, t, h // ratio, w // ratio, c)."""
     b, t, h, w, c = x.shape
     out = x.new_empty(b, t, h // ratio, w // ratio, c)
     _compress_kernel[(out.numel() // c,)](

@@ -73,7 +73,8 @@ def compress(x: Tensor, conv: nn.Module, ratio: int, engine: Engine) -> Tensor:
     frames = rearrange(x, "b t h w c -> (b t) c h w")
     if min(h, w) < ratio:
         frames = F.pad(frames, (0, max(ratio - w, 0), 0, max(ratio - h, 0)), mode="replicate")
-    return rearrange(conv(frames), "(b t) c h w -> b t h w c", b=b)
+    # Depthwise convolutions are several times faster on channel-first memory, the copy included.
+    return rearrange(conv(frames.contiguous()), "(b t) c h w -> b t h w c", b=b)
 
 
 def refine_blend(coarse: Tensor, conv: nn.Module | None, y: Tensor, gate: Tensor, engine: Engine) -> Tensor:
@@ -85,5 +86,6 @@ def refine_blend(coarse: Tensor, conv: nn.Module | None, y: Tensor, gate: Tensor
     if kernels is not None and conv is not None and y.is_contiguous() and coarse.is_contiguous():
         return kernels.refine_blend_(coarse, *engine.parameters(conv, coarse), y, gate)
     if conv is not None:
-        coarse = rearrange(conv(rearrange(coarse, "b t h w c -> b c t h w")), "b c t h w -> b t h w c")
+        coarse = conv(rearrange(coarse, "b t h w c -> b c t h w").contiguous())
+        coarse = rearrange(coarse, "b c t h w -> b t h w c")
     return torch.lerp(coarse, y, gate[:, :, None, None].to(y.dtype))

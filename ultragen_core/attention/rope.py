@@ -42,12 +42,14 @@ def rope_table(grid: TokenGrid, head_dim: int, device: torch.device) -> tuple[Te
 
 
 def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs of neighbouring channels: x (b, tokens, heads, head_dim) -> the same shape and dtype, computed in
-    float32.
-    """
+    """Rotate pairs of neighbouring channels, in float32: x (b, tokens, heads, head_dim) -> the same shape and dtype."""
     cos, sin = (angle[:, None, :] for angle in table)
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    out = torch.empty_like(x)
+    pairs = out.unflatten(-1, (-1, 2))
+    pairs[..., 0] = torch.addcmul(even * cos, odd, sin, value=-1)
+    pairs[..., 1] = torch.addcmul(even * sin, odd, cos)
+    return out
 
 
 def norm_rope(x: Tensor, norm: nn.Module, table: tuple[Tensor, Tensor], heads: int, engine: Engine) -> Tensor:
