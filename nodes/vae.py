@@ -16,8 +16,8 @@ def tile_input() -> io.Int.Input:
         min=0,
         max=4096,
         step=32,
-        tooltip="Side of a tile in pixels; 0 takes the largest that fits into free memory. The result is the same for every "
-        f"size, only memory and time differ. At least {host.SMALLEST_TILE}.",
+        tooltip="Side of a tile in pixels; 0 takes the largest that fits into free memory. The result is the same for "
+        f"every size, only memory and time differ. At least {host.SMALLEST_TILE}.",
     )
 
 
@@ -40,8 +40,8 @@ class UltraGenVAETiling(io.ComfyNode):
             node_id="UltraGenVAETiling",
             display_name="UltraGen Exact VAE Tiling",
             category=CATEGORY,
-            description="Makes every core node decode and encode with this Wan VAE in tiles, without seams: the result equals "
-            "that of the whole frame, in a fraction of the memory.",
+            description="Makes every core node decode and encode with this Wan VAE in tiles, without seams: the result "
+            "equals that of the whole frame, in a fraction of the memory.",
             inputs=[io.Vae.Input("vae"), tile_input()],
             outputs=[io.Vae.Output()],
         )
@@ -62,8 +62,8 @@ class UltraGenVAEDecode(io.ComfyNode):
             node_id="UltraGenVAEDecode",
             display_name="UltraGen Exact VAE Decode",
             category=CATEGORY,
-            description="Decodes a video in tiles that equal the decode of the whole frame. For long 4K videos prefer UltraGen "
-            "Save Video: images of 81 4K frames take 8 GB of memory.",
+            description="Decodes a video in tiles that equal the decode of the whole frame. For long 4K videos prefer "
+            "UltraGen Save Video: images of 81 4K frames take 8 GB of memory.",
             inputs=[io.Latent.Input("samples"), io.Vae.Input("vae"), tile_input()],
             outputs=[io.Image.Output()],
         )

@@ -36,24 +36,32 @@ def refusal(vae) -> str:
 
 def decoded_shape(vae, latent_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """(batch, frames, height, width) of what a latent of shape (b, c, t, h, w) or (b, c, h, w) decodes to."""
-    ratio, rows, columns = vae.upscale_ratio if isinstance(vae.upscale_ratio, tuple) else (None, *[vae.upscale_ratio] * 2)
+    ratio, rows, columns = (
+        vae.upscale_ratio if isinstance(vae.upscale_ratio, tuple) else (None, *[vae.upscale_ratio] * 2)
+    )
     frames = ratio(latent_shape[2]) if ratio and len(latent_shape) == 5 else 1
     return latent_shape[0], frames, latent_shape[-2] * rows, latent_shape[-1] * columns
 
 
 @torch.no_grad()
 def stream_decode(
-    vae, samples: torch.Tensor, write: Write, tile: int | None = None, progress: Report | comfy.utils.ProgressBar | None = None
+    vae,
+    samples: torch.Tensor,
+    write: Write,
+    tile: int | None = None,
+    progress: Report | comfy.utils.ProgressBar | None = None,
 ) -> None:
     """Decode the latent (b, c, t, h, w) exactly, in tiles, handing every finished piece to `write(region, pixels)`.
 
-    `pixels` is (frames, rows, columns, 3), float, 0..1, on the decode device, and the writer's to change. When memory runs
-    out, all regions of that video come again, in smaller pieces. `tile` is a side in output pixels; None takes the largest
-    that fits into free device memory. `progress` is a ComfyUI ProgressBar or called as progress(done, total).
+    `pixels` is (frames, rows, columns, 3), float, 0..1, on the decode device, and the writer's to change. When memory
+    runs out, all regions of that video come again, in smaller pieces. `tile` is a side in output pixels; None takes the
+    largest that fits into free device memory. `progress` is a ComfyUI ProgressBar or called as progress(done, total).
     Raises vae_run.NotEnoughMemory when even the smallest tile does not fit, ValueError for a tile below SMALLEST_TILE.
     """
     if tile is not None and tile < SMALLEST_TILE:
-        raise ValueError(f"A tile must be at least {SMALLEST_TILE} pixels, got {tile}. Choose a larger one, or None for auto.")
+        raise ValueError(
+            f"A tile must be at least {SMALLEST_TILE} pixels, got {tile}. Choose a larger one, or None for auto."
+        )
     if known(vae).refusal:
         _stream_from_core(vae, samples, write)
         return
@@ -86,7 +94,7 @@ def decode(vae, samples: torch.Tensor, tile: int | None = None) -> torch.Tensor:
 
 @torch.no_grad()
 def encode(vae, pixels: torch.Tensor, tile: int | None = None) -> torch.Tensor:
-    """An IMAGE (frames, height, width, 3), or (b, frames, height, width, 3), to latents (b, c, t, h, w), as core's vae.encode."""
+    """An IMAGE ([b,] frames, height, width, 3) to latents (b, c, t, h, w), as core's vae.encode."""
     if known(vae).refusal:
         return vae.encode(pixels)
     pixels = vae.vae_encode_crop_pixels(pixels).movedim(-1, 1)
@@ -103,8 +111,8 @@ def encode(vae, pixels: torch.Tensor, tile: int | None = None) -> torch.Tensor:
 def tiled(vae, tile: int | None = None):
     """A copy of the VAE whose decode, decode_tiled, encode and encode_tiled are exact and tiled; same patcher.
 
-    Core's nodes call these four. Core's own tile sizes are dropped: they decide how wrong the result is, ours only how much
-    memory it takes.
+    Core's nodes call these four. Core's own tile sizes are dropped: they decide how wrong the result is, ours only how
+    much memory it takes.
     """
     exact = copy.copy(vae)
 

@@ -1,4 +1,4 @@
-"""Which VAEs the exact tiled path may take over: those whose layers are understood and whose result agrees with core's."""
+"""Which VAEs the exact tiles may take over: those whose layers are understood and whose result agrees with core's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def known(vae) -> Known:
     if model not in _examined:
         _examined[model] = _examine(vae)
         if _examined[model].refusal:
-            logging.warning("UltraGen: this VAE is left to ComfyUI's own decode and encode. %s", _examined[model].refusal)
+            logging.warning(
+                "UltraGen: this VAE is left to ComfyUI's own decode and encode. %s", _examined[model].refusal
+            )
     return _examined[model]
 
 

@@ -1,8 +1,9 @@
-"""One video through the exact tiled VAE under ComfyUI's memory manager: choose a tile, run, and halve it when memory runs out."""
+"""One video through the exact tiles under ComfyUI's memory manager: choose a tile, halve it when memory runs out."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -66,7 +67,9 @@ def kit(vae) -> Kit:
     return Kit(weights, device, dtype, mm.throw_exception_if_processing_interrupted)
 
 
-def decode_video(vae, layers: Sequence[Layer], z: torch.Tensor, tile: int | None, emit: decode.Emit, report: Report) -> None:
+def decode_video(
+    vae, layers: Sequence[Layer], z: torch.Tensor, tile: int | None, emit: decode.Emit, report: Report
+) -> None:
     """Latents (1, c, t, h, w) to pieces of pixels; see decode.in_tiles for `emit`. `tile` is in output pixels."""
     head, tail = decode.split(layers)
     length, latents = z.shape[2], tuple(z.shape[-2:])
@@ -76,7 +79,9 @@ def decode_video(vae, layers: Sequence[Layer], z: torch.Tensor, tile: int | None
 
     def tile_need(tile: int) -> int:
         cut = Cut(size, tile, unit)
-        return _with_reserve(need(tail, places(tail, latents, next(cut.tiles()), cut.clip), channels, chunks, vae.vae_dtype))
+        return _with_reserve(
+            need(tail, places(tail, latents, next(cut.tiles()), cut.clip), channels, chunks, vae.vae_dtype)
+        )
 
     frame_need = _frame_need(head, latents, z.shape[1], chunks, vae.vae_dtype)
     shelf_bytes = channels * length * latents[0] * latents[1] * vae.vae_dtype.itemsize
@@ -159,11 +164,11 @@ def candidates(longest: int) -> list[int]:
 
 def tile_phase(run: Callable[[int], None], tile: int, tile_need: Callable[[int], int]) -> None:
     """run(tile), with half the tile each time memory runs out."""
-    while not _fits(lambda: run(tile)):
+    while not _fits(functools.partial(run, tile)):
         if tile <= SMALLEST_TILE:
             raise NotEnoughMemory(
-                f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels and did not "
-                "get them. Unload other models (or close other programs that use the GPU) and run this node again."
+                f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels and did "
+                "not get them. Unload other models (or close other programs that use the GPU) and run this node again."
             )
         logging.warning("UltraGen VAE: memory ran out with tiles of %d pixels, going on with half of that.", tile)
         tile = max(SMALLEST_TILE, tile // 2)
@@ -176,8 +181,8 @@ def whole_frame_phase(run: Callable[[torch.device], Shelf], home: torch.device, 
         if _fits(lambda place=place: made.append(run(place))):
             return made[0]
     raise NotEnoughMemory(
-        f"The VAE's attention over a whole frame of {what} needs about {frame_need / 2**20:.0f} MiB and did not get them. "
-        "Unload other models (or close other programs that use the GPU), or decode a smaller video."
+        f"The VAE's attention over a whole frame of {what} needs about {frame_need / 2**20:.0f} MiB and did not get "
+        "them. Unload other models (or close other programs that use the GPU), or decode a smaller video."
     )
 
 
@@ -200,7 +205,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def free_memory(vae) -> int:
     patcher = vae.patcher
-    return patcher.get_free_memory(vae.device) if hasattr(patcher, "get_free_memory") else mm.get_free_memory(vae.device)
+    return (
+        patcher.get_free_memory(vae.device) if hasattr(patcher, "get_free_memory") else mm.get_free_memory(vae.device)
+    )
 
 
 def on_device(vae) -> contextlib.AbstractContextManager:
@@ -208,7 +215,9 @@ def on_device(vae) -> contextlib.AbstractContextManager:
     return torch.cuda.device(vae.device) if vae.device.type == "cuda" else contextlib.nullcontext()
 
 
-def _frame_need(layers: Sequence[Layer], size: tuple[int, int], channels: int, chunks: Sequence[int], dtype: torch.dtype) -> int:
+def _frame_need(
+    layers: Sequence[Layer], size: tuple[int, int], channels: int, chunks: Sequence[int], dtype: torch.dtype
+) -> int:
     return _with_reserve(need(layers, places(layers, size, Window.whole(size), (True, True)), channels, chunks, dtype))
 
 

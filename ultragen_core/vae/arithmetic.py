@@ -91,7 +91,9 @@ def fused(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
 
 def _try_kernels(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    value, skip = (torch.randn(1, 2, 5, 7, 96, generator=generator).to(device, dtype).permute(0, 4, 1, 2, 3) for _ in range(2))
+    value, skip = (
+        torch.randn(1, 2, 5, 7, 96, generator=generator).to(device, dtype).permute(0, 4, 1, 2, 3) for _ in range(2)
+    )
     bias, gamma = (torch.randn(96, generator=generator).to(device, dtype) for _ in range(2))
     total = value.float() + bias.float().view(1, -1, 1, 1, 1) + skip.float()
     expected = F.silu(Norm(96**0.5, gamma.float(), None)(total))
@@ -113,16 +115,18 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, s
 
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: tuple[int, ...]) -> Sum:
     if x.is_cuda and torch.version.hip is None and torch.backends.cudnn.enabled:
-        # Named outright: some torch versions send 16-bit 3D convolutions past cuDNN, and the bias would be a pass of its own.
+        # Named outright: some torch versions send 16-bit 3D convolutions past cuDNN; the bias would be its own pass.
         zeros, ones = (0,) * len(stride), (1,) * len(stride)
         tf32 = torch.backends.cudnn.allow_tf32
-        planned = x.numel() >= PLANNED_FROM and weight.shape[0] > 16  # to 3 channels all plans are alike, and slow to try
+        planned = (
+            x.numel() >= PLANNED_FROM and weight.shape[0] > 16
+        )  # to 3 channels all plans are alike, and slow to try
         return Sum(torch.cudnn_convolution(x, weight, zeros, stride, ones, 1, planned, False, tf32), bias)
     return Sum((F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, stride))
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, check: Callable[[], None]) -> torch.Tensor:
-    """One head over all tokens, q, k, v (s, c), a block of queries at a time: no flash kernel takes a head this wide."""
+    """One head over all tokens, q, k, v (s, c), in blocks of queries: no flash kernel takes a head this wide."""
     out = torch.empty_like(q)
     q, keys = q * q.shape[1] ** -0.5, k.t()
     block = max(1, SCORE_BYTES // (k.shape[0] * k.element_size()))

@@ -1,8 +1,9 @@
 """Latents to pixels in tiles, equal to the decode of the whole frame.
 
-The one thing in the decoder that looks at the whole frame is the attention in its middle, at the latents' resolution. So
-the layers up to it run once over whole frames, and what follows runs tile by tile: all frames of a tile, then the next,
-with only one tile's memories of past frames alive at a time.
+The one thing in the decoder that looks at the whole frame is the attention in its middle, at the latents' resolution.
+So the layers up to it run once over whole frames, and what follows runs tile by tile: all frames of a tile, then the
+next, with only one tile's memories of past frames alive at a time. (Running more layers before the cut saves 2% of the
+work and costs twice the memory.)
 """
 
 from __future__ import annotations

@@ -26,11 +26,17 @@ def split(layers: Sequence[Layer]) -> tuple[Sequence[Layer], Sequence[Layer]]:
 
 
 def in_tiles(
-    layers: Sequence[Layer], pixels: Pixels, size: tuple[int, int], cut: Cut, kit: Kit, shelf: Shelf, tick: Callable[[], None]
+    layers: Sequence[Layer],
+    pixels: Pixels,
+    size: tuple[int, int],
+    cut: Cut,
+    kit: Kit,
+    shelf: Shelf,
+    tick: Callable[[], None],
 ) -> None:
     """Pixels through the layers before the attention, tile after tile, onto the shelf; `cut` is a cut of the features.
 
-    pixels(frames, window) gives (1, c, frames, rows, columns) as the VAE takes them; `size` is that of a frame in pixels.
+    pixels(frames, window) gives (1, c, frames, rows, columns) as the VAE takes them; `size` is a frame's in pixels.
     """
     for tile in cut.tiles():
         where = places(layers, size, tile, cut.clip)

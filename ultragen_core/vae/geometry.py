@@ -1,7 +1,8 @@
 """Which part of each layer's map a tile needs.
 
-All coordinates are pixels of the map at hand (latents, features, output), so the same spans work for every layer. A span may
-reach over the image's edge: what lies outside is never written into a convolution's input, and so is its zero padding.
+All coordinates are pixels of the map at hand (latents, features, output), so the same spans work for every layer. A
+span may reach over the image's edge: what lies outside is never written into a convolution's input, and so is its zero
+padding.
 """
 
 from __future__ import annotations
@@ -106,10 +107,10 @@ def output_size(layers: Sequence[Shape], size: tuple[int, int]) -> tuple[int, in
 
 
 def places(layers: Sequence[Shape], size: tuple[int, int], want: Window, clip: tuple[bool, bool]) -> list[Place]:
-    """Follow `want`, a window of the last layer's map, back through all layers: each gets exactly what those after it need.
+    """Follow `want`, a window of the last layer's map, back through all layers: each gets what those after it need.
 
-    `clip` says, for rows and columns, whether windows end at the image's edge. Where they do not, every tile of a cut has
-    the same shape in every layer, so that cuDNN plans each convolution once.
+    `clip` says, for rows and columns, whether windows end at the image's edge. Where they do not, every tile of a cut
+    has the same shape in every layer, so that cuDNN plans each convolution once.
     """
     sizes = [size]
     for layer in layers:

@@ -22,8 +22,9 @@ def _formats(device: torch.device) -> dict[int, torch.memory_format]:
 class Kit:
     """Device, dtype and weights of one decode or encode.
 
-    `weights(module)` gives a convolution's weight and bias as they are to be used (cast, patched, on the device); each is
-    asked for once. `kept` is where a Fork leaves its input for its Join. `check()` may raise to end the run; it is called between small pieces of work.
+    `weights(module)` gives a convolution's weight and bias as they are to be used (cast, patched, on the device); each
+    is asked for once. `kept` is where a Fork leaves its input for its Join. `check()` may raise to end the run; it is
+    called between small pieces of work.
     """
 
     def __init__(self, weights: Weights, device: torch.device, dtype: torch.dtype, check: Callable[[], None]):
@@ -40,7 +41,9 @@ class Kit:
     def norm(self, module: torch.nn.Module) -> Norm:
         if module not in self._known:
             gamma, offset = module.gamma, module.bias
-            gamma, offset = (None if p is None else p.detach().to(self.device, self.dtype).flatten() for p in (gamma, offset))
+            gamma, offset = (
+                None if p is None else p.detach().to(self.device, self.dtype).flatten() for p in (gamma, offset)
+            )
             self._known[module] = Norm(module.scale, gamma, offset)
         return self._known[module]
 
@@ -62,11 +65,13 @@ class Joint:
         self.inside = reach.clip(size)
         self._kit, self._size, self._crop = kit, reach.size, self.inside.inside(reach)
         self._memory = self.weight.shape[2] - self.stride[0] if self.weight.ndim == 5 else 0
+        # Nothing comes before a first frame. Newer ComfyUI shortens the kernel there, older convolves over zeros (and
+        # pads all six sides by itself): the same numbers, rounded otherwise, so each is followed.
+        self._shortens = self.stride[0] > 1 or not isinstance(getattr(module, "_padding", 0), tuple)
         self._past, self._frames = None, None
 
     def fill(self, frames: int) -> torch.Tensor:
-        # Nothing comes before a video's first frame: a shorter kernel instead of a convolution over zeros.
-        memory = self._memory if self._past is not None or frames > 1 else 0
+        memory = 0 if self._past is None and frames == 1 and self._shortens else self._memory
         self._frames = self._kit.empty(self.weight.shape[1], memory + frames, self._size)
         if memory:
             self._frames[:, :, :memory] = 0 if self._past is None else self._past

@@ -1,4 +1,4 @@
-"""One pass over memory instead of five: bias, residual sum, RMS norm and SiLU in a Triton kernel. Imported only where it can run."""
+"""Bias, residual sum, RMS norm and SiLU in one pass over memory: a Triton kernel, imported only where it can run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def norm_silu(
     eps: float,
     corner: tuple[int, int],
 ) -> None:
-    """out = SiLU(norm(value + bias + skip)) from `corner` on, as large as `out`; the sum stays in `value` if to be kept."""
+    """out = SiLU(norm(value + bias + skip)) from `corner` on, as large as `out`; a sum to `keep` stays in `value`."""
     _launch(value, bias, skip, keep and not (bias is None and skip is None), gamma, out, scale, eps, corner)
 
 

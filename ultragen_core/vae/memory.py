@@ -41,8 +41,10 @@ class Meter(TorchDispatchMode):
         self._live -= size
 
 
-def need(layers: Sequence[Layer], where: Sequence[Place], channels: int, chunks: Sequence[int], dtype: torch.dtype) -> int:
-    """Peak bytes of `layers` over the places `where`, weights included, given `chunks` of so many frames of `channels`."""
+def need(
+    layers: Sequence[Layer], where: Sequence[Place], channels: int, chunks: Sequence[int], dtype: torch.dtype
+) -> int:
+    """Peak bytes of `layers` over the places `where`, weights included, for `chunks` of frames of `channels`."""
 
     def weights(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
         bias = None if module.bias is None else torch.empty(module.bias.shape, dtype=dtype, device="meta")

@@ -1,4 +1,4 @@
-"""Where a video's features wait between the two halves of a decode or encode: on the device, or in the host's memory."""
+"""Where a video's features wait between the two halves of a decode or encode: on the device, or on the host."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Shelf:
         inside = window.clip(self.size)
         rows, columns = inside.inside(Window.whole(self.size))
         part = self._frames[index : index + 1, rows, columns].permute(3, 0, 1, 2)[None]
-        if inside == window:
-            return part.to(kit.device)
-        out = kit.empty(part.shape[1], 1, window.size).zero_()
+        out = kit.empty(part.shape[1], 1, window.size)
+        if inside != window:
+            out.zero_()
         rows, columns = inside.inside(window)
         out[..., rows, columns] = part
         return out

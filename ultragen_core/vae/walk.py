@@ -1,4 +1,4 @@
-"""Reads ComfyUI's Wan VAE modules into layers, in the order in which they run. Both versions' modules have the same parts."""
+"""Reads ComfyUI's Wan VAE modules into layers, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from .layers import Attention, Conv, Downsample, Fork, Head, Join, Layer, Patchify, Residual, Unpatchify, Upsample
+from .layers import Attention, Conv, Downsample, Head, Layer, Residual, Upsample
+from .wan22 import Fork, Join, Patchify, Unpatchify
 
 
 class UnknownLayer(TypeError):

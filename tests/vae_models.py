@@ -1,0 +1,80 @@
+"""Narrow Wan VAEs with every parameter random, and both directions of the exact tiles without a host."""
+
+from __future__ import annotations
+
+import torch
+
+from ultragen_core.vae import decode, encode
+from ultragen_core.vae.geometry import Cut, Window, output_size
+from ultragen_core.vae.joint import Kit
+from ultragen_core.vae.shelf import Shelf
+from ultragen_core.vae.walk import decoder_layers, encoder_layers
+
+UNITS = {"2.1": 8, "2.2": 16}
+
+
+def narrow(version: str, channels: int = 4, width: int = 16) -> torch.nn.Module:
+    import comfy.ldm.wan.vae
+    import comfy.ldm.wan.vae2_2
+
+    common = {"z_dim": channels, "temperal_downsample": [False, True, True]}
+    if version == "2.1":
+        model = comfy.ldm.wan.vae.WanVAE(dim=width, **common)
+    else:
+        model = comfy.ldm.wan.vae2_2.WanVAE(dim=width, dec_dim=width, **common)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("gamma"):
+            parameter.data = 1 + 0.1 * noise
+        else:
+            parameter.data = noise * (0.1 if name.endswith("bias") else parameter[0].numel() ** -0.5)
+    return model.eval().requires_grad_(False)
+
+
+def toy_vae(width: int = 16):
+    """comfy.sd.VAE around a narrow Wan 2.1 VAE, through its own detection."""
+    import comfy.sd
+
+    return comfy.sd.VAE(sd=narrow("2.1", channels=16, width=width).state_dict())
+
+
+def kit() -> Kit:
+    return Kit(lambda conv: (conv.weight, conv.bias), torch.device("cpu"), torch.float32, lambda: None)
+
+
+def tiled_decode(model: torch.nn.Module, z: torch.Tensor, tile: int) -> torch.Tensor:
+    head, tail = decode.split(decoder_layers(model))
+    shelf = Shelf(z.shape[2], tuple(z.shape[-2:]), torch.device("cpu"))
+    decode.whole_frames(head, z, kit(), shelf, lambda: None)
+    size = output_size(tail, shelf.size)
+    out = torch.full((1, 3, 4 * z.shape[2] - 3, *size), float("nan"))
+
+    def emit(frames: slice, window: Window, pixels: torch.Tensor) -> None:
+        rows, columns = window.inside(Window.whole(size))
+        assert out[:, :, frames, rows, columns].isnan().all(), "a piece was written twice"
+        out[:, :, frames, rows, columns] = pixels
+
+    decode.in_tiles(tail, shelf, Cut(size, tile, size[0] // shelf.size[0]), kit(), emit, lambda: None)
+    return out
+
+
+def tiled_encode(model: torch.nn.Module, x: torch.Tensor, tile: int) -> torch.Tensor:
+    head, tail = encode.split(encoder_layers(model))
+    size = tuple(x.shape[-2:])
+    latents = output_size(head, size)
+    shelf = Shelf((x.shape[2] + 3) // 4, latents, torch.device("cpu"))
+
+    def pixels(frames: slice, window: Window) -> torch.Tensor:
+        rows, columns = window.inside(Window.whole(size))
+        return x[:, :, frames, rows, columns]
+
+    cut = Cut(latents, tile // (size[0] // latents[0]), 1)
+    encode.in_tiles(head, pixels, size, cut, kit(), shelf, lambda: None)
+    return encode.whole_frames(tail, shelf, kit(), lambda: None).chunk(2, dim=1)[0]
+
+
+def error(ours: torch.Tensor, core: torch.Tensor) -> float:
+    """Largest difference, of the reference's maximum."""
+    assert ours.shape == core.shape
+    return ((ours - core).abs().max() / core.abs().max()).item()
