@@ -11,16 +11,17 @@ LocalConfigType = io.Custom("ULTRAGEN_LOCAL")
 GlobalConfigType = io.Custom("ULTRAGEN_GLOBAL")
 
 
-def gate_inputs(sides: str) -> list:
+def gate_inputs(fine: str, coarse: str) -> list:
     """A gate: trained where there are weights, or a line over the sampling run."""
+    share = f"With gate = schedule: share of {fine} against {coarse}, 0 to 1,"
     return [
         io.Combo.Input(
             "gate",
             options=["trained", "schedule"],
             default="trained",
             tooltip=(
-                f"How {sides} are weighed. trained: by the checkpoint's own gates (without weights: from 0.5 to 1)."
-                " schedule: by the two values below, for experiments."
+                f"How {fine} and {coarse} are weighed. trained: by the checkpoint's own gates (without weights: from"
+                " 0.5 to 1). schedule: by the two values below, for experiments."
             ),
         ),
         io.Float.Input(
@@ -29,10 +30,7 @@ def gate_inputs(sides: str) -> list:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip=(
-                f"With gate = schedule: share of the first of {sides} at pure noise. Lower it for a more coherent"
-                " layout."
-            ),
+            tooltip=f"{share} at pure noise. Lower it for a more coherent layout.",
         ),
         io.Float.Input(
             "gate_at_end",
@@ -40,10 +38,7 @@ def gate_inputs(sides: str) -> list:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip=(
-                f"With gate = schedule: share of the first of {sides} at the finished video; linear in sigma between."
-                " Raise it for detail."
-            ),
+            tooltip=f"{share} at the finished video; linear in sigma between. Raise it for detail.",
         ),
     ]
 
@@ -110,7 +105,7 @@ class UltraGenLocalConfig(io.ComfyNode):
                 ),
                 windows_input("hierarchical_windows_even", 2, "the hierarchical branch in even blocks"),
                 windows_input("hierarchical_windows_odd", 3, "the hierarchical branch in odd blocks"),
-                *gate_inputs("local and hierarchical"),
+                *gate_inputs("the local branch", "the hierarchical branch"),
             ],
             outputs=[LocalConfigType.Output("local_config")],
         )
@@ -184,7 +179,7 @@ class UltraGenGlobalConfig(io.ComfyNode):
                         " them off."
                     ),
                 ),
-                *gate_inputs("local with hierarchical and global"),
+                *gate_inputs("local and hierarchical together", "the global branch"),
                 io.String.Input(
                     "dense_blocks",
                     default="auto",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
 from ..ultragen_core.host.load import RULES, load_extras_file, load_model
 from ..ultragen_core.host.patch import Settings, apply
-from ..ultragen_core.weights.extras_file import load_extras, save_extras
+from ..ultragen_core.weights.extras_file import extract
 from .config import GlobalConfigType, LocalConfigType
 
 WEIGHT_DTYPES = {
@@ -86,13 +84,21 @@ class UltraGenApply(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="A Wan 2.1 or 2.2 model, in any precision."),
                 io.Combo.Input(
+                    "attention_rule",
+                    options=[rule for rule in RULES if rule != "dense"],
+                    default="auto",
+                    tooltip=(
+                        "auto: the rule that the extra weights were trained for, and an error if there are none."
+                        " ultragen: also without extra weights (experimental: average pooling, quality unmeasured)."
+                    ),
+                ),
+                io.Combo.Input(
                     "extras",
                     options=[NONE, *folder_paths.get_filename_list("model_patches")],
                     default=NONE,
                     tooltip=(
                         "UltraGen's extra weights, a file of models/model_patches made by UltraGen Extract Weights."
-                        " none: those that the model has already, or no weights at all (experimental: average pooling,"
-                        " quality unmeasured)."
+                        " none: those that the model has already, if it has any."
                     ),
                 ),
                 io.Float.Input(
@@ -102,9 +108,9 @@ class UltraGenApply(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "Part of the sampling run after which UltraGen's attention starts; before it attention is"
-                        " dense. Raise it to let the first steps, which decide the layout, see the whole frame at full"
-                        " cost."
+                        "Part of the sampling run (0.3 is its first 30 %) after which UltraGen's attention starts;"
+                        " before it attention is dense. Raise it to let the first steps, which decide the layout, see"
+                        " the whole frame at full cost."
                     ),
                 ),
                 io.Float.Input(
@@ -114,8 +120,8 @@ class UltraGenApply(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "Part of the sampling run after which attention is dense again. Leave it at 1 for trained"
-                        " weights."
+                        "Part of the sampling run (0 to 1) after which attention is dense again. Leave it at 1 for"
+                        " trained weights."
                     ),
                 ),
                 LocalConfigType.Input(
@@ -129,11 +135,13 @@ class UltraGenApply(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, extras, start_percent, end_percent, local_config=None, global_config=None) -> io.NodeOutput:
+    def execute(
+        cls, model, attention_rule, extras, start_percent, end_percent, local_config=None, global_config=None
+    ) -> io.NodeOutput:
         configs = {
             name: config for name, config in (("local", local_config), ("global_", global_config)) if config is not None
         }
-        settings = Settings(start_percent=start_percent, end_percent=end_percent, **configs)
+        settings = Settings(start_percent=start_percent, end_percent=end_percent, rule=attention_rule, **configs)
         loaded = (
             None if extras == NONE else load_extras_file(folder_paths.get_full_path_or_raise("model_patches", extras))
         )
@@ -171,16 +179,10 @@ class UltraGenExtractWeights(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint, file_name) -> io.NodeOutput:
-        if not file_name.strip() or Path(file_name).name != file_name or file_name.startswith("."):
-            raise ValueError(f"file_name must be a plain name without folders, got {file_name!r}.")
-        extras = load_extras(folder_paths.get_full_path_or_raise("diffusion_models", checkpoint))
-        folder = Path(folder_paths.get_folder_paths("model_patches")[0])
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{file_name}.safetensors"
-        save_extras(extras, path)
-        return io.NodeOutput(
-            str(path), ui=ui.PreviewText(f"{len(extras.blocks)} blocks, {path.stat().st_size / 2**20:.1f} MiB: {path}")
-        )
+        source = folder_paths.get_full_path_or_raise("diffusion_models", checkpoint)
+        path, blocks = extract(source, folder_paths.get_folder_paths("model_patches")[0], file_name)
+        said = f"{blocks} blocks, {path.stat().st_size / 2**20:.1f} MiB: {path}"
+        return io.NodeOutput(str(path), ui=ui.PreviewText(said))
 
 
 NODES = [UltraGenLoadModel, UltraGenApply, UltraGenExtractWeights]

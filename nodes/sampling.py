@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import comfy.model_management
 import folder_paths
-import torch
 from comfy_api.latest import io, ui
 
-from ..ultragen_core.host.sampling import with_shift
+from ..ultragen_core.host.sampling import empty_latent, with_shift
 from ..ultragen_core.prompts import parse_prompts
 from ..ultragen_core.sampling import PUBLISHED_SHIFT, flow_sigmas, shift_for_size
-from ..ultragen_core.sizes import PRESETS, VideoSize, latent_shape, round_up
+from ..ultragen_core.sizes import PRESETS, VideoSize, pixels_of
 
 CUSTOM = "custom"
 NO_FILE = "none"
@@ -73,9 +71,7 @@ class UltraGenModelSampling(io.ComfyNode):
     @classmethod
     def execute(cls, model, shift, steps, latent=None) -> io.NodeOutput:
         if latent is not None:
-            ratio = latent.get("downscale_ratio_spacial", 8)
-            height, width = (ratio * length for length in latent["samples"].shape[-2:])
-            shift = shift_for_size(width, height, shift)
+            shift = shift_for_size(*pixels_of(latent["samples"].shape), shift)
         return io.NodeOutput(with_shift(model, shift), flow_sigmas(steps, shift))
 
 
@@ -126,23 +122,9 @@ class UltraGenEmptyLatent(io.ComfyNode):
     @classmethod
     def execute(cls, preset, width, height, frames, batch_size, vae=None) -> io.NodeOutput:
         wanted = PRESETS.get(preset, VideoSize(width, height, frames))
-        layout = (
-            {}
-            if vae is None
-            else {
-                "channels": vae.latent_channels,
-                "spatial": vae.spacial_compression_encode(),
-                "temporal": vae.temporal_compression_decode(),
-            }
-        )
-        size = round_up(wanted, **{name: ratio for name, ratio in layout.items() if name != "channels"})
-        samples = torch.zeros(
-            latent_shape(size, batch_size, **layout), device=comfy.model_management.intermediate_device()
-        )
+        latent, size = empty_latent(wanted, batch_size, vae)
         said = str(size) if size == wanted else f"{size} (rounded up from {wanted})"
-        return io.NodeOutput(
-            {"samples": samples, "downscale_ratio_spacial": layout.get("spatial", 8)}, ui=ui.PreviewText(said)
-        )
+        return io.NodeOutput(latent, ui=ui.PreviewText(said))
 
 
 class UltraGenPrompts(io.ComfyNode):
@@ -152,7 +134,10 @@ class UltraGenPrompts(io.ComfyNode):
             node_id="UltraGenPrompts",
             display_name="UltraGen Prompts",
             category="UltraGen",
-            description="A list of prompts; what follows runs once for each.",
+            description=(
+                "A list of prompts; every node that follows runs once for each before the next node runs, so that the"
+                " videos of a long list are saved at the end."
+            ),
             inputs=[
                 io.String.Input(
                     "text",

@@ -33,12 +33,12 @@ def velocity(model, x: Tensor, context: Tensor, sigma: float, loaded: float = 1.
 
 
 def sample(
-    model, shape: tuple[int, ...], context: Tensor, steps: int = 2, cfg: float = 5.0, seed: int = 0, **kwargs
+    model, shape: tuple[int, ...], context: Tensor, steps: int = 2, cfg: float = 5.0, seed: int = 0, **conditions
 ) -> Tensor:
     """A run of core's KSampler (euler, simple) from noise; the negative prompt is zeros."""
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
-    positive, negative = [[context, {}]], [[torch.zeros_like(context), {}]]
+    positive, negative = [[context, conditions]], [[torch.zeros_like(context), conditions]]
     return comfy.sample.sample(
-        model, noise, steps, cfg, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=seed, **kwargs
+        model, noise, steps, cfg, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=seed
     )

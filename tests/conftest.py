@@ -4,6 +4,7 @@ otherwise.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -21,7 +22,7 @@ def pytest_configure(config):
     if not comfyui or not (Path(comfyui) / "comfy").is_dir():
         raise pytest.UsageError("COMFYUI_PATH must name a ComfyUI folder; `python3 tools/dev.py test` sets it for you.")
     # Triton decides at its first import whether its library can be interpreted, and ComfyUI imports it.
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.import_module("triton.language")
     # ComfyUI first, the pack last: our nodes/ must not shadow ComfyUI's nodes.py.

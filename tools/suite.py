@@ -14,7 +14,7 @@ from tools.console import say
 
 ROOT = Path(__file__).resolve().parent.parent
 # Pure torch: these know no ComfyUI, so one run is enough.
-WITHOUT_COMFYUI = ("tests/attention", "tests/weights", "tests/tools")
+WITHOUT_COMFYUI = ("tests/attention", "tests/weights")
 NO_TESTS_COLLECTED = 5
 
 

@@ -24,6 +24,18 @@ PRESETS = {
 }
 
 
+# Pixels that one latent pixel stands for, by the channels of the latent: Wan 2.1's VAE, Wan 2.2's.
+SPATIAL_RATIO = {16: 8, 48: 16}
+
+
+def pixels_of(latent_shape: tuple[int, ...]) -> tuple[int, int]:
+    """(width, height) in pixels of a latent (b, c, t, h, w)."""
+    ratio = SPATIAL_RATIO.get(latent_shape[1])
+    if ratio is None:
+        raise ValueError(f"A Wan latent has 16 or 48 channels, got {latent_shape[1]}. Connect a Wan latent.")
+    return latent_shape[-1] * ratio, latent_shape[-2] * ratio
+
+
 def round_up(size: VideoSize, spatial: int = 8, temporal: int = 4) -> VideoSize:
     """The smallest possible size that holds `size`.
 

@@ -89,6 +89,13 @@ def test_refinement_and_blend(both, frames, batch_of_gates):
     assert relative_error(fast, slow) < 1e-6
 
 
+def test_the_check_at_first_use_passes_and_can_fail(interpreted_kernels, monkeypatch):
+    interpreted_kernels.check(torch.device("cpu"))
+    monkeypatch.setattr(interpreted_kernels, "compress", lambda x, *a: x[:, :, ::2, ::2])
+    with pytest.raises(RuntimeError, match="Triton's compress is off"):
+        interpreted_kernels.check(torch.device("cpu"))
+
+
 def test_kernels_stay_away_from_training(interpreted_kernels):
     assert engine.kernels_for(seeded(2)) is interpreted_kernels
     with torch.enable_grad():

@@ -6,6 +6,7 @@ import comfy.ldm.modules.attention as core
 import pytest
 import torch
 from support import relative_error, seeded
+
 from ultragen_core.host import backend
 from ultragen_core.host.backend import OVERRIDE, with_fast_attention
 

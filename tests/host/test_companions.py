@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import comfy.sd
 import comfy.utils
 import pytest
 import torch
 from comfy_run import sample, velocity
+from safetensors.torch import load_file, save_file
 from support import relative_error, seeded
 
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
+from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.load import load_extras_file, load_model
 from ultragen_core.host.patch import Settings, apply
-from ultragen_core.weights.extras_file import load_extras, save_extras
+from ultragen_core.host.runtime import KEY
+from ultragen_core.weights.extras_file import read_extras, save_extras
 
 SHAPE = (1, 16, 3, 16, 24)
 LATENT, CONTEXT = seeded(*SHAPE), seeded(1, 16, 4096, seed=1)
@@ -28,6 +34,10 @@ def lora(rank=4):
     return state
 
 
+def is_extra(key):
+    return any(part in key for part in ("_lora_", "alpha_time", "sample_conv"))
+
+
 def test_lora_before_and_after_are_the_same(tiny, dense, tiny_path):
     with_lora, _ = comfy.sd.load_lora_for_models(dense, None, lora(), 1.0, 0.0)
     before = velocity(apply(with_lora, Settings(), load_extras_file(tiny_path)), LATENT, CONTEXT, 0.5)
@@ -37,13 +47,13 @@ def test_lora_before_and_after_are_the_same(tiny, dense, tiny_path):
 
 
 def test_extras_file_on_the_base_gives_the_checkpoints_result(tiny, dense, tiny_path, tmp_path):
-    save_extras(load_extras(tiny_path), tmp_path / "extras.safetensors")
+    save_extras(read_extras(tiny_path), tmp_path / "extras.safetensors")
     patched = apply(dense, Settings(), load_extras_file(tmp_path / "extras.safetensors"))
     assert torch.equal(velocity(patched, LATENT, CONTEXT, 0.5), velocity(tiny, LATENT, CONTEXT, 0.5))
 
 
 def test_extras_on_another_base_warn(dense, tiny_path, tmp_path, caplog):
-    extras = load_extras(tiny_path)
+    extras = read_extras(tiny_path)
     extras.fingerprint[1] = [3.0 * value for value in extras.fingerprint[1]]
     save_extras(extras, tmp_path / "other.safetensors")
     apply(dense, Settings(), load_extras_file(tmp_path / "other.safetensors"))
@@ -59,6 +69,81 @@ def test_base_in_another_precision(tiny, tiny_path, dtype):
     error = relative_error(rounded, velocity(tiny, LATENT, CONTEXT, 0.5))
     # The file is in float16 already.
     assert error == 0 if dtype == torch.float16 else 0 < error < (0.2 if dtype == torch.float8_e4m3fn else 2e-2)
+
+
+def test_lora_with_partly_loaded_weights(tiny):
+    patched, _ = comfy.sd.load_lora_for_models(tiny, None, lora(), 1.0, 0.0)
+    whole = velocity(patched, LATENT, CONTEXT, 0.5)
+    assert relative_error(velocity(patched, LATENT, CONTEXT, 0.5, loaded=0.3), whole) < 1e-5
+
+
+def test_fp8_base_with_bf16_extras(tiny, tiny_path, tmp_path):
+    state = load_file(tiny_path)
+    bf16 = {
+        k: v.bfloat16() if any(part in k for part in ("lora", "alpha", "sample_conv")) else v for k, v in state.items()
+    }
+    save_file(bf16, tmp_path / "mixed.safetensors")
+    model = load_model(tmp_path / "mixed.safetensors", model_options={"dtype": torch.float8_e4m3fn})
+    extras = model.get_additional_models_with_key(KEY)[0].model
+    assert {p.dtype for p in extras.parameters()} == {torch.bfloat16}
+    assert model.model.diffusion_model.blocks[1].self_attn.q.weight.dtype == torch.float8_e4m3fn
+    result, exact = (velocity(m, LATENT, CONTEXT, 0.5) for m in (model, tiny))
+    assert relative_error(result, exact) < 0.2
+
+
+def test_quantised_base_keeps_its_scales(dense, tiny_path, tmp_path):
+    """Scaled fp8, as ComfyUI's own repackaged Wan files have it: the scales are found through the file's metadata."""
+    state, layers = {key: value for key, value in load_file(tiny_path).items() if not is_extra(key)}, {}
+    for key in [key for key in state if key.endswith("ffn.0.weight")]:
+        layer = key.removesuffix(".weight")
+        scale = state[key].float().abs().max() / 448
+        state[key] = (state[key].float() / scale).to(torch.float8_e4m3fn)
+        state[f"{layer}.weight_scale"] = scale
+        layers[layer] = {"format": "float8_e4m3fn"}
+    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+    save_file(state, tmp_path / "scaled.safetensors", metadata)
+    ours = velocity(load_model(tmp_path / "scaled.safetensors", "dense"), LATENT, CONTEXT, 0.5)
+    core = velocity(comfy.sd.load_diffusion_model(str(tmp_path / "scaled.safetensors")), LATENT, CONTEXT, 0.5)
+    assert torch.equal(ours, core)
+    assert relative_error(ours, velocity(dense, LATENT, CONTEXT, 0.5)) < 0.1
+
+
+def test_copies_for_other_gpus_are_made_from_the_files(tiny, tiny_path):
+    """ComfyUI makes a copy of a model for another GPU by calling `cached_patcher_init`, on each of its parts."""
+    model = load_model(tiny_path, model_options={"dtype": torch.float32})
+    copies = [
+        part.cached_patcher_init[0](*part.cached_patcher_init[1]) for part in (model, *model.get_additional_models())
+    ]
+    for copy, part in zip(copies, (model, *model.get_additional_models()), strict=True):
+        a, b = copy.model.state_dict(), part.model.state_dict()
+        assert copy.model is not part.model and a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_rope_scale_of_the_user_acts_in_windows_as_in_dense_attention(tiny, dense):
+    whole = LocalConfig(windows=(1, 1), hierarchical_windows=(1, 1), gate=GateLine(1.0, 1.0))
+    patched = apply(tiny, Settings(whole, GlobalConfig(gate=GateLine(1.0, 1.0))))
+    scale = {"scale_t": 1.0, "scale_y": 0.5, "scale_x": 0.5, "shift_t": 0.0, "shift_y": 3.0, "shift_x": 0.0}
+    plain = velocity(patched, LATENT, CONTEXT, 0.5)
+    for model in (patched, dense):
+        model.model_options["transformer_options"]["rope_options"] = scale
+    ours, core = (velocity(model, LATENT, CONTEXT, 0.5) for model in (patched, dense))
+    assert relative_error(ours, core) < 1e-5
+    assert relative_error(ours, plain) > 1e-3
+
+
+def test_extra_tokens_are_said_in_every_run_that_has_them(tiny_path, tmp_path, caplog):
+    """A reference frame (Wan Fun) joins the sequence beside the grid: the blocks stay dense, and each run says so."""
+    reference = {"ref_conv.weight": seeded(256, 16, 2, 2, seed=5) / 8, "ref_conv.bias": torch.zeros(256)}
+    save_file(load_file(tiny_path) | reference, tmp_path / "fun.safetensors")
+    model = load_model(tmp_path / "fun.safetensors", model_options={"dtype": torch.float32})
+    for _ in range(2):
+        caplog.clear()
+        sample(model, SHAPE, CONTEXT, reference_latents=[seeded(1, 16, 1, 16, 24)])
+        assert caplog.text.count("all blocks stay dense, because 96 tokens beside the grid 3x8x12") == 1
+    caplog.clear()
+    sample(model, SHAPE, CONTEXT)
+    assert "stay dense" not in caplog.text
 
 
 @pytest.mark.parametrize("cfg", [1.0, 5.0])

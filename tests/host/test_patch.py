@@ -56,7 +56,7 @@ def test_applying_twice_is_applying_once_and_keeps_the_extras(tiny):
 
 def test_the_incoming_model_is_never_changed(dense):
     before, state = velocity(dense, LATENT, CONTEXT, 0.5), attn_state(dense)
-    patched = apply(dense, Settings())
+    patched = apply(dense, Settings(rule="ultragen"))
     velocity(patched, LATENT, CONTEXT, 0.5)
     assert attn_state(dense) == state
     assert torch.equal(velocity(dense, LATENT, CONTEXT, 0.5), before)
@@ -98,7 +98,7 @@ def test_another_packs_patch_on_a_block_returns(tiny, dense):
 
 def test_weightless_run_is_labelled_and_runs(dense, caplog):
     caplog.set_level("INFO")
-    sample(apply(dense, Settings()), SHAPE, CONTEXT, steps=1)
+    sample(apply(dense, Settings(rule="ultragen")), SHAPE, CONTEXT, steps=1)
     assert "without trained weights (experimental)" in caplog.text
 
 
@@ -133,7 +133,7 @@ def test_partial_loading_gives_the_same_result(tiny):
     assert torch.equal(velocity(tiny, LATENT, CONTEXT, 0.5, loaded=0.3), whole)
 
 
-def test_an_unfit_model_is_refused(tiny):
+def test_an_unfit_model_is_refused(tiny, dense):
     class NotWan:
         model = type("Base", (), {"diffusion_model": torch.nn.Linear(2, 2)})()
 
@@ -141,5 +141,7 @@ def test_an_unfit_model_is_refused(tiny):
         apply(NotWan(), Settings())
     with pytest.raises(ValueError, match="Trained weights fix the compress ratio: they have 4"):
         apply(tiny, Settings(global_=GlobalConfig(compress_ratio=2)))
+    with pytest.raises(ValueError, match="no UltraGen weights whose rule could be followed"):
+        apply(dense, Settings())
     with pytest.raises(ValueError, match="start_percent must be below end_percent"):
         Settings(start_percent=0.5, end_percent=0.5)

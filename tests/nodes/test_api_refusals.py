@@ -59,7 +59,7 @@ FILES = {
             },
             p,
         ),
-        "of block 2 should be (256, 1, 4, 4), found (128, 1, 4, 4)",
+        "blocks.2.self_attn.downsample_conv.weight should be (256, 1, 4, 4), found (128, 1, 4, 4)",
     ),
 }
 
@@ -79,10 +79,14 @@ def sampled(load_node, **apply):
     """A graph that loads, optionally applies, and runs one step: the least that executes the loader."""
     graph = {"1": load_node}
     if apply:
-        graph["2"] = {
-            "class_type": "UltraGenApply",
-            "inputs": {"model": ["1", 0], "extras": "none", "start_percent": 0.0, "end_percent": 1.0} | apply,
+        inputs = {
+            "model": ["1", 0],
+            "attention_rule": "auto",
+            "extras": "none",
+            "start_percent": 0.0,
+            "end_percent": 1.0,
         }
+        graph["2"] = {"class_type": "UltraGenApply", "inputs": inputs | apply}
     graph["3"] = {"class_type": "UltraGenModelSampling", "inputs": {"model": [max(graph), 0], "shift": 5.0, "steps": 1}}
     graph["4"] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 1]}}
     return graph

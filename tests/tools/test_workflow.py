@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 from tools import workflow
+from tools.demo import queued_graph
 
 
 def differences(a: dict, b: dict) -> set[tuple]:
@@ -22,7 +25,7 @@ def differences(a: dict, b: dict) -> set[tuple]:
 def test_queued_graph_differs_from_the_shipped_one_in_size_and_text_encoder_only(server):
     shipped = workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
     small = workflow.make_small(shipped, width=640, height=352, frames=17, steps=8, seed=7)
-    queued = workflow.without_text_encoder(small)
+    queued = queued_graph(server, Namespace(width=640, height=352, frames=17, steps=8, seed=7))
     ids = {node["class_type"]: key for key, node in shipped.items()}
     prompts = [key for key, node in shipped.items() if node["class_type"] == "CLIPTextEncode"]
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ultragen_core.video.files import finished_file
+from ultragen_core.files import finished_file
 from ultragen_core.video.latents import load_latent, newest_first, save_latent
 
 SAMPLES = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support import DATA
 
-from ultragen_core.weights.extras_file import load_extras, save_extras
+from ultragen_core.weights.extras_file import read_extras, save_extras
 from ultragen_core.weights.files import WeightsError, read_metadata, read_state_dict
 from ultragen_core.weights.published import published_items, same_base, split
 
@@ -84,7 +84,7 @@ def test_extras_file_round_trip_is_exact(tmp_path):
     _, extras = split(FLAT, "tiny")
     path = tmp_path / "extras.safetensors"
     save_extras(extras, path)
-    again = load_extras(path)
+    again = read_extras(path)
     assert same_tensors(dict(published_items(again)), dict(published_items(extras)))
     assert again.shape == extras.shape and again.fingerprint == extras.fingerprint
     metadata = read_metadata(path)
@@ -102,8 +102,8 @@ def test_extras_of_a_newer_format_are_refused(tmp_path):
     safetensors.torch.save_file(
         dict(published_items(split(FLAT, "tiny")[1])), path, {"format": "ultragen-extras", "format_version": "2"}
     )
-    with pytest.raises(WeightsError, match="format version 2, this pack reads up to 1: update the pack"):
-        load_extras(path)
+    with pytest.raises(WeightsError, match="format version 2, this pack reads version 1: update the pack"):
+        read_extras(path)
 
 
 def test_a_base_is_recognised_in_any_precision_and_told_from_another():
@@ -138,10 +138,13 @@ REFUSED = {
     "something else": ({"emb.weight": torch.zeros(2)}, r"is an unknown file \(1 tensors, the first 'emb.weight'\)"),
     "a missing tensor": (
         broken("blocks.2.self_attn.upsample_conv.weight"),
-        "not a complete UltraGen checkpoint: .* of block 2 should be",
+        r"not a complete UltraGen checkpoint: blocks.2.self_attn.upsample_conv.weight should be \(256, 1, 3, 3, 3\)",
     ),
     "missing gates": (broken("alpha_time"), "not a complete UltraGen checkpoint"),
-    "mixed sizes": (mixed(), r"of block 2 should be \(256, 1, 4, 4\), found \(128, 1, 4, 4\)"),
+    "mixed sizes": (
+        mixed(),
+        r"blocks.2.self_attn.downsample_conv.weight should be \(256, 1, 4, 4\), found \(128, 1, 4, 4\)",
+    ),
     "another base": (
         {k: v[:128] if "blocks.0.self_attn.q.weight" in k else v for k, v in FLAT.items()},
         "mixes two models: its extra keys are for 256 channels, its Wan keys for 128",
@@ -172,6 +175,31 @@ def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path):
         with pytest.raises(WeightsError, match="was not opened|is damaged"):
             read_state_dict(path)
     assert not proof.exists()
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    content = {0: torch.zeros(1), "scalar": torch.tensor(1.0)}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "ring.ckpt")
+    with pytest.raises(WeightsError, match="is an unknown file"):
+        split(read_state_dict(tmp_path / "ring.ckpt"), "ring.ckpt")
+
+
+def test_a_scalar_in_place_of_a_convolution_is_refused():
+    key = "blocks.1.self_attn.downsample_conv.weight"
+    with pytest.raises(WeightsError, match="not a complete UltraGen checkpoint"):
+        split(FLAT | {key: torch.tensor(1.0)}, "scalar.ckpt")
+
+
+def test_replacing_an_extras_file_leaves_what_was_read_from_it(tmp_path):
+    path = tmp_path / "extras.safetensors"
+    _, extras = split(FLAT, "tiny")
+    save_extras(extras, path)
+    before = read_extras(path)
+    other = {key: value + 1 for key, value in FLAT.items()}
+    save_extras(split(other, "other")[1], path)
+    assert same_tensors(dict(published_items(before)), dict(published_items(extras)))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("ending", ["ckpt", "safetensors"])

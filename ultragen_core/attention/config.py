@@ -64,6 +64,9 @@ class GlobalConfig:
     dense_blocks: frozenset[int] | None = None
 
 
+MOST_BLOCKS = 1000
+
+
 def parse_blocks(text: str) -> frozenset[int] | None:
     """Block numbers from text: "0-2, 27-29" -> {0, 1, 2, 27, 28, 29}; "auto" -> None. Raises ValueError."""
     if text.strip().lower() == "auto":
@@ -77,6 +80,8 @@ def parse_blocks(text: str) -> frozenset[int] | None:
             )
         if match:
             first, last = int(match[1]), int(match[2] or match[1])
+            if not first <= last < MOST_BLOCKS:
+                raise ValueError(f"A range of blocks goes from lower to higher, below {MOST_BLOCKS}, got {part}.")
             blocks |= set(range(first, last + 1))
     return frozenset(blocks)
 

@@ -28,10 +28,14 @@ def own_parameters(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Engine:
-    """The host's attention, and its way to the parameters of modules that it manages."""
+    """The host's attention, its way to the parameters of modules that it manages, and its scale of positions.
+
+    rope_scale: factors on the token positions in t, h and w, with which users stretch or shrink a model's RoPE.
+    """
 
     attention: Attention
     parameters: Parameters = own_parameters
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:

@@ -1,7 +1,7 @@
 """Triton kernels for what a layer does between its matrix products; resample.py and rope.py say what they compute.
 
-Maps are contiguous and channel-last, arithmetic is float32 whatever the dtype. `usable` says where they may run; the
-plain functions run everywhere else.
+Maps are contiguous and channel-last, arithmetic is float32 whatever the dtype. engine.kernels_for says where they run;
+the plain functions run everywhere else.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -224,8 +225,32 @@ def refine_blend_(coarse: Tensor, weight: Tensor, bias: Tensor, y: Tensor, gate:
 
 
 def check(device: torch.device) -> None:
-    """Raise where the kernels do not run or do not give the right numbers on this device."""
-    x = torch.arange(2 * 4 * 4 * 16, dtype=torch.float32, device=device).view(2, 16, 16)
-    windows = resample(x, Layout(1, 4, 4), Layout(1, 4, 4, 2, 2), (4, 4))
-    if not torch.equal(windows, x.view(2, 2, 2, 2, 2, 16).transpose(2, 3).reshape(8, 4, 16)):
-        raise RuntimeError("Triton moves tokens to wrong places")
+    """Raise where one of the kernels does not run on this device or does not give the right numbers, in bfloat16."""
+    c, generator = 24, torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, torch.bfloat16)
+
+    x = random(2, 3, 4, 6, c)
+    windows = resample(x.flatten(1, 3), Layout(3, 4, 6), Layout(3, 4, 6, 2, 3), (4, 6))
+    _same("resample", windows.view(2, 2, 3, 3, 2, 2, c), x.view(2, 3, 2, 2, 3, 2, c).permute(0, 2, 4, 1, 3, 5, 6))
+    weight, bias, gate = random(c, 1, 2, 2), random(c), random(2, 1, c).sigmoid()
+    channel_first = x.flatten(0, 1).permute(0, 3, 1, 2).float()
+    expected = F.conv2d(channel_first, weight.float(), bias.float(), stride=2, groups=c).permute(0, 2, 3, 1)
+    _same("compress", compress(x, weight, bias, 2).flatten(0, 1), expected)
+    weight, y = random(c, 1, 3, 3, 3), random(*x.shape)
+    refined = F.conv3d(x.permute(0, 4, 1, 2, 3).float(), weight.float(), bias.float(), padding=1, groups=c)
+    expected = torch.lerp(refined.permute(0, 2, 3, 4, 1), y.float(), gate[:, :, None, None].float())
+    _same("refine_blend", refine_blend_(x, weight, bias, y, gate), expected)
+    angles = torch.rand(72, 6, generator=generator).to(device)
+    x = x.flatten(1, 3).float()
+    normed = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * bias.float()
+    pairs = torch.view_as_complex(normed.view(2, 72, 2, 6, 2)) * torch.polar(torch.ones_like(angles), angles)[:, None]
+    table = angles.cos(), angles.sin()
+    _same("norm_rope", norm_rope_(x.bfloat16(), bias, 1e-6, table), torch.view_as_real(pairs).flatten(2))
+
+
+def _same(name: str, a: Tensor, b: Tensor) -> None:
+    error = ((a.float() - b.float()).norm() / b.float().norm()).item()
+    if not error < 1e-2:
+        raise RuntimeError(f"Triton's {name} is off by {error:.1e}")

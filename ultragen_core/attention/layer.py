@@ -14,7 +14,7 @@ from .config import BlockSpec, BranchSpec
 from .engine import Engine
 from .extras import BlockExtras, CoarseBranch
 from .gate import Gates
-from .grid import TokenGrid, cut_grid, nearest_multiple
+from .grid import Region, TokenGrid, cut_grid, nearest_multiple
 from .resample import compress, from_windows, refine_blend, to_windows
 from .rope import norm_rope, rope_table
 
@@ -56,10 +56,18 @@ def attend(
     k = delta("k", base_k)
     # Norm and RoPE may overwrite what they are given, which the keys may still share with the queries.
     q = delta("q", base_q.clone() if k is base_q else base_q)
-    table = rope_table(window_grid, attn.head_dim, windows.device)
+    table = rope_table(window_grid, attn.head_dim, windows.device, engine.rope_scale)
     q = norm_rope(q, attn.norm_q, table, attn.num_heads, engine)
     k = norm_rope(k, attn.norm_k, table, attn.num_heads, engine)
     return engine.attention(q, k, delta("v", attn.v(windows)), attn.num_heads)
+
+
+def branch_layout(grid: TokenGrid, spec: BranchSpec, ratio: int = 1) -> tuple[TokenGrid, list[Region]]:
+    """The map that a branch attends on, after compression by `ratio` and resizing, and the windows it is cut into."""
+    sides = (max(length // ratio, 1) for length in (grid.h, grid.w))
+    h, w = (nearest_multiple(side, spec.num_windows) if spec.resize else side for side in sides)
+    size = TokenGrid(grid.t, h, w)
+    return size, cut_grid(size, spec.num_windows, spec.shifted)
 
 
 def branch(
@@ -69,16 +77,15 @@ def branch(
 
     (b, t, h, w, c) -> (b, t, h, w, c); a coarse branch's result is still to be refined.
     """
-    t, h, w = x.shape[1:4]
+    grid = TokenGrid(*x.shape[1:4])
+    size, regions = branch_layout(grid, spec, coarse.ratio if coarse else 1)
     if coarse is not None:
         x = compress(x, coarse.compress, coarse.ratio, engine)
-    size = tuple(nearest_multiple(n, spec.num_windows) if spec.resize else n for n in x.shape[2:4])
-    regions = cut_grid(TokenGrid(t, *size), spec.num_windows, spec.shifted)
     parts = [
-        attend(attn, to_windows(x, size, region, spec.antialias), region.window_grid(t), spec, coarse, engine)
+        attend(attn, to_windows(x, size[1:], region, spec.antialias), region.window_grid(grid.t), spec, coarse, engine)
         for region in regions
     ]
-    return from_windows(parts, regions, TokenGrid(t, *size), (h, w), spec.antialias)
+    return from_windows(parts, regions, size, (grid.h, grid.w), spec.antialias)
 
 
 def ultragen_attention(

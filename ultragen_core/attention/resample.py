@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from .engine import Engine, kernels_for
 from .grid import Region, TokenGrid, window_partition, window_unpartition
 
+MOST_ELEMENTS = 2**31 - 1
+
 
 def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     """Bilinear, per frame: (b, t, h0, w0, c) -> (b, t, *size, c). `antialias` matters only where the map shrinks."""
@@ -20,7 +22,13 @@ def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
         return x
     b = x.shape[0]
     frames = rearrange(x, "b t h w c -> (b t) c h w")
-    frames = F.interpolate(frames, size=size, mode="bilinear", align_corners=False, antialias=antialias)
+    # PyTorch's CUDA kernel refuses more elements at a time, which a 4K map exceeds.
+    at_a_time = max(1, MOST_ELEMENTS // (x.shape[-1] * max(size[0] * size[1], x.shape[2] * x.shape[3])))
+    resized = [
+        F.interpolate(part, size=size, mode="bilinear", align_corners=False, antialias=antialias)
+        for part in frames.split(at_a_time)
+    ]
+    frames = resized[0] if len(resized) == 1 else torch.cat(resized)
     return rearrange(frames, "(b t) c h w -> b t h w c", b=b)
 
 

@@ -19,16 +19,19 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * third, third, third
 
 
-@lru_cache(maxsize=16)
-def rope_table(grid: TokenGrid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every rotation, float32 (tokens, head_dim / 2) each.
+@torch.compiler.disable  # a compiled graph would build the table in every call
+@lru_cache(maxsize=8)
+def rope_table(
+    grid: TokenGrid, head_dim: int, device: torch.device, scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every rotation, float32 (tokens, head_dim / 2) each; positions are multiplied by `scale`.
 
     Angles are formed in float64 on the CPU, because not every device has it.
     """
     per_axis = []
-    for length, dim in zip(grid, axis_dims(head_dim), strict=True):
+    for length, dim, factor in zip(grid, axis_dims(head_dim), scale, strict=True):
         frequency = THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-        per_axis.append(torch.outer(torch.arange(length, dtype=torch.float64), frequency))
+        per_axis.append(torch.outer(factor * torch.arange(length, dtype=torch.float64), frequency))
     t, h, w = per_axis
     angles = torch.cat(
         [

@@ -7,6 +7,7 @@ ULTRAGEN_ATTENTION=core in the environment leaves everything as it is.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable
@@ -58,6 +59,8 @@ def cudnn_is_faster(device: torch.device) -> bool:
         return False
     if getattr(comfy.ops, "NVIDIA_MEMORY_CONV_BUG_WORKAROUND", False):
         return False  # the cuDNN versions that core works around
+    if "set_priority" not in inspect.signature(sdpa_kernel).parameters:
+        return False  # torch before 2.6
     try:
         q = torch.randn(1, 12, 8192, 128, device=device, dtype=torch.bfloat16)
         (reference, flash), (result, cudnn) = (

@@ -45,7 +45,7 @@ class LoadedExtras:
         return bool(self.gates)
 
 
-def load(extras: Extras, read: Callable[[], Extras]) -> LoadedExtras:
+def build(extras: Extras, read: Callable[[], Extras]) -> LoadedExtras:
     """Build the modules of `extras`. `read` gets the same extras again, for ComfyUI's copies on other GPUs."""
     return LoadedExtras(
         patcher=_patcher(extras, read),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import comfy.sd
 
-from ..weights.extras_file import load_extras
-from ..weights.files import StateDict, WeightsError, read_state_dict
+from ..weights.extras_file import read_extras
+from ..weights.files import SOURCE, StateDict, WeightsError, read_metadata, read_state_dict
 from ..weights.published import has_extras, split
-from . import extras as host_extras
+from .extras import LoadedExtras, build
 from .patch import Settings, apply
 
 log = logging.getLogger(__name__)
@@ -31,12 +31,12 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
     state_dict = read_state_dict(path)
     if not has_extras(state_dict) and rule != "auto":
         model = _load_base(state_dict, path, model_options)
-        return apply(model, Settings()) if rule == "ultragen" else model
+        return apply(model, Settings(rule=rule)) if rule == "ultragen" else model
     base, extras = split(state_dict, path.name)
     if not base:
         raise WeightsError(
-            f"{path.name} holds UltraGen's extra weights alone: expected a whole checkpoint. "
-            "Put it into models/model_patches and give it to UltraGen Apply, with the Wan model that it belongs to."
+            f"{path.name} holds UltraGen's extra weights alone, expected a whole checkpoint, such as {SOURCE}. "
+            "Or put this file into models/model_patches and give it to UltraGen Apply, with the model it belongs to."
         )
     model = _load_base(base, path, model_options)
     if rule == "dense":
@@ -45,24 +45,28 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
             path.name,
         )
         return model
-    return apply(model, Settings(), host_extras.load(extras, partial(load_extras, path)))
+    return apply(model, Settings(), build(extras, partial(read_extras, path)))
 
 
-def load_extras_file(path: str | Path) -> host_extras.LoadedExtras:
+def load_extras_file(path: str | Path) -> LoadedExtras:
     """The extras of an extras-only file (or of a whole checkpoint), ready for `patch.apply`. Raises WeightsError."""
-    return host_extras.load(load_extras(path), partial(load_extras, path))
+    return build(read_extras(path), partial(read_extras, path))
 
 
 def _load_base(base: StateDict, path: Path, model_options: dict, **kwargs):
-    model = comfy.sd.load_diffusion_model_state_dict(dict(base), model_options=model_options, **kwargs)
+    # The metadata of a quantised file holds what its scales belong to.
+    metadata = read_metadata(path)
+    model = comfy.sd.load_diffusion_model_state_dict(
+        dict(base), model_options=model_options, metadata=metadata, **kwargs
+    )
     if model is None:
-        raise WeightsError(f"{path.name} is not a diffusion model that this ComfyUI knows: expected a Wan checkpoint.")
+        raise WeightsError(f"{path.name} is no diffusion model that ComfyUI knows, expected Wan, such as {SOURCE}.")
     model.cached_patcher_init = (_reload_base, (path, model_options))
     return model
 
 
-def _reload_base(path: Path, model_options: dict, disable_dynamic: bool = False):
-    """ComfyUI calls this for copies of the model on other GPUs and for torch.compile."""
+def _reload_base(path: Path, model_options: dict, **kwargs):
+    """ComfyUI calls this for copies of the model on other GPUs, and with `disable_dynamic` for torch.compile."""
     state_dict = read_state_dict(path)
     base = split(state_dict, path.name)[0] if has_extras(state_dict) else state_dict
-    return _load_base(base, path, model_options, disable_dynamic=disable_dynamic)
+    return _load_base(base, path, model_options, **kwargs)

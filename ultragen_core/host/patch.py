@@ -9,12 +9,11 @@ from functools import partial
 import comfy.ldm.wan.model as wan
 from comfy.patcher_extension import WrappersMP
 
-from ..attention.config import BlockSpec, GlobalConfig, LocalConfig, block_spec, format_blocks
+from ..attention.config import BlockSpec, GlobalConfig, LocalConfig, block_spec
 from ..attention.gate import UNTRAINED_GATE, GateTable
 from ..weights.files import SOURCE
 from ..weights.published import fingerprint, same_base, untrained
-from .extras import LoadedExtras
-from .extras import load as load_extras
+from .extras import LoadedExtras, build
 from .runtime import KEY, Runtime, diffusion_model
 
 log = logging.getLogger(__name__)
@@ -22,12 +21,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user chooses about a patch; percents are parts of the sampling run, 0 its start."""
+    """What a user chooses about a patch.
+
+    start_percent, end_percent: parts of the sampling run, 0 its start.
+    rule: "auto" is the rule that the extra weights were trained for; "ultragen" runs also without any (experimental).
+    """
 
     local: LocalConfig = LocalConfig()
     global_: GlobalConfig = GlobalConfig()
     start_percent: float = 0.0
     end_percent: float = 1.0
+    rule: str = "auto"
 
     def __post_init__(self):
         if not 0 <= self.start_percent < self.end_percent <= 1:
@@ -38,26 +42,30 @@ class Settings:
 
 
 def apply(model, settings: Settings, extras: LoadedExtras | None = None):
-    """A clone of `model` (a ModelPatcher around Wan) that samples with UltraGen's attention; `model` itself is never
-    changed.
+    """A clone of `model`, a ModelPatcher around Wan, that samples with UltraGen's attention; `model` is never changed.
 
-    extras: the added weights; None keeps those that a patched model already has, or runs without any (experimental).
+    extras: the added weights; None keeps those that a patched model already has.
     Raises ValueError where model, settings and extras do not fit together.
     """
     dm = _wan_model(model)
     for wrapper in model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         extras = extras or wrapper.__self__.extras
     if extras is None or not extras.trained:
+        if settings.rule == "auto":
+            raise ValueError(
+                "This model has no UltraGen weights whose rule could be followed. Load them with UltraGen Load Model or"
+                " choose an extras file; or set attention_rule to ultragen to run without weights (experimental)."
+            )
         extras = _without_weights(dm, settings.global_)
     else:
         _check_fit(dm, settings.global_, extras)
     specs, dense = _choose_blocks(dm, settings, extras)
     runtime = Runtime(
+        extras=extras,
         specs=specs,
+        dense=dense,
         gates=_gate_table(settings, extras, specs),
         percent=(settings.start_percent, settings.end_percent),
-        summary=summarise(specs, dense, extras.trained),
-        extras=extras,
     )
     patched = model.clone()
     for kind, wrapper in (
@@ -80,7 +88,7 @@ def _wan_model(model) -> wan.WanModel:
 def _without_weights(dm: wan.WanModel, global_: GlobalConfig) -> LoadedExtras:
     ratio = global_.compress_ratio or 4
     read = partial(untrained, dm.dim, list(range(len(dm.blocks))), ratio)
-    return load_extras(read(), read)
+    return build(read(), read)
 
 
 def _check_fit(dm: wan.WanModel, global_: GlobalConfig, extras: LoadedExtras) -> None:
@@ -134,26 +142,3 @@ def _gate_table(settings: Settings, extras: LoadedExtras, specs: dict[int, Block
         return settings.local.gate or hierarchical, settings.global_.gate or global_
 
     return GateTable(extras.shape.channels, {index: source(index) for index in specs})
-
-
-def summarise(specs: dict[int, BlockSpec], dense: dict[int, str], trained: bool) -> str:
-    """The rule in one line: blocks, windows, and why the others stay dense."""
-    total = len(specs) + len(dense)
-    parts = [f"rule ultragen in {len(specs)} of {total} blocks ({format_blocks(specs)})"]
-    for name, parity in (("even", 0), ("odd", 1)):
-        spec = next((s for i, s in specs.items() if i % 2 == parity), None)
-        if spec is not None:
-            coarse = (
-                [f"hierarchical {spec.hierarchical.num_windows}x{spec.hierarchical.num_windows}"]
-                if spec.hierarchical
-                else []
-            )
-            coarse += ["global"] if spec.global_ else []
-            shifted = " shifted" if spec.local.shifted else ""
-            parts.append(
-                f"{name} blocks"
-                f" {' + '.join([f'local {spec.local.num_windows}x{spec.local.num_windows}{shifted}', *coarse])}"
-            )
-    for reason in dict.fromkeys(dense.values()):
-        parts.append(f"dense {format_blocks(i for i, r in dense.items() if r == reason)} ({reason})")
-    return ", ".join(parts) + ("" if trained else "; without trained weights (experimental)")

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from types import MethodType
 
 import comfy.ldm.wan.model as wan
@@ -27,6 +26,7 @@ from ..attention.grid import TokenGrid
 from ..attention.layer import ultragen_attention
 from .backend import with_fast_attention
 from .extras import LoadedExtras
+from .report import describe_run
 
 KEY = "ultragen"
 
@@ -42,6 +42,8 @@ class BlockLayer:
     extras: BlockExtras
     gates: Gates
     grid: TokenGrid
+    rope_scale: tuple[float, float, float]
+    note: Callable[[str], None]
 
 
 def windowed_forward(self, x: Tensor, freqs: Tensor, transformer_options: dict | None = None, **kwargs) -> Tensor:
@@ -50,29 +52,22 @@ def windowed_forward(self, x: Tensor, freqs: Tensor, transformer_options: dict |
     transformer_options = transformer_options or {}
     if x.shape[1] != layer.grid.tokens:
         extra = x.shape[1] - layer.grid.tokens
-        warn_once(
-            f"UltraGen: attention stays dense, because {extra} tokens beside the video's grid {layer.grid} joined the"
-            " sequence."
-        )
+        layer.note(f"all blocks stay dense, because {extra} tokens beside the grid {layer.grid} joined the sequence")
         return layer.dense(x, freqs, transformer_options=transformer_options, **kwargs)
+    if transformer_options.get("patches", {}).get("attn1_patch"):
+        layer.note("attention patches (attn1_patch) of other nodes act on dense blocks only")
 
     def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         # Looked up at call time, so that whatever attention the user or another pack has chosen is used.
         return wan.optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
 
-    return ultragen_attention(
-        self, x, layer.grid, layer.spec, layer.extras, layer.gates, Engine(attention, managed_parameters)
-    )
+    engine = Engine(attention, managed_parameters, layer.rope_scale)
+    return ultragen_attention(self, x, layer.grid, layer.spec, layer.extras, layer.gates, engine)
 
 
 def managed_parameters(module: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Parameters of one of ComfyUI's layers: offloaded ones are fetched, LoRA patches applied, all cast to x."""
     return comfy.ops.cast_bias_weight(module, x)
-
-
-@lru_cache(maxsize=64)
-def warn_once(message: str) -> None:
-    log.warning(message)
 
 
 def diffusion_model(base) -> torch.nn.Module:
@@ -94,15 +89,23 @@ class Runtime:
 
     extras: LoadedExtras
     specs: dict[int, BlockSpec]
+    dense: dict[int, str]
     gates: GateTable
     percent: tuple[float, float]
-    summary: str
+    noted: set[str] = field(default_factory=set)
 
     def outer_sample(self, executor, noise: Tensor, *args, **kwargs):
         """Wraps a whole sampling run: says once what will run."""
         dm = diffusion_model(executor.class_obj.model_patcher.model)
-        log.info("UltraGen: grid %s, %s", token_grid(dm, noise.shape), self.summary)
+        self.noted.clear()
+        log.info("UltraGen: %s", describe_run(token_grid(dm, noise.shape), self.specs, self.dense, self.extras, dm))
         return executor(noise, *args, **kwargs)
+
+    def note(self, message: str) -> None:
+        """Correct that line, once a run."""
+        if message not in self.noted:
+            self.noted.add(message)
+            log.warning("UltraGen: in this run %s.", message)
 
     def apply_model(
         self, executor, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None, options=None, **kwargs
@@ -120,7 +123,9 @@ class Runtime:
         layers = {}
         for index, spec in self.specs.items():
             attn = dm.blocks[index].self_attn
-            layers[attn] = BlockLayer(attn.forward, spec, extras[str(index)], gates[index], grid)
+            layers[attn] = BlockLayer(
+                attn.forward, spec, extras[str(index)], gates[index], grid, rope_scale(options), self.note
+            )
         options = with_fast_attention(options, x.device)
         with installed(layers):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -131,6 +136,12 @@ class Runtime:
         """
         start, end = (model_sampling.percent_to_sigma(percent) for percent in self.percent)
         return bool(self.specs) and end <= t.max().item() <= start
+
+
+def rope_scale(transformer_options: dict) -> tuple[float, float, float]:
+    """What core's RoPE node asks for; its shifts drop out, because RoPE is relative."""
+    options = transformer_options.get("rope_options") or {}
+    return tuple(options.get(f"scale_{axis}", 1.0) for axis in "tyx")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import comfy.model_management
 import torch
 from comfy.cli_args import args
 
+from ..files import check_folder, finished_file, is_full
 from ..video.codecs import (
     CODECS,
     CROPS,
@@ -27,7 +28,6 @@ from ..video.codecs import (
     estimated_bytes,
 )
 from ..video.encoder import Sound, VideoWriter
-from ..video.files import check_folder, finished_file, is_full
 from ..video.frames import FrameBuffer
 from ..video.latents import SUFFIX, save_latent
 from .save_progress import DECODING, ENCODING, Report, SaveProgress

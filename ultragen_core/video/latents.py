@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .files import finished_file
+from ..files import finished_file
 
 SUFFIX = ".latent"
 _TENSOR = "latent_tensor"

@@ -20,6 +20,8 @@ StateDict = dict[str, Tensor]
 # Prefixes that trainers and exporters put before Wan's own key names, longest first.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "pipe.dit.", "module.", "model.", "dit.")
 CONTAINERS = ("state_dict", "module", "model")
+# A file can hold itself.
+DEEPEST_NESTING = 4
 
 
 class WeightsError(ValueError):
@@ -82,12 +84,11 @@ def _damaged(path: Path, error: Exception) -> str:
 
 def unwrap(content: object, name: str) -> StateDict:
     """Take containers (`state_dict`, `model`, ...) and key prefixes off: nested mapping -> {Wan's key: tensor}."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    for _ in range(DEEPEST_NESTING):
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
+    items = content.items() if isinstance(content, Mapping) else ()
+    tensors = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(
             f"{name} holds no state dict: expected named tensors, found {type(content).__name__}. Get the right one"

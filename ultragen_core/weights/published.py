@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..attention.extras import BlockExtras, ExtrasShape, initial_block
-from ..attention.gate import EMBEDDING_DIM, BlockGates
+from ..attention.gate import BlockGates
 from .files import SOURCE, StateDict, WeightsError
 
 # Our module name -> published name, under blocks.N.self_attn.
@@ -108,12 +108,17 @@ def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
 
 def published_items(extras: Extras) -> Iterator[tuple[str, Tensor]]:
     """The extras under their published keys."""
-    names = EXTRA_NAMES | GATE_NAMES
     for states in (extras.blocks, extras.gates):
         for index, state in states.items():
             for key, tensor in state.items():
-                module, parameter = next((m, key.removeprefix(m + ".")) for m in names if key.startswith(m + "."))
-                yield f"blocks.{index}.self_attn.{names[module]}.{parameter}", tensor
+                yield _published(index, key), tensor
+
+
+def _published(index: int, key: str) -> str:
+    """Our key of a block -> the published one."""
+    names = EXTRA_NAMES | GATE_NAMES
+    module = next(module for module in names if key.startswith(module + "."))
+    return f"blocks.{index}.self_attn.{names[module]}.{key.removeprefix(module + '.')}"
 
 
 def fingerprint(base: StateDict, blocks: list[int]) -> dict[int, list[float]]:
@@ -132,48 +137,43 @@ def same_base(a: dict[int, list[float]], b: dict[int, list[float]]) -> bool:
 
 
 def describe(state_dict: StateDict) -> str:
-    """What a state dict that is not an UltraGen checkpoint looks like, as the end of a sentence that starts with its
-    name.
-    """
+    """What a state dict without extras looks like: the end of a sentence that starts with its name."""
     keys = list(state_dict)
     if any("lora_" in key or ".alpha" in key or "_lora." in key for key in keys):
         return "looks like a LoRA (load it with a LoRA loader after the model)"
-    if any(key.startswith(("decoder.", "encoder.")) for key in keys):
+    if any(key.startswith("decoder.") for key in keys):
         return "looks like a VAE (load it with a VAE loader)"
     if any(key.startswith("blocks.0.self_attn") for key in keys):
-        return "is a Wan model without UltraGen's extra weights"
+        return "is a Wan model without UltraGen's extra weights (the rule ultragen runs it all the same, experimental)"
     return f"is an unknown file ({len(keys)} tensors, the first {keys[0]!r})"
 
 
 def _validate(per_block: dict[int, StateDict], name: str) -> ExtrasShape:
     """The one shape that all blocks share; the modules themselves say which keys and sizes belong to it."""
-    shape = None
-    for index, keys in per_block.items():
-        shape = shape or _shape_of(keys)
-        expected: dict[str, Tensor] = {}
-        if shape is not None:
-            with torch.device("meta"):
-                expected = BlockExtras(shape).state_dict() | BlockGates(shape.channels).state_dict()
-        wrong = sorted(expected.keys() ^ keys.keys()) or [k for k, v in expected.items() if v.shape != keys[k].shape]
-        if wrong or not expected:
-            key = wrong[0] if wrong else "global_branch.compress.weight"
-            found, wanted = (tuple(d[key].shape) if key in d else "nothing" for d in (keys, expected))
-            raise WeightsError(
-                f"{name} is not a complete UltraGen checkpoint: {key} of block {index} should be {wanted}, found"
-                f" {found} (gates embed t in {EMBEDDING_DIM} numbers). Get a whole one from {SOURCE}."
-            )
+    shape = _shape_of(next(iter(per_block.values())))
+    with torch.device("meta"):
+        expected = BlockExtras(shape).state_dict() | BlockGates(shape.channels).state_dict()
+    for index, found in per_block.items():
+        for key in sorted(expected.keys() | found.keys()):
+            sizes = [tuple(state[key].shape) if key in state else "nothing" for state in (expected, found)]
+            if sizes[0] != sizes[1]:
+                raise WeightsError(
+                    f"{name} is not a complete UltraGen checkpoint: {_published(index, key)} should be {sizes[0]},"
+                    f" found {sizes[1]}. Get a whole one from {SOURCE}."
+                )
     return shape
 
 
-def _shape_of(keys: StateDict) -> ExtrasShape | None:
-    """Read off the sizes of the first block that has extras; None where the tensors that tell are missing."""
-    try:
-        return ExtrasShape(
-            channels=keys["global_branch.compress.weight"].shape[0],
-            rank=keys["global_branch.q.lora_A.weight"].shape[0],
-            global_ratio=keys["global_branch.compress.weight"].shape[-1],
-            hierarchical_ratio=keys["hierarchical_branch.compress.weight"].shape[-1],
-            refined=True,
-        )
-    except KeyError:
-        return None
+def _shape_of(keys: StateDict) -> ExtrasShape:
+    """The sizes that a block's tensors have; 1 stands in where one that tells is missing or no such tensor."""
+
+    def size(key: str, axis: int) -> int:
+        return keys[key].shape[axis] if key in keys and keys[key].ndim > 1 else 1
+
+    return ExtrasShape(
+        channels=size("global_branch.compress.weight", 0),
+        rank=size("global_branch.q.lora_A.weight", 0),
+        global_ratio=size("global_branch.compress.weight", -1),
+        hierarchical_ratio=size("hierarchical_branch.compress.weight", -1),
+        refined=True,
+    )

@@ -1,0 +1,29 @@
+"""The floors of the house that lint rules cannot tell apart: what nodes/ may import, and what nobody may do."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+SHIPPED = sorted(path for folder in ("nodes", "ultragen_core") for path in (ROOT / folder).rglob("*.py"))
+FORBIDDEN = {"socket", "urllib", "requests", "http", "aiohttp", "subprocess", "threading", "multiprocessing"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_file_imports_and_calls(path):
+    names = set(imports(path))
+    assert not names & FORBIDDEN, "the pack opens no connection, starts no thread and runs no program"
+    if path.parent.name == "nodes":
+        assert "comfy" not in names, "nodes are forms; ComfyUI's inner parts belong to ultragen_core/host"
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert not {func.id for func in calls if isinstance(func, ast.Name)} & {"eval", "exec", "compile"}
