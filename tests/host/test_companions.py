@@ -108,13 +108,12 @@ def test_quantised_base_keeps_its_scales(dense, tiny_path, tmp_path):
     assert relative_error(ours, velocity(dense, LATENT, CONTEXT, 0.5)) < 0.1
 
 
-def test_copies_for_other_gpus_are_made_from_the_files(tiny, tiny_path):
-    """ComfyUI makes a copy of a model for another GPU by calling `cached_patcher_init`, on each of its parts."""
-    model = load_model(tiny_path, model_options={"dtype": torch.float32})
-    copies = [
-        part.cached_patcher_init[0](*part.cached_patcher_init[1]) for part in (model, *model.get_additional_models())
-    ]
-    for copy, part in zip(copies, (model, *model.get_additional_models()), strict=True):
+def test_copies_for_other_gpus_are_made_from_the_files(tiny_path):
+    """ComfyUI copies a model to another GPU by calling the factory in `cached_patcher_init` of each of its parts."""
+    model = load_model(tiny_path, "dense", {"dtype": torch.float32})
+    for part in (model, load_extras_file(tiny_path).patcher):
+        factory, arguments = part.cached_patcher_init
+        copy = factory(*arguments)
         a, b = copy.model.state_dict(), part.model.state_dict()
         assert copy.model is not part.model and a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
