@@ -21,8 +21,9 @@ def tile_input() -> io.Int.Input:
     )
 
 
-def check_tile(tile: int) -> bool | str:
-    if 0 < tile < host.SMALLEST_TILE:
+def check_tile(tile: int | None) -> bool | str:
+    """ComfyUI hands None where the value comes through a link."""
+    if tile and tile < host.SMALLEST_TILE:
         return f"tile must be 0 (auto) or at least {host.SMALLEST_TILE} pixels, got {tile}."
     return True
 
@@ -42,12 +43,12 @@ class UltraGenVAETiling(io.ComfyNode):
             category=CATEGORY,
             description="Makes every core node decode and encode with this Wan VAE in tiles, without seams: the result "
             "equals that of the whole frame, in a fraction of the memory.",
-            inputs=[io.Vae.Input("vae"), tile_input()],
+            inputs=[io.Vae.Input("vae", tooltip="The VAE of Wan 2.1 or Wan 2.2 5B."), tile_input()],
             outputs=[io.Vae.Output()],
         )
 
     @classmethod
-    def validate_inputs(cls, tile: int) -> bool | str:
+    def validate_inputs(cls, tile: int | None) -> bool | str:
         return check_tile(tile)
 
     @classmethod
@@ -64,12 +65,16 @@ class UltraGenVAEDecode(io.ComfyNode):
             category=CATEGORY,
             description="Decodes a video in tiles that equal the decode of the whole frame. For long 4K videos prefer "
             "UltraGen Save Video: images of 81 4K frames take 8 GB of memory.",
-            inputs=[io.Latent.Input("samples"), io.Vae.Input("vae"), tile_input()],
+            inputs=[
+                io.Latent.Input("samples", tooltip="The latent of a video or an image, from a sampler."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model: Wan 2.1's, or for the 5B model 2.2's."),
+                tile_input(),
+            ],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
-    def validate_inputs(cls, tile: int) -> bool | str:
+    def validate_inputs(cls, tile: int | None) -> bool | str:
         return check_tile(tile)
 
     @classmethod

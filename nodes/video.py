@@ -92,9 +92,10 @@ class UltraGenSaveVideo(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, codec, tile):
-        """When the prompt is queued, before any sampling."""
+        """When the prompt is queued, before any sampling; what comes through a link is None here."""
         try:
-            check_encoders(CODECS[codec], with_audio=False)
+            if codec is not None:
+                check_encoders(CODECS[codec], with_audio=False)
         except KeyError:
             return f"codec must be one of {', '.join(CODECS)}, got {codec!r}."
         except ValueError as error:

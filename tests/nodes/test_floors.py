@@ -19,6 +19,12 @@ def imports(path):
             yield node.module.split(".")[0]
 
 
+def test_every_input_says_what_it_is_for(pack):
+    for node in pack.nodes.NODES:
+        for each in node.define_schema().inputs:
+            assert each.tooltip and len(each.tooltip) > 15, f"{node.__name__}.{each.id}"
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_file_imports_and_calls(path):
     names = set(imports(path))
