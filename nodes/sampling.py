@@ -30,7 +30,7 @@ class UltraGenModelSampling(io.ComfyNode):
                 " exactly."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="A Wan model."),
+                io.Model.Input("model", tooltip="A Wan model, patched or not; the order does not matter."),
                 io.Float.Input(
                     "shift",
                     default=PUBLISHED_SHIFT,
