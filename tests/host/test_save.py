@@ -39,8 +39,8 @@ def test_lossless_frames_are_those_of_cores_decode(tmp_path, vae):
     core = core_levels(vae, samples)
     assert core.std() > 10
     saved = save_video(vae, {"samples": samples}, settings(tile=128), folders_in(tmp_path), {})
-    # If every pixel differed by float32's last bit at 0.5, it would be one value in 65,000.
-    assert rounding_ties(rgb(saved.videos[0]), core) < core.size / 20_000
+    # If every value differed by float32's last bit at 0.5, one in 65,000 would round the other way.
+    assert rounding_ties(rgb(saved.videos[0]), core) < core.size / 40_000
 
 
 def test_a_batch_is_one_file_each_and_one_latent(tmp_path, vae):
