@@ -79,10 +79,11 @@ def branch(
     """
     grid = TokenGrid(*x.shape[1:4])
     size, regions = branch_layout(grid, spec, coarse.ratio if coarse else 1)
+    map_size = (size.h, size.w)
     if coarse is not None:
         x = compress(x, coarse.compress, coarse.ratio, engine)
     parts = [
-        attend(attn, to_windows(x, size[1:], region, spec.antialias), region.window_grid(grid.t), spec, coarse, engine)
+        attend(attn, to_windows(x, map_size, region, spec.antialias), region.window_grid(grid.t), spec, coarse, engine)
         for region in regions
     ]
     return from_windows(parts, regions, size, (grid.h, grid.w), spec.antialias)
