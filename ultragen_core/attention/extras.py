@@ -53,9 +53,7 @@ class BlockExtras(nn.Module):
         self.hierarchical_branch = CoarseBranch(shape, shape.hierarchical_ratio, operations, **factory)
 
 
-def initial_block(
-    shape: ExtrasShape, dtype=torch.float32, generator: torch.Generator | None = None
-) -> dict[str, Tensor]:
+def initial_block(shape: ExtrasShape) -> dict[str, Tensor]:
     """The state of a `BlockExtras` before training, as in the paper: averaging convolutions, zero deltas."""
     c, r = shape.channels, shape.rank
     state = {}
@@ -66,8 +64,8 @@ def initial_block(
             state[f"{branch}.refine.weight"] = torch.full((c, 1, 3, 3, 3), 1 / 27)
             state[f"{branch}.refine.bias"] = torch.zeros(c)
         for name in ("q", "k", "v") if r else ():
-            state[f"{branch}.{name}.lora_A.weight"] = torch.randn(r, c, generator=generator) * c**-0.5
+            state[f"{branch}.{name}.lora_A.weight"] = torch.randn(r, c) * c**-0.5
             state[f"{branch}.{name}.lora_A.bias"] = torch.zeros(r)
             state[f"{branch}.{name}.lora_B.weight"] = torch.zeros(c, r)
             state[f"{branch}.{name}.lora_B.bias"] = torch.zeros(c)
-    return {key: value.to(dtype) for key, value in state.items()}
+    return state

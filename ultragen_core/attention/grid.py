@@ -51,8 +51,8 @@ def cut_axis(length: int, num_windows: int, shifted: bool = False) -> list[tuple
     """Cut an axis into `num_windows` windows whose sizes differ by one at most, larger ones first.
 
     A short axis gets fewer windows: never an empty one. `shifted` moves every border by half a window, so that the
-    outer windows are
-    halves: Swin's shifted windows without its cyclic roll and mask, which exist only to batch these very windows.
+    outer windows are halves: Swin's shifted windows without its cyclic roll and mask, which exist only to batch these
+    very windows.
 
     Returns runs of equal windows as (slice of the axis, windows in it).
     """
@@ -66,8 +66,9 @@ def cut_axis(length: int, num_windows: int, shifted: bool = False) -> list[tuple
 
 
 def cut_grid(grid: TokenGrid, num_windows: int, shifted: bool = False) -> list[Region]:
-    """Cut every frame of the grid into windows: one region where both axes divide, at most four for balanced uneven
-    windows.
+    """Cut every frame of the grid into windows.
+
+    One region where both axes divide, up to four for balanced uneven windows, more for shifted ones.
     """
     return [
         Region(rows, columns, (nh, nw))

@@ -120,12 +120,10 @@ class Runtime:
         grid = token_grid(dm, x.shape, 0 if appended is None else token_grid(dm, appended.shape).t)
         extras = base.current_patcher.get_additional_models_with_key(KEY)[0].model.blocks
         gates = self.gates(base.model_sampling.timestep(t).float())
-        layers = {}
+        scale, layers = rope_scale(options), {}
         for index, spec in self.specs.items():
             attn = dm.blocks[index].self_attn
-            layers[attn] = BlockLayer(
-                attn.forward, spec, extras[str(index)], gates[index], grid, rope_scale(options), self.note
-            )
+            layers[attn] = BlockLayer(attn.forward, spec, extras[str(index)], gates[index], grid, scale, self.note)
         options = with_fast_attention(options, x.device)
         with installed(layers):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
