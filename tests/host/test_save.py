@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from save_run import core_levels, files, folders_in, narrow_vae, noise, rgb, rounding_ties, settings
+from save_run import core_levels, files, folders_in, noise, rgb, rounding_ties, settings
 
 from ultragen_core.host import save
 from ultragen_core.host.save import KEEP_NOT, KEEP_UNTIL_SAVED, save_video
@@ -22,16 +22,7 @@ PROMPT = {"prompt": {"1": {"class_type": "X"}}, "workflow": {"nodes": []}}
 LATENT_SHAPE = (1, 16, 2, 6, 8)
 
 
-@pytest.fixture(scope="module")
-def vae():
-    return narrow_vae()
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    """As ComfyUI's executor runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 def test_lossless_frames_are_those_of_cores_decode(tmp_path, vae):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import comfy.model_management
 import pytest
 import torch
-from save_run import core_levels, files, folders_in, narrow_vae, noise, rgb, rounding_ties, settings
+from save_run import core_levels, files, folders_in, noise, rgb, rounding_ties, settings
 
 from ultragen_core.host import save
 from ultragen_core.host.save import KEEP_NOT, save_video
@@ -22,16 +22,7 @@ from ultragen_core.video.latents import load_latent
 LATENT_SHAPE = (1, 16, 2, 6, 8)
 
 
-@pytest.fixture(scope="module")
-def vae():
-    return narrow_vae()
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    """As ComfyUI's executor runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.fixture
