@@ -28,7 +28,8 @@ class UltraGenLoadModel(io.ComfyNode):
             display_name="UltraGen Load Model",
             category="UltraGen",
             description=(
-                "Loads UltraGen's checkpoint (or a Wan model) and gives it the attention that it was trained for."
+                "Loads a checkpoint of UltraGen or T3-Video (or a Wan model) and gives it the attention that it was"
+                " trained for."
             ),
             inputs=[
                 io.Combo.Input(
@@ -36,7 +37,7 @@ class UltraGenLoadModel(io.ComfyNode):
                     options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip=(
                         "A file of models/diffusion_models: ultragen_1080p.ckpt as published, under any name, .ckpt or"
-                        " .safetensors."
+                        " .safetensors, for 1080P; T3-Video-Wan2.1-T2V-1.3B or T3-Video-Wan2.2-T2V-5B for 4K."
                     ),
                 ),
                 io.Combo.Input(
@@ -44,8 +45,9 @@ class UltraGenLoadModel(io.ComfyNode):
                     options=list(RULES),
                     default="auto",
                     tooltip=(
-                        "auto: the rule that the weights in the file were trained for, and an error if it has none."
-                        " ultragen: also take a Wan model without UltraGen's weights (experimental, quality"
+                        "auto: the rule that the weights in the file were trained for (UltraGen is known by its keys,"
+                        " T3-Video by its file name), and an error for other files. t3: this is T3-Video under another"
+                        " name. ultragen: also take a Wan model without UltraGen's weights (experimental, quality"
                         " unmeasured). dense: core's full attention, for comparing."
                     ),
                 ),
@@ -78,8 +80,8 @@ class UltraGenApply(io.ComfyNode):
             display_name="UltraGen Apply",
             category="UltraGen",
             description=(
-                "Gives a Wan model from any loader UltraGen's attention. On a model that has it already, replaces the"
-                " settings and keeps the extra weights."
+                "Gives a Wan model from any loader UltraGen's or T3-Video's attention. On a model that has it already,"
+                " replaces the settings and keeps rule and extra weights."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A Wan 2.1 or 2.2 model, in any precision."),
@@ -88,8 +90,10 @@ class UltraGenApply(io.ComfyNode):
                     options=[rule for rule in RULES if rule != "dense"],
                     default="auto",
                     tooltip=(
-                        "auto: the rule that the extra weights were trained for, and an error if there are none."
-                        " ultragen: also without extra weights (experimental: average pooling, quality unmeasured)."
+                        "auto: the rule that the model has already or its extra weights were trained for, and an error"
+                        " if there are none. t3: for a model whose weights are T3-Video's, from any loader (with others"
+                        " the picture falls apart). ultragen: also without extra weights (experimental: average"
+                        " pooling, quality unmeasured)."
                     ),
                 ),
                 io.Combo.Input(
@@ -124,6 +128,15 @@ class UltraGenApply(io.ComfyNode):
                         " trained weights."
                     ),
                 ),
+                io.Boolean.Input(
+                    "bounded_memory",
+                    default=True,
+                    tooltip=(
+                        "On a card too small for all tokens at once, work on some of them at a time: the same result, a"
+                        " few per cent slower. Off: never, for comparing or for another pack that replaces the same"
+                        " layers."
+                    ),
+                ),
                 LocalConfigType.Input(
                     "local_config", optional=True, tooltip="Windows and hierarchical branch; without it, as published."
                 ),
@@ -136,12 +149,26 @@ class UltraGenApply(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, attention_rule, extras, start_percent, end_percent, local_config=None, global_config=None
+        cls,
+        model,
+        attention_rule,
+        extras,
+        start_percent,
+        end_percent,
+        bounded_memory,
+        local_config=None,
+        global_config=None,
     ) -> io.NodeOutput:
         configs = {
             name: config for name, config in (("local", local_config), ("global_", global_config)) if config is not None
         }
-        settings = Settings(start_percent=start_percent, end_percent=end_percent, rule=attention_rule, **configs)
+        settings = Settings(
+            start_percent=start_percent,
+            end_percent=end_percent,
+            rule=attention_rule,
+            bounded_memory=bounded_memory,
+            **configs,
+        )
         loaded = (
             None if extras == NONE else load_extras_file(folder_paths.get_full_path_or_raise("model_patches", extras))
         )

@@ -42,3 +42,11 @@ def sample(
     return comfy.sample.sample(
         model, noise, steps, cfg, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=seed
     )
+
+
+def attn_state(model) -> list[dict]:
+    """What a patch could leave on the attention modules of a model."""
+    return [
+        {key: value for key, value in block.self_attn.__dict__.items() if not key.startswith("_")}
+        for block in model.model.diffusion_model.blocks
+    ]

@@ -16,12 +16,14 @@ def main() -> None:
     sys.path[:0] = [path for path in (os.environ.get("COMFYUI_PATH"), str(ROOT / "tools")) if path]
     sys.path.append(str(ROOT))
     import bench_attention
+    import bench_model
     import bench_vae
 
     parser = argparse.ArgumentParser(description=__doc__)
     subjects = parser.add_subparsers(required=True)
     bench_vae.add_parser(subjects)
     bench_attention.add_parser(subjects)
+    bench_model.add_parser(subjects)
     chosen = parser.parse_args(arguments)
     chosen.run(chosen)
 

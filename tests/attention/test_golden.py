@@ -70,7 +70,7 @@ def test_branches(tiny, case, block, antialias):
     ):
         y = branch(attn, x.unflatten(1, grid), branch_spec, ENGINE, coarse)
         if coarse is not None:
-            y = refine_blend(y, coarse.refine, torch.zeros_like(y), torch.zeros(1, 1, 256), ENGINE)
+            y = refine_blend(y, coarse.refine, torch.zeros(1, *grid, 256), torch.zeros(1, 1, 256), ENGINE)
         assert relative_error(y.flatten(1, 3), expected(case, block, name, antialias)) < TOLERANCE, name
 
 

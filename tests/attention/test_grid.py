@@ -31,7 +31,7 @@ def test_partition_round_trip_is_exact(h, w, num_windows, shifted):
         part = x[:, :, region.rows, region.columns]
         windows = window_partition(part, region.windows)
         window_grid = region.window_grid(grid.t)
-        assert windows.shape == (2 * region.windows[0] * region.windows[1], window_grid.tokens, 3)
+        assert windows.shape == (2 * region.windows[1] * region.windows[2], window_grid.tokens, 3)
         out[:, :, region.rows, region.columns] = window_unpartition(windows, region.windows, window_grid)
     assert torch.equal(out, x)
 
@@ -39,8 +39,26 @@ def test_partition_round_trip_is_exact(h, w, num_windows, shifted):
 def test_a_window_is_a_rectangle_of_the_frame_with_all_frames():
     grid = TokenGrid(2, 4, 6)
     x = torch.arange(grid.tokens).reshape(1, *grid, 1)
-    windows = window_partition(x, (2, 3))
+    windows = window_partition(x, (1, 2, 3))
     assert windows[4].flatten().tolist() == x[0, :, 2:4, 2:4].flatten().tolist()
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("windows", [(1, 1, 1), (4, 3, 2), (2, 1, 5), (4, 6, 10)])
+def test_partition_in_time_and_strided_round_trips(windows, strided):
+    grid = TokenGrid(4, 6, 10)
+    x = seeded(2, *grid, 3)
+    parts = window_partition(x, windows, strided)
+    extent = TokenGrid(*(length // n for length, n in zip(grid, windows, strict=True)))
+    assert parts.shape == (2 * windows[0] * windows[1] * windows[2], extent.tokens, 3)
+    assert torch.equal(window_unpartition(parts, windows, extent, strided), x)
+
+
+def test_a_strided_window_takes_every_nth_token():
+    x = torch.arange(4 * 6 * 10).reshape(1, 4, 6, 10, 1)
+    windows = window_partition(x, (2, 3, 5), strided=True)
+    t, h, w = 1, 2, 3
+    assert windows[(t * 3 + h) * 5 + w].flatten().tolist() == x[0, t::2, h::3, w::5].flatten().tolist()
 
 
 @pytest.mark.parametrize("length", [*range(1, 40), 68, 120, 135])

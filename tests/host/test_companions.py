@@ -16,7 +16,8 @@ from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.load import load_extras_file, load_model
 from ultragen_core.host.patch import Settings, apply
-from ultragen_core.host.runtime import KEY
+from ultragen_core.host.rules import KEY
+from ultragen_core.host.runtime import Runtime
 from ultragen_core.weights.extras_file import read_extras, save_extras
 
 SHAPE = (1, 16, 3, 16, 24)
@@ -139,7 +140,7 @@ def test_extra_tokens_are_said_in_every_run_that_has_them(tiny_path, tmp_path, c
     for _ in range(2):
         caplog.clear()
         sample(model, SHAPE, CONTEXT, reference_latents=[seeded(1, 16, 1, 16, 24)])
-        assert caplog.text.count("all blocks stay dense, because 96 tokens beside the grid 3x8x12") == 1
+        assert caplog.text.count("all blocks stay dense, because 96 tokens beside the video's 288 joined in") == 1
     caplog.clear()
     sample(model, SHAPE, CONTEXT)
     assert "stay dense" not in caplog.text
@@ -149,7 +150,7 @@ def test_extra_tokens_are_said_in_every_run_that_has_them(tiny_path, tmp_path, c
 def test_core_sampler_batched_or_not(tiny, cfg, monkeypatch):
     """Cond and uncond in one call (enough memory) or in two: the same video."""
     together = sample(tiny, SHAPE, CONTEXT, cfg=cfg)
-    monkeypatch.setattr(tiny.model, "memory_required", lambda *a, **k: 2**60)
+    monkeypatch.setattr(Runtime, "memory_required", lambda *a: 2**60)
     apart = sample(tiny, SHAPE, CONTEXT, cfg=cfg)
     assert torch.isfinite(together).all() and relative_error(apart, together) < 1e-4
 

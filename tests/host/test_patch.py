@@ -6,24 +6,16 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
-from comfy_run import sample, velocity
+from comfy_run import attn_state, sample, velocity
 from support import relative_error, seeded
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.patch import Settings, apply
-from ultragen_core.host.runtime import KEY
+from ultragen_core.host.rules import KEY
 
 SHAPE = (1, 16, 3, 16, 24)
 LATENT, CONTEXT = seeded(*SHAPE), seeded(1, 16, 4096, seed=1)
-
-
-def attn_state(model):
-    """What a patch could leave on the attention modules of a model."""
-    return [
-        {k: v for k, v in b.self_attn.__dict__.items() if not k.startswith("_")}
-        for b in model.model.diffusion_model.blocks
-    ]
 
 
 def test_the_patch_does_something(tiny, dense):

@@ -28,14 +28,42 @@ def own_parameters(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Engine:
-    """The host's attention, its way to the parameters of modules that it manages, and its scale of positions.
+    """The host's attention, its way to the parameters of modules that it manages, its scale of positions, and how much
+    memory a layer may take.
 
     rope_scale: factors on the token positions in t, h and w, with which users stretch or shrink a model's RoPE.
+    tokens_at_a_time: of all items of a batch together, those that are projected and attended at once; None is all.
+        What is computed stays the same.
     """
 
     attention: Attention
     parameters: Parameters = own_parameters
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    tokens_at_a_time: int | None = None
+
+
+def pieces(x: Tensor, dim: int, tokens_at_a_time: int | None) -> list[tuple[int, int]]:
+    """(start, length) of parts of axis `dim` of x (n, tokens, c) that are to be computed one after the other."""
+    length, tokens = x.shape[dim], x.shape[0] * x.shape[1]
+    count = 1 if tokens_at_a_time is None else min(-(-tokens // tokens_at_a_time), length)
+    step = -(-length // count)
+    return [(start, min(step, length - start)) for start in range(0, length, step)]
+
+
+def in_pieces(
+    function: Callable[[Tensor], Tensor], x: Tensor, dim: int, tokens_at_a_time: int | None, overwrite: bool = False
+) -> Tensor:
+    """function(x), which keeps the shape and does not mix the items of axis `dim`, a piece at a time.
+
+    overwrite: x may be overwritten with the result.
+    """
+    parts = pieces(x, dim, tokens_at_a_time)
+    if len(parts) == 1:
+        return function(x)
+    out = x if overwrite else torch.empty_like(x)
+    for part in parts:
+        out.narrow(dim, *part).copy_(function(x.narrow(dim, *part)))
+    return out
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -25,14 +27,16 @@ class TokenGrid(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A rectangle of the grid that is cut evenly: `rows` and `columns` index the grid, `windows` counts per axis."""
+    """A rectangle of every frame that is cut evenly: `rows` and `columns` index the grid, `windows` (1, nh, nw) counts
+    per axis; each keeps all frames.
+    """
 
     rows: slice
     columns: slice
-    windows: tuple[int, int]
+    windows: tuple[int, int, int]
 
     def window_grid(self, t: int) -> TokenGrid:
-        return TokenGrid(t, *((s.stop - s.start) // n for s, n in zip(self[:2], self.windows, strict=True)))
+        return TokenGrid(t, *((s.stop - s.start) // n for s, n in zip(self[:2], self.windows[1:], strict=True)))
 
 
 def nearest_multiple(length: int, num_windows: int) -> int:
@@ -71,18 +75,39 @@ def cut_grid(grid: TokenGrid, num_windows: int, shifted: bool = False) -> list[R
     One region where both axes divide, up to four for balanced uneven windows, more for shifted ones.
     """
     return [
-        Region(rows, columns, (nh, nw))
+        Region(rows, columns, (1, nh, nw))
         for rows, nh in cut_axis(grid.h, num_windows, shifted)
         for columns, nw in cut_axis(grid.w, num_windows, shifted)
     ]
 
 
-def window_partition(x: Tensor, windows: tuple[int, int]) -> Tensor:
-    """(b, t, h, w, c) -> (b * nh * nw, t * h/nh * w/nw, c): every window keeps all frames."""
-    return rearrange(x, "b t (nh h) (nw w) c -> (b nh nw) (t h w) c", nh=windows[0], nw=windows[1])
+def window_view(x: Tensor, windows: tuple[int, int, int], strided: bool = False) -> Tensor:
+    """A view (b, nt, nh, nw, t, h, w, c) of a map (b, nt * t, nh * h, nw * w, c), windows (nt, nh, nw) per axis.
+
+    A window is a block of neighbours, or, `strided`, every nt-th, nh-th and nw-th token from one of the first on.
+    """
+    nt, nh, nw = windows
+    axes = "(t nt) (h nh) (w nw)" if strided else "(nt t) (nh h) (nw w)"
+    return rearrange(x, f"b {axes} c -> b nt nh nw t h w c", nt=nt, nh=nh, nw=nw)
 
 
-def window_unpartition(x: Tensor, windows: tuple[int, int], window_grid: TokenGrid) -> Tensor:
+def window_partition(x: Tensor, windows: tuple[int, int, int], strided: bool = False) -> Tensor:
+    """(b, t, h, w, c) -> (b * nt * nh * nw, tokens of a window, c)."""
+    return _moved(lambda y: window_view(y, windows, strided).flatten(4, 6).flatten(0, 3), x)
+
+
+def window_unpartition(
+    x: Tensor, windows: tuple[int, int, int], window_grid: TokenGrid, strided: bool = False
+) -> Tensor:
     """The exact inverse of `window_partition`; `window_grid` is the extent of one window."""
-    t, h, w = window_grid
-    return rearrange(x, "(b nh nw) (t h w) c -> b t (nh h) (nw w) c", nh=windows[0], nw=windows[1], t=t, h=h, w=w)
+    (nt, nh, nw), (t, h, w) = windows, window_grid
+    axes = "(t nt) (h nh) (w nw)" if strided else "(nt t) (nh h) (nw w)"
+    pattern = f"(b nt nh nw) (t h w) c -> b {axes} c"
+    return _moved(lambda y: rearrange(y, pattern, nt=nt, nh=nh, nw=nw, t=t, h=h, w=w), x)
+
+
+def _moved(move: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """move(x), which only moves tokens: 8 bytes at a time, which PyTorch does several times faster than 2."""
+    if x.shape[-1] * x.element_size() % 8 or (torch.is_grad_enabled() and x.requires_grad):
+        return move(x)
+    return move(x.view(torch.int64)).view(x.dtype)

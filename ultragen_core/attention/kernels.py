@@ -34,7 +34,7 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, t: int, region: Region) -> Layout:
         rows, columns, windows = region
-        return cls(t, rows.stop - rows.start, columns.stop - columns.start, *windows, rows.start, columns.start)
+        return cls(t, rows.stop - rows.start, columns.stop - columns.start, *windows[1:], rows.start, columns.start)
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def _load_token(src, batch, frame, row, column, t, wh, ww, nh, nw, channel, mask
 
 
 @triton.jit
-def _norm_rope_kernel(x, weight, cos, sin, length, eps, C: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr):
+def _norm_rope_kernel(x, weight, table, length, eps, C: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr):
     """RMS norm over all channels of one token, then RoPE of its pairs of channels, in place."""
     token = tl.program_id(0).to(tl.int64)
     pair = tl.arange(0, BLOCK)
@@ -107,8 +107,8 @@ def _norm_rope_kernel(x, weight, cos, sin, length, eps, C: tl.constexpr, HALF: t
     scale = 1.0 / tl.sqrt(tl.sum(value * value) / C + eps)
     value = value * scale * tl.load(weight + both, mask[:, None], other=0.0).to(tl.float32)
     even, odd = tl.split(value)
-    angle = token % length * HALF + pair % HALF
-    c, s = tl.load(cos + angle, mask, other=0.0), tl.load(sin + angle, mask, other=0.0)
+    angle = (token % length * HALF + pair % HALF)[:, None] * 2 + tl.arange(0, 2)[None, :]
+    c, s = tl.split(tl.load(table + angle, mask[:, None], other=0.0))
     rotated = tl.join(even * c - odd * s, even * s + odd * c)
     tl.store(x + token * C + both, rotated.to(x.dtype.element_ty), mask[:, None])
 
@@ -194,11 +194,13 @@ def resample(x: Tensor, source: Layout, target: Layout, size: tuple[int, int]) -
     return out
 
 
-def norm_rope_(x: Tensor, weight: Tensor, eps: float, table: tuple[Tensor, Tensor]) -> Tensor:
-    """RMS norm over the channels, then RoPE, in place: x (n, tokens, c), table (tokens, head_dim / 2) each."""
+def norm_rope_(x: Tensor, weight: Tensor, eps: float, table: Tensor) -> Tensor:
+    """RMS norm over the channels, then RoPE, in place: x (n, tokens, c), table (tokens, head_dim / 2, 2)."""
     n, length, c = x.shape
     block = triton.next_power_of_2(c // 2)
-    _norm_rope_kernel[(n * length,)](x, weight, *table, length, eps, C=c, HALF=table[0].shape[1], BLOCK=block)
+    _norm_rope_kernel[(n * length,)](
+        x, weight, table.contiguous(), length, eps, C=c, HALF=table.shape[1], BLOCK=block
+    )  # fmt: skip
     return x
 
 
@@ -246,7 +248,7 @@ def check(device: torch.device) -> None:
     x = x.flatten(1, 3).float()
     normed = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * bias.float()
     pairs = torch.view_as_complex(normed.view(2, 72, 2, 6, 2)) * torch.polar(torch.ones_like(angles), angles)[:, None]
-    table = angles.cos(), angles.sin()
+    table = torch.stack((angles.cos(), angles.sin()), -1)
     _same("norm_rope", norm_rope_(x.bfloat16(), bias, 1e-6, table), torch.view_as_real(pairs).flatten(2))
 
 

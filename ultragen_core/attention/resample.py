@@ -5,6 +5,8 @@ Each function has a plain PyTorch form, which defines it, and uses the Triton ke
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -13,23 +15,33 @@ from torch import Tensor, nn
 from .engine import Engine, kernels_for
 from .grid import Region, TokenGrid, window_partition, window_unpartition
 
-MOST_ELEMENTS = 2**31 - 1
+# Without kernels a refinement goes over the channels in so many parts, each with several channel-first copies.
+REFINEMENT_PARTS = 8
+
+
+@torch.compiler.disable  # a compiled graph would build the matrix in every call
+@lru_cache(maxsize=64)
+def _interpolation(length: int, target: int, antialias: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Bilinear resizing of one axis as a matrix (target, length), by PyTorch's own definition of it."""
+    columns = torch.eye(length)[None, None]
+    return F.interpolate(columns, (target, length), mode="bilinear", antialias=antialias)[0, 0].to(device, dtype)
 
 
 def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
-    """Bilinear, per frame: (b, t, h0, w0, c) -> (b, t, *size, c). `antialias` matters only where the map shrinks."""
+    """Bilinear, per frame: (b, t, h0, w0, c) -> (b, t, *size, c). `antialias` matters only where the map shrinks.
+
+    One matrix product an axis, which a GPU does several times faster than the library's resizing.
+    """
     if x.shape[2:4] == size:
         return x
-    b = x.shape[0]
-    frames = rearrange(x, "b t h w c -> (b t) c h w")
-    # PyTorch's CUDA kernel refuses more elements at a time, which a 4K map exceeds.
-    at_a_time = max(1, MOST_ELEMENTS // (x.shape[-1] * max(size[0] * size[1], x.shape[2] * x.shape[3])))
-    resized = [
-        F.interpolate(part, size=size, mode="bilinear", align_corners=False, antialias=antialias)
-        for part in frames.split(at_a_time)
-    ]
-    frames = resized[0] if len(resized) == 1 else torch.cat(resized)
-    return rearrange(frames, "(b t) c h w -> b t h w c", b=b)
+    rows, columns = (
+        _interpolation(length, target, antialias, x.dtype, x.device)
+        for length, target in zip(x.shape[2:4], size, strict=True)
+    )
+    out = x.new_empty(*x.shape[:2], *size, x.shape[-1])
+    for index, frame in enumerate(x.unbind(1)):  # one at a time: the product in between may be as large as the map
+        out[:, index] = columns @ (rows @ frame.flatten(-2)).unflatten(-1, frame.shape[-2:])
+    return out
 
 
 def to_windows(x: Tensor, size: tuple[int, int], region: Region, antialias: bool) -> Tensor:
@@ -41,31 +53,31 @@ def to_windows(x: Tensor, size: tuple[int, int], region: Region, antialias: bool
     return kernels.resample(x.flatten(1, 3), kernels.Layout(t, h, w), kernels.Layout.of(t, region), size)
 
 
+def _is_whole(x: Tensor, size: tuple[int, int], region: Region) -> bool:
+    """Whether the region's only window is the map itself, so that there is nothing to move."""
+    return region.windows == (1, 1, 1) and x.shape[2:4] == size == (region.rows.stop, region.columns.stop)
+
+
 def from_windows(
     parts: list[Tensor], regions: list[Region], grid: TokenGrid, size: tuple[int, int], antialias: bool
 ) -> Tensor:
-    """The inverse: windows of every region of a map of extent `grid`, resized to `size` -> (b, t, *size, c)."""
+    """The inverse: windows of every region of a map of extent `grid`, resized to `size` -> (b, t, *size, c).
+
+    Takes the parts out of their list, so that none is held longer than needed.
+    """
     kernels = None if antialias else kernels_for(parts[0])
-    if kernels is not None and len(parts) == 1 and parts[0].is_contiguous() and regions[0].windows != (1, 1):
-        target = kernels.Layout(grid.t, *size)
-        return kernels.resample(parts[0], kernels.Layout.of(grid.t, regions[0]), target, size).unflatten(
-            1, (grid.t, *size)
-        )
-    maps = [
-        window_unpartition(part, region.windows, region.window_grid(grid.t))
-        for part, region in zip(parts, regions, strict=True)
-    ]
-    if len(maps) == 1:
-        return resize(maps[0], size, antialias)
-    whole = maps[0].new_empty(maps[0].shape[0], *grid, maps[0].shape[-1])
-    for part, region in zip(maps, regions, strict=True):
+    if kernels is not None and len(parts) == 1 and parts[0].is_contiguous():
+        source, target = kernels.Layout.of(grid.t, regions[0]), kernels.Layout(grid.t, *size)
+        return kernels.resample(parts[0], source, target, size).unflatten(1, (grid.t, *size))
+    first = window_unpartition(parts.pop(0), regions[0].windows, regions[0].window_grid(grid.t))
+    if not parts:
+        return resize(first, size, antialias)
+    whole = first.new_empty(first.shape[0], *grid, first.shape[-1])
+    whole[:, :, regions[0].rows, regions[0].columns] = first
+    for region in regions[1:]:
+        part = window_unpartition(parts.pop(0), region.windows, region.window_grid(grid.t))
         whole[:, :, region.rows, region.columns] = part
     return resize(whole, size, antialias)
-
-
-def _is_whole(x: Tensor, size: tuple[int, int], region: Region) -> bool:
-    """Whether the region's only window is the map itself, so that there is nothing to move."""
-    return region.windows == (1, 1) and x.shape[2:4] == size == (region.rows.stop, region.columns.stop)
 
 
 def compress(x: Tensor, conv: nn.Module, ratio: int, engine: Engine) -> Tensor:
@@ -74,26 +86,51 @@ def compress(x: Tensor, conv: nn.Module, ratio: int, engine: Engine) -> Tensor:
     On a grid smaller than the kernel the edge is repeated up to the kernel's size, which folds the kernel onto the
     tokens there are.
     """
-    b, _, h, w, _ = x.shape
+    for axis in (2, 3):
+        length = x.shape[axis]
+        if length < ratio:
+            x = x.index_select(axis, torch.arange(ratio, device=x.device).clamp(max=length - 1))
+    weight, bias = engine.parameters(conv, x)
     kernels = kernels_for(x)
-    if kernels is not None and x.is_contiguous() and min(h, w) >= ratio:
-        return kernels.compress(x, *engine.parameters(conv, x), ratio)
-    frames = rearrange(x, "b t h w c -> (b t) c h w")
-    if min(h, w) < ratio:
-        frames = F.pad(frames, (0, max(ratio - w, 0), 0, max(ratio - h, 0)), mode="replicate")
-    # Depthwise convolutions are several times faster on channel-first memory, the copy included.
-    return rearrange(conv(frames.contiguous()), "(b t) c h w -> b t h w c", b=b)
+    if kernels is not None and x.is_contiguous():
+        return kernels.compress(x, weight, bias, ratio)
+    h, w = (length // ratio for length in x.shape[2:4])
+    cells = x[:, :, : h * ratio, : w * ratio].unflatten(3, (w, ratio)).unflatten(2, (h, ratio))
+    taps = rearrange(weight, "c 1 kh kw -> kh 1 kw c")
+    return (cells * taps).sum((3, 5)) + bias
 
 
 def refine_blend(coarse: Tensor, conv: nn.Module | None, y: Tensor, gate: Tensor, engine: Engine) -> Tensor:
-    """gate * y + (1 - gate) * conv(coarse), maps (b, t, h, w, c), gate (b, 1, c); `y` may be overwritten.
+    """gate * y + (1 - gate) * conv(coarse resized to y's grid): coarse (b, t, h0, w0, c), y (b, t, h, w, c), gate
+    (b, 1, c or 1); `y` may be overwritten.
 
-    conv: a depthwise 3x3x3 convolution over time and space; None leaves the coarse map as it is.
+    conv: a depthwise 3x3x3 convolution over time and space; None leaves the resized map as it is.
     """
+    size = y.shape[2:4]
+    if conv is None:
+        return torch.lerp(resize(coarse, size), y, gate[:, :, None, None].to(y.dtype))
+    weight, bias = engine.parameters(conv, coarse)
     kernels = kernels_for(y)
-    if kernels is not None and conv is not None and y.is_contiguous() and coarse.is_contiguous():
-        return kernels.refine_blend_(coarse, *engine.parameters(conv, coarse), y, gate)
-    if conv is not None:
-        coarse = conv(rearrange(coarse, "b t h w c -> b c t h w").contiguous())
-        coarse = rearrange(coarse, "b c t h w -> b t h w c")
-    return torch.lerp(coarse, y, gate[:, :, None, None].to(y.dtype))
+    if kernels is not None and y.is_contiguous() and coarse.is_contiguous():
+        source, target = (kernels.Layout(*x.shape[1:4]) for x in (coarse, y))
+        coarse = kernels.resample(coarse.flatten(1, 3), source, target, size).view_as(y)
+        return kernels.refine_blend_(coarse, weight, bias, y, gate)
+    coarse = resize(coarse, (size[0], coarse.shape[3]))
+    gate = gate.expand(-1, -1, y.shape[-1])[:, :, None, None].to(y.dtype)
+    out = torch.empty_like(y) if torch.is_grad_enabled() else y
+    step = -(-y.shape[-1] // REFINEMENT_PARTS)
+    for start in range(0, y.shape[-1], step):
+        part = slice(start, start + step)
+        # Depthwise 3D convolutions are several times faster on channel-first memory, the copy included.
+        wide = _widen(coarse[..., part], size[1])
+        refined = F.conv3d(wide, weight[part], bias[part], padding=1, groups=wide.shape[1])
+        out[..., part] = torch.lerp(rearrange(refined, "b c t h w -> b t h w c"), y[..., part], gate[..., part])
+    return out
+
+
+def _widen(x: Tensor, columns: int) -> Tensor:
+    """(b, t, h, w, c) -> channel-first (b, c, t, h, columns)."""
+    x = rearrange(x, "b t h w c -> b c t h w").contiguous()
+    if x.shape[-1] == columns:
+        return x
+    return x @ _interpolation(x.shape[-1], columns, False, x.dtype, x.device).t()

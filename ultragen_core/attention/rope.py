@@ -23,8 +23,8 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 @lru_cache(maxsize=8)
 def rope_table(
     grid: TokenGrid, head_dim: int, device: torch.device, scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every rotation, float32 (tokens, head_dim / 2) each; positions are multiplied by `scale`.
+) -> Tensor:
+    """Cosine and sine of every rotation, float32 (tokens, head_dim / 2, 2); positions are multiplied by `scale`.
 
     Angles are formed in float64 on the CPU, because not every device has it.
     """
@@ -41,21 +41,18 @@ def rope_table(
         ],
         dim=-1,
     ).flatten(0, 2)
-    return angles.cos().float().to(device), angles.sin().float().to(device)
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).float().to(device)
 
 
-def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def apply_rope(x: Tensor, table: Tensor) -> Tensor:
     """Rotate pairs of neighbouring channels, in float32: x (b, tokens, heads, head_dim) -> the same shape and dtype."""
-    cos, sin = (angle[:, None, :] for angle in table)
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    out = torch.empty_like(x)
-    pairs = out.unflatten(-1, (-1, 2))
-    pairs[..., 0] = torch.addcmul(even * cos, odd, sin, value=-1)
-    pairs[..., 1] = torch.addcmul(even * sin, odd, cos)
-    return out
+    cos, sin = table[:, None].unbind(-1)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    rotated = pairs[..., :1] * torch.stack((cos, sin), -1)
+    return rotated.addcmul_(pairs[..., 1:], torch.stack((-sin, cos), -1)).flatten(-2).to(x.dtype)
 
 
-def norm_rope(x: Tensor, norm: nn.Module, table: tuple[Tensor, Tensor], heads: int, engine: Engine) -> Tensor:
+def norm_rope(x: Tensor, norm: nn.Module, table: Tensor, heads: int, engine: Engine) -> Tensor:
     """RMS norm over all channels, then RoPE in every head: x (n, tokens, c) -> the same shape; x may be overwritten.
 
     norm: an RMS norm with a weight, or the identity (a Wan model without qk norm).

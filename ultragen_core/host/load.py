@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,42 +11,54 @@ import comfy.sd
 
 from ..weights.extras_file import read_extras
 from ..weights.files import SOURCE, StateDict, WeightsError, read_metadata, read_state_dict
-from ..weights.published import has_extras, split
+from ..weights.published import describe, has_extras, split
 from .extras import LoadedExtras, build
 from .patch import Settings, apply
 
 log = logging.getLogger(__name__)
 
-RULES = ("auto", "ultragen", "dense")
+RULES = ("auto", "ultragen", "t3", "dense")
+# T3-Video's weights have no keys of their own; these are the published names, and what conversions keep of them.
+T3_NAME = re.compile(r"t3[-_ ]?video", re.IGNORECASE)
 
 
 def load_model(path: str | Path, rule: str = "auto", model_options: dict | None = None):
     """A ModelPatcher for the checkpoint at `path`, patched by `rule`.
 
-    rule: "auto" is the rule that the checkpoint was trained for; "ultragen" also takes a Wan model without extra
-        weights (experimental); "dense" is core's attention, also for a checkpoint with extras.
+    rule: "auto" is the rule that the checkpoint was trained for, known from its keys (ultragen) or its name (t3);
+        "ultragen" also takes a Wan model without extra weights (experimental); "t3" any Wan model, for T3-Video's
+        weights under another name; "dense" is core's attention, also for a checkpoint that was trained for another.
     model_options: as comfy.sd.load_diffusion_model takes them (dtype, fp8_optimizations).
     Raises WeightsError.
     """
     path, model_options = Path(path), model_options or {}
     state_dict = read_state_dict(path)
-    if not has_extras(state_dict) and rule != "auto":
-        model = _load_base(state_dict, path, model_options)
-        return apply(model, Settings(rule=rule)) if rule == "ultragen" else model
+    trained_for = "ultragen" if has_extras(state_dict) else "t3" if T3_NAME.search(path.name) else "dense"
+    if rule == "auto" and trained_for == "dense":
+        raise WeightsError(
+            f"{path.name} {describe(state_dict)}, not an UltraGen checkpoint, such as {SOURCE}, nor named T3-Video. Set"
+            " attention_rule to t3 if it is a renamed one of those, or to ultragen to run any Wan model without extra"
+            " weights (experimental)."
+        )
+    rule = trained_for if rule == "auto" else rule
+    if trained_for not in (rule, "dense"):
+        log.warning(
+            "UltraGen: %s was trained for the %s rule; %s will not show what it can do.", path.name, trained_for, rule
+        )
+    if trained_for != "ultragen":
+        return _patched(_load_base(state_dict, path, model_options), rule)
     base, extras = split(state_dict, path.name)
     if not base:
         raise WeightsError(
             f"{path.name} holds UltraGen's extra weights alone, expected a whole checkpoint, such as {SOURCE}. "
             "Or put this file into models/model_patches and give it to UltraGen Apply, with the model it belongs to."
         )
-    model = _load_base(base, path, model_options)
-    if rule == "dense":
-        log.warning(
-            "UltraGen: %s was trained for UltraGen's attention; dense attention will not show what it can do.",
-            path.name,
-        )
-        return model
-    return apply(model, Settings(), build(extras, partial(read_extras, path)))
+    loaded = build(extras, partial(read_extras, path)) if rule == "ultragen" else None
+    return _patched(_load_base(base, path, model_options), rule, loaded)
+
+
+def _patched(model, rule: str, extras: LoadedExtras | None = None):
+    return model if rule == "dense" else apply(model, Settings(rule=rule), extras)
 
 
 def load_extras_file(path: str | Path) -> LoadedExtras:

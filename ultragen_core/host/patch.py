@@ -1,4 +1,4 @@
-"""Giving a loaded Wan model UltraGen's attention: settings and extras in, a patched clone out."""
+"""Giving a loaded Wan model another attention: settings and extras in, a patched clone out."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 
 import comfy.ldm.wan.model as wan
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..attention.config import BlockSpec, GlobalConfig, LocalConfig, block_spec
 from ..attention.gate import UNTRAINED_GATE, GateTable
+from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B
 from ..weights.files import SOURCE
 from ..weights.published import fingerprint, same_base, untrained
 from .extras import LoadedExtras, build
-from .runtime import KEY, Runtime, diffusion_model
+from .rules import KEY, Rule, T3Rule, UltraGenRule
+from .runtime import Runtime, diffusion_model
 
 log = logging.getLogger(__name__)
+
+WAN22_CHANNELS = 48  # of the latent; the 16x VAE of Wan 2.2 5B
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,9 @@ class Settings:
     """What a user chooses about a patch.
 
     start_percent, end_percent: parts of the sampling run, 0 its start.
-    rule: "auto" is the rule that the extra weights were trained for; "ultragen" runs also without any (experimental).
+    rule: "auto" is the rule that the weights were trained for; "ultragen" runs also without extra weights
+        (experimental); "t3" is for the weights of T3-Video.
+    bounded_memory: whether activations are kept small where the card asks for it.
     """
 
     local: LocalConfig = LocalConfig()
@@ -32,6 +38,7 @@ class Settings:
     start_percent: float = 0.0
     end_percent: float = 1.0
     rule: str = "auto"
+    bounded_memory: bool = True
 
     def __post_init__(self):
         if not 0 <= self.start_percent < self.end_percent <= 1:
@@ -42,31 +49,15 @@ class Settings:
 
 
 def apply(model, settings: Settings, extras: LoadedExtras | None = None):
-    """A clone of `model`, a ModelPatcher around Wan, that samples with UltraGen's attention; `model` is never changed.
+    """A clone of `model`, a ModelPatcher around Wan, that samples with another attention; `model` is never changed.
 
     extras: the added weights; None keeps those that a patched model already has.
     Raises ValueError where model, settings and extras do not fit together.
     """
     dm = _wan_model(model)
-    for wrapper in model.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
-        extras = extras or wrapper.__self__.extras
-    if extras is None or not extras.trained:
-        if settings.rule == "auto":
-            raise ValueError(
-                "This model has no UltraGen weights whose rule could be followed. Load them with UltraGen Load Model or"
-                " choose an extras file; or set attention_rule to ultragen to run without weights (experimental)."
-            )
-        extras = _without_weights(dm, settings.global_)
-    else:
-        _check_fit(dm, settings.global_, extras)
-    specs, dense = _choose_blocks(dm, settings, extras)
-    runtime = Runtime(
-        extras=extras,
-        specs=specs,
-        dense=dense,
-        gates=_gate_table(settings, extras, specs),
-        percent=(settings.start_percent, settings.end_percent),
-    )
+    before = [wrapper.__self__.rule for wrapper in model.get_wrappers(WrappersMP.APPLY_MODEL, KEY)]
+    rule = _rule(dm, settings, extras, before[0] if before else None)
+    runtime = Runtime(rule, (settings.start_percent, settings.end_percent), settings.bounded_memory)
     patched = model.clone()
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, runtime.outer_sample),
@@ -74,8 +65,22 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
     ):
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
-    patched.set_additional_models(KEY, [extras.patcher])
+    patched.set_additional_models(KEY, [rule.extras.patcher] if rule.extras else [])
+    patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _extras_follow)
+    _extras_follow(model, patched)
     return patched
+
+
+def _extras_follow(_, clone) -> None:
+    """ComfyUI's torch.compile node takes dynamic VRAM off the model that it clones, and knows nothing of the extras."""
+    if not _is_dynamic(clone):
+        extras = clone.get_additional_models_with_key(KEY)
+        clone.set_additional_models(KEY, [e.clone(disable_dynamic=True) if _is_dynamic(e) else e for e in extras])
+
+
+def _is_dynamic(patcher) -> bool:
+    return getattr(patcher, "is_dynamic", bool)()  # 0.3.75 has no dynamic VRAM
 
 
 def _wan_model(model) -> wan.WanModel:
@@ -83,6 +88,54 @@ def _wan_model(model) -> wan.WanModel:
     if not isinstance(dm, wan.WanModel):
         raise ValueError(f"UltraGen patches Wan models, got {type(dm).__name__}. Connect a Wan 2.1 or 2.2 model.")
     return dm
+
+
+def _rule(dm: wan.WanModel, settings: Settings, extras: LoadedExtras | None, before: Rule | None) -> Rule:
+    if settings.rule == "t3" or (settings.rule == "auto" and extras is None and isinstance(before, T3Rule)):
+        if extras is not None:
+            raise ValueError("The t3 rule has no extra weights. Set extras to none, or attention_rule to ultragen.")
+        return _t3_rule(dm, settings)
+    return _ultragen_rule(dm, settings, extras or (before.extras if before else None))
+
+
+def _t3_rule(dm: wan.WanModel, settings: Settings) -> T3Rule:
+    published = PUBLISHED_5B if dm.out_dim == WAN22_CHANNELS else PUBLISHED_1_3B
+    return T3Rule(published, *_choose_blocks(dm, settings.global_.dense_blocks or frozenset()))
+
+
+def _ultragen_rule(dm: wan.WanModel, settings: Settings, extras: LoadedExtras | None) -> UltraGenRule:
+    chosen = settings.global_.dense_blocks
+    if extras is None or not extras.trained:
+        if settings.rule == "auto":
+            raise ValueError(
+                "This model has no UltraGen weights whose rule could be followed. Load them with UltraGen Load Model or"
+                " choose an extras file; set attention_rule to t3 for a model of T3-Video, or to ultragen to run"
+                " without weights (experimental)."
+            )
+        extras = _without_weights(dm, settings.global_)
+    else:
+        _check_fit(dm, settings.global_, extras)
+    without = {i: "no extra weights" for i in range(len(dm.blocks)) if i not in extras.blocks}
+    if chosen is None and not extras.trained:
+        # The published weights keep 3 of 30 blocks dense at either end.
+        count = len(dm.blocks)
+        without |= {i: "outer tenth" for i in range(count) if not count // 10 <= i < count - count // 10}
+    blocks, dense = _choose_blocks(dm, chosen or frozenset(), without)
+    specs = {i: block_spec(i, settings.local, settings.global_, extras.trained) for i in blocks}
+    return UltraGenRule(extras, specs, dense, _gate_table(settings, extras, specs))
+
+
+def _choose_blocks(
+    dm: wan.WanModel, chosen: frozenset[int], without: dict[int, str] | None = None
+) -> tuple[list[int], dict[int, str]]:
+    """The blocks that a rule takes, and the reason for every one that stays dense."""
+    dense = dict(without or {})
+    for index, block in enumerate(dm.blocks):
+        if type(block.self_attn) is not wan.WanSelfAttention:
+            dense.setdefault(index, f"its attention is {type(block.self_attn).__name__}")
+        elif index in chosen:
+            dense.setdefault(index, "by choice")
+    return [i for i in range(len(dm.blocks)) if i not in dense], dense
 
 
 def _without_weights(dm: wan.WanModel, global_: GlobalConfig) -> LoadedExtras:
@@ -110,28 +163,6 @@ def _check_fit(dm: wan.WanModel, global_: GlobalConfig, extras: LoadedExtras) ->
             "UltraGen: these extra weights were trained with another base model than the one connected; expect"
             " artefacts. Use the checkpoint that they were extracted from (UltraGenLoadModel)."
         )
-
-
-def _choose_blocks(
-    dm: wan.WanModel, settings: Settings, extras: LoadedExtras
-) -> tuple[dict[int, BlockSpec], dict[int, str]]:
-    """The spec of every block that UltraGen takes, and the reason for every other one."""
-    count = len(dm.blocks)
-    chosen = settings.global_.dense_blocks
-    if chosen is None and not extras.trained:
-        # The published weights keep 3 of 30 blocks dense at either end.
-        chosen = frozenset(i for i in range(count) if not count // 10 <= i < count - count // 10)
-    specs, dense = {}, {}
-    for index, block in enumerate(dm.blocks):
-        if index not in extras.blocks:
-            dense[index] = "no extra weights"
-        elif index in (chosen or ()):
-            dense[index] = "by choice" if settings.global_.dense_blocks is not None else "outer tenth"
-        elif type(block.self_attn) is not wan.WanSelfAttention:
-            dense[index] = f"its attention is {type(block.self_attn).__name__}"
-        else:
-            specs[index] = block_spec(index, settings.local, settings.global_, extras.trained)
-    return specs, dense
 
 
 def _gate_table(settings: Settings, extras: LoadedExtras, specs: dict[int, BlockSpec]) -> GateTable:

@@ -1,4 +1,4 @@
-"""What runs while a patched model samples: our attention is put on the chosen blocks for one call and taken off again.
+"""What runs while a patched model samples: our layers are put on the chosen modules for one call and taken off again.
 
 ComfyUI calls APPLY_MODEL wrappers around every evaluation of the model. Setting `forward` there and removing it in
 `finally` leaves the incoming model as it was: nothing outlives a run, clones do not disturb each other, and a bypassed
@@ -9,65 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import MethodType
 
-import comfy.ldm.wan.model as wan
-import comfy.ops
+import comfy.model_management
 import torch
 from torch import Tensor
 
-from ..attention.config import BlockSpec
-from ..attention.engine import Engine
-from ..attention.extras import BlockExtras
-from ..attention.gate import Gates, GateTable
 from ..attention.grid import TokenGrid
-from ..attention.layer import ultragen_attention
 from .backend import with_fast_attention
-from .extras import LoadedExtras
-from .report import describe_run
-
-KEY = "ultragen"
+from .layers import RuleLayer, bounded_layers, installed
+from .memory import Activations, Room
+from .rules import Rule
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class BlockLayer:
-    """What the patched forward of one block needs in one call of the model; `dense` is the forward that it replaces."""
-
-    dense: Callable[..., Tensor]
-    spec: BlockSpec
-    extras: BlockExtras
-    gates: Gates
-    grid: TokenGrid
-    rope_scale: tuple[float, float, float]
-    note: Callable[[str], None]
-
-
-def windowed_forward(self, x: Tensor, freqs: Tensor, transformer_options: dict | None = None, **kwargs) -> Tensor:
-    """Takes the place of WanSelfAttention.forward; `self` is that module."""
-    layer: BlockLayer = self.ultragen_layer
-    transformer_options = transformer_options or {}
-    if x.shape[1] != layer.grid.tokens:
-        extra = x.shape[1] - layer.grid.tokens
-        layer.note(f"all blocks stay dense, because {extra} tokens beside the grid {layer.grid} joined the sequence")
-        return layer.dense(x, freqs, transformer_options=transformer_options, **kwargs)
-    if transformer_options.get("patches", {}).get("attn1_patch"):
-        layer.note("attention patches (attn1_patch) of other nodes act on dense blocks only")
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        # Looked up at call time, so that whatever attention the user or another pack has chosen is used.
-        return wan.optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
-
-    engine = Engine(attention, managed_parameters, layer.rope_scale)
-    return ultragen_attention(self, x, layer.grid, layer.spec, layer.extras, layer.gates, engine)
-
-
-def managed_parameters(module: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Parameters of one of ComfyUI's layers: offloaded ones are fetched, LoRA patches applied, all cast to x."""
-    return comfy.ops.cast_bias_weight(module, x)
 
 
 def diffusion_model(base) -> torch.nn.Module:
@@ -83,26 +37,43 @@ def token_grid(dm: torch.nn.Module, latent_shape: tuple[int, ...], more_frames: 
 
 @dataclass
 class Runtime:
-    """The wrapper of one patched model. It holds settings, gates and the extras as loaded, never a module of the base
-    model: every clone and every GPU brings its own, extras included, through the call.
+    """The wrappers of one patched model.
+
+    percent: the parts of a sampling run, from 0 to 1, between which the rule is active.
+    bounded: whether activations are kept small where the card asks for it.
     """
 
-    extras: LoadedExtras
-    specs: dict[int, BlockSpec]
-    dense: dict[int, str]
-    gates: GateTable
+    rule: Rule
     percent: tuple[float, float]
+    bounded: bool
     noted: set[str] = field(default_factory=set)
+    rooms: dict[tuple[Activations, torch.device], Room] = field(default_factory=dict)
 
     def outer_sample(self, executor, noise: Tensor, *args, **kwargs):
-        """Wraps a whole sampling run: says once what will run."""
-        dm = diffusion_model(executor.class_obj.model_patcher.model)
+        """Wraps a whole sampling run: says once what will run, and corrects ComfyUI's estimate of the memory for it."""
+        base = executor.class_obj.model_patcher.model
+        dm = diffusion_model(base)
         self.noted.clear()
-        log.info("UltraGen: %s", describe_run(token_grid(dm, noise.shape), self.specs, self.dense, self.extras, dm))
-        return executor(noise, *args, **kwargs)
+        self.rooms.clear()
+        grid = token_grid(dm, noise.shape)
+        parts = [f"grid {grid}", *self.rule.describe(grid, len(dm.blocks))]
+        if vace := len(getattr(dm, "vace_blocks", ())):
+            parts.append(f"dense also the {vace} VACE blocks (not windowed yet)")
+        log.info("UltraGen: %s", ", ".join(parts))
+        base.memory_required = lambda shape, cond_shapes=None: self.memory_required(base, shape)
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            del base.memory_required
+
+    def memory_required(self, base, latent_shape: tuple[int, ...]) -> int:
+        """In place of BaseModel.memory_required, which takes every Wan model for a dense one that holds all at once."""
+        dm = diffusion_model(base)
+        activations = Activations.of(dm, token_grid(dm, latent_shape), latent_shape[0], activation_dtype(base).itemsize)
+        return activations.planned(self.bounded and self.percent == (0.0, 1.0))
 
     def note(self, message: str) -> None:
-        """Correct that line, once a run."""
+        """Correct the line of the log, once a run."""
         if message not in self.noted:
             self.noted.add(message)
             log.warning("UltraGen: in this run %s.", message)
@@ -118,44 +89,62 @@ class Runtime:
         dm = diffusion_model(base)
         appended = kwargs.get("time_dim_concat")
         grid = token_grid(dm, x.shape, 0 if appended is None else token_grid(dm, appended.shape).t)
-        extras = base.current_patcher.get_additional_models_with_key(KEY)[0].model.blocks
-        gates = self.gates(base.model_sampling.timestep(t).float())
-        scale, layers = rope_scale(options), {}
-        for index, spec in self.specs.items():
-            attn = dm.blocks[index].self_attn
-            layers[attn] = BlockLayer(attn.forward, spec, extras[str(index)], gates[index], grid, scale, self.note)
-        options = with_fast_attention(options, x.device)
-        with installed(layers):
+        attentions = self.rule.attentions(base, base.model_sampling.timestep(t).float(), grid)
+        if not attentions:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        options = with_fast_attention(options, x.device)
+        room = self.room(base, grid, x)
+        while True:
+            layers = self.layers(base, attentions, grid, options, room.tokens_at_a_time)
+            try:
+                with installed(layers):
+                    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            except torch.OutOfMemoryError:
+                # Left before the next try, because the traceback holds what filled the memory.
+                if not room.shrink():
+                    raise
+            log.warning("UltraGen: out of memory, going on with %d tokens at a time.", room.tokens_at_a_time)
+            comfy.model_management.soft_empty_cache()
+
+    def layers(self, base, attentions: dict[int, Callable], grid: TokenGrid, options: dict, at_a_time: int | None):
+        """The layers of one evaluation, by the module that they go on."""
+        dm, layers = diffusion_model(base), {}
+        if at_a_time is not None:
+            keep_dense = bool(options.get("patches", {}).get("attn1_patch"))
+            layers = bounded_layers(dm, activation_dtype(base), at_a_time, keep_dense)
+        for index, attention in attentions.items():
+            attn = dm.blocks[index].self_attn
+            layers[attn] = RuleLayer(attn.forward, attention, grid.tokens, rope_scale(options), at_a_time, self.note)
+        return layers
+
+    def room(self, base, grid: TokenGrid, x: Tensor) -> Room:
+        """Decided once a run for every size, so that a compiled graph and the last bits of the result stay."""
+        activations = Activations.of(diffusion_model(base), grid, x.shape[0], activation_dtype(base).itemsize)
+        key = activations, x.device
+        if key not in self.rooms:
+            unbounded = Room(activations.tokens, pieces=1, bounded=False)
+            self.rooms[key] = activations.room(free_memory(base, x.device)) if self.bounded else unbounded
+        return self.rooms[key]
 
     def active(self, model_sampling, t: Tensor) -> bool:
-        """Whether any block is chosen and this step lies between start and end percent, by the sampling settings in
-        force now.
-        """
+        """Whether this step lies between start and end percent, by the sampling settings in force now."""
         start, end = (model_sampling.percent_to_sigma(percent) for percent in self.percent)
-        return bool(self.specs) and end <= t.max().item() <= start
+        return end <= t.max().item() <= start
+
+
+def free_memory(base, device: torch.device) -> int:
+    """Bytes, with what ComfyUI would give up for activations."""
+    patcher = base.current_patcher
+    ask = getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)  # 0.3.75 has only the latter
+    return ask(device)
+
+
+def activation_dtype(base) -> torch.dtype:
+    """What a BaseModel computes in."""
+    return base.manual_cast_dtype or base.get_dtype()
 
 
 def rope_scale(transformer_options: dict) -> tuple[float, float, float]:
     """What core's RoPE node asks for; its shifts drop out, because RoPE is relative."""
     options = transformer_options.get("rope_options") or {}
     return tuple(options.get(f"scale_{axis}", 1.0) for axis in "tyx")
-
-
-@contextmanager
-def installed(layers: dict[torch.nn.Module, BlockLayer]):
-    """Put our forward on these attention modules; whatever instance forward was there before comes back, also after an
-    exception.
-    """
-    before = {attn: attn.__dict__.get("forward") for attn in layers}
-    try:
-        for attn, layer in layers.items():
-            attn.ultragen_layer = layer
-            attn.forward = MethodType(windowed_forward, attn)
-        yield
-    finally:
-        for attn, forward in before.items():
-            attn.__dict__.pop("ultragen_layer", None)
-            attn.__dict__.pop("forward", None)
-            if forward is not None:
-                attn.forward = forward

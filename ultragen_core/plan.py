@@ -1,0 +1,91 @@
+"""What a run costs, by arithmetic alone: operations of every layer of a Wan model under each attention rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .attention.config import BlockSpec, BranchSpec
+from .attention.extras import ExtrasShape
+from .attention.grid import TokenGrid
+from .attention.layer import branch_layout
+from .attention.t3 import Windows, coincide, window_grid
+
+
+class Operations(NamedTuple):
+    """Floating-point operations, by the kind of kernel that does them."""
+
+    attention: float = 0.0
+    products: float = 0.0
+
+    def __add__(self, other: Operations) -> Operations:
+        return Operations(self.attention + other.attention, self.products + other.products)
+
+    def __mul__(self, factor: float) -> Operations:
+        return Operations(self.attention * factor, self.products * factor)
+
+    @property
+    def total(self) -> float:
+        return self.attention + self.products
+
+
+class WanShape(NamedTuple):
+    """What the cost of a Wan block depends on, for `context` text tokens."""
+
+    channels: int
+    ffn_dim: int
+    context: int = 512
+
+
+def attention_in(windows: Sequence[int], channels: int) -> Operations:
+    """Scores and sums of self-attention inside windows of so many tokens each."""
+    return Operations(attention=4.0 * channels * sum(tokens**2 for tokens in windows))
+
+
+def projections(tokens: int, channels: int, count: int = 1, rank: int = 0) -> Operations:
+    """`count` square matrix products, each with a low-rank delta of `rank` beside it."""
+    return Operations(products=count * (2.0 * tokens * channels**2 + 4.0 * tokens * channels * rank))
+
+
+def dense_layer(grid: TokenGrid, channels: int) -> Operations:
+    return attention_in([grid.tokens], channels) + projections(grid.tokens, channels, 4)
+
+
+def t3_layer(grid: TokenGrid, windows: Windows, channels: int) -> Operations:
+    extent = window_grid(grid, windows).tokens
+    one_set = attention_in([extent] * (grid.tokens // extent), channels) + projections(grid.tokens, channels, 3)
+    return one_set * (1 if coincide(grid, windows) else 2) + projections(grid.tokens, channels)
+
+
+def ultragen_layer(grid: TokenGrid, spec: BlockSpec, extras: ExtrasShape) -> Operations:
+    branches = (
+        (spec.local, 1, 0),
+        (spec.hierarchical, extras.hierarchical_ratio, extras.rank),
+        (spec.global_, extras.global_ratio, extras.rank),
+    )
+    total = projections(grid.tokens, extras.channels)
+    for branch, ratio, rank in branches:
+        if branch is not None:
+            windows = window_tokens(grid, branch, ratio)
+            total += attention_in(windows, extras.channels)
+            total += projections(sum(windows), extras.channels, 2 if branch.key_from_query else 3, rank)
+    return total
+
+
+def window_tokens(grid: TokenGrid, spec: BranchSpec, ratio: int = 1) -> list[int]:
+    """Tokens of every window of a branch."""
+    _, regions = branch_layout(grid, spec, ratio)
+    return [
+        region.window_grid(grid.t).tokens for region in regions for _ in range(region.windows[1] * region.windows[2])
+    ]
+
+
+def rest_of_block(grid: TokenGrid, wan: WanShape) -> Operations:
+    """Cross-attention and feed-forward part."""
+    c, tokens = wan.channels, grid.tokens
+    cross = (
+        Operations(attention=4.0 * tokens * wan.context * c)
+        + projections(tokens, c, 2)
+        + projections(wan.context, c, 2)
+    )
+    return cross + Operations(products=4.0 * tokens * c * wan.ffn_dim)
