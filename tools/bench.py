@@ -10,11 +10,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def as_comfyui_starts(dynamic_vram: bool) -> None:
+    """What ComfyUI's main.py does on an NVIDIA card before PyTorch is imported."""
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "backend:cudaMallocAsync"
+    if dynamic_vram:
+        import comfy_aimdo.control
+
+        comfy_aimdo.control.init()
+
+
 def main() -> None:
     # ComfyUI reads the command line when it is imported: take ours away first.
     arguments, sys.argv = sys.argv[1:], sys.argv[:1]
     sys.path[:0] = [path for path in (os.environ.get("COMFYUI_PATH"), str(ROOT / "tools")) if path]
     sys.path.append(str(ROOT))
+    as_comfyui_starts(dynamic_vram="--dynamic" in arguments)
     import bench_attention
     import bench_model
     import bench_vae

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,10 @@ from ultragen_core.attention.grid import TokenGrid
 GIB = 2**30
 # Wan 2.1 1.3B and Wan 2.2 5B.
 MODELS = {
-    "1.3b": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30, "channels": 16},
-    "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30, "channels": 48},
+    "1.3b": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "channels": 16},
+    "5b": {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "channels": 48},
 }
+LAYERS = 30
 TEXT = {"text_dim": 4096, "tokens": 512}
 PUBLISHED_DENSE = frozenset({0, 1, 2, 27, 28, 29})
 METHODS = ("core", "cudnn", "published", "plain", "ours", "all", "t3")
@@ -56,11 +58,16 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
         "--methods", nargs="+", default=["core", "cudnn", "published", "plain", "ours", "all"], choices=METHODS
     )
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument(
+        "--layers", type=int, default=LAYERS, help="fewer: the rest is extrapolated, what is no block too"
+    )
     parser.add_argument("--one-block", nargs="*", default=["2K x 81", "4K x 29", "4K x 81"],
                         help="sizes at which dense models are extrapolated from one block")  # fmt: skip
     parser.add_argument("--usable", type=float, help="GiB that an emulated small card leaves to a program")
     parser.add_argument("--dynamic", action="store_true", help="with ComfyUI's dynamic VRAM, as its main.py sets it up")
     parser.add_argument("--sample", type=int, metavar="STEPS", help="a CFG 5 run of so many steps through the sampler")
+    parser.add_argument("--cfg", type=float, default=5.0, help="of that run; 1 evaluates the model once a step")
+    parser.add_argument("--decode", action="store_true", help="decode what that run made, in exact tiles")
     parser.add_argument("--csv", type=Path)
     parser.set_defaults(run=run)
 
@@ -90,12 +97,12 @@ def hold_all_but(usable: float) -> subprocess.Popen:
 
 
 def dynamic_vram() -> None:
+    """The rest of what ComfyUI's main.py does for it; bench.py has done the first half."""
     import comfy.memory_management
     import comfy.model_management
     import comfy.model_patcher
     import comfy_aimdo.control
 
-    comfy_aimdo.control.init()
     device = comfy.model_management.get_torch_device()
     assert comfy_aimdo.control.init_devices([(device.index, 0)]), "no working comfy-aimdo"
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
@@ -138,7 +145,7 @@ def write_checkpoint(path: Path, shape: dict, extras: bool) -> None:
 def measure(options: argparse.Namespace, path: Path) -> None:
     from ultragen_core.host.load import load_model
 
-    shape = MODELS[options.model]
+    shape = MODELS[options.model] | {"num_layers": options.layers}
     write_checkpoint(path, shape, extras=options.model == "1.3b")
     model = load_model(path, "auto" if options.model == "1.3b" else "t3", {"dtype": torch.bfloat16})
     print(
@@ -153,11 +160,13 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         grid = scaled(GRIDS[size], options.model)
         for method in options.methods:
             if options.sample:
-                rows.append(sampled(model, size, grid, method, options.sample))
+                rows.append(sampled(model, size, grid, method, options))
             elif method in ("core", "cudnn") and size in options.one_block:
                 rows.append(one_block(model, size, grid, method))
             else:
                 rows.append(evaluation(model, size, grid, method, options.repeats))
+            if options.layers < LAYERS:
+                rows[-1] = rows[-1]._replace(seconds=rows[-1].seconds * LAYERS / options.layers, extrapolated=True)
             row = rows[-1]
             print(f"{row.size:12} {row.method:10} {row.seconds:9.3f} s {row.peak_gib:7.2f} GiB"
                   f"{'  extrapolated' if row.extrapolated else ''}", flush=True)  # fmt: skip
@@ -267,8 +276,8 @@ def one_block(model, size: str, grid: TokenGrid, method: str) -> Row:
     return Row(size, grid.tokens, method, seconds, torch.cuda.max_memory_allocated() / GIB, True)
 
 
-def sampled(model, size: str, grid: TokenGrid, method: str, steps: int) -> Row:
-    """A run through core's sampler, CFG 5, positive and negative prompt random."""
+def sampled(model, size: str, grid: TokenGrid, method: str, options: argparse.Namespace) -> Row:
+    """A run through core's sampler, positive and negative prompt random."""
     import comfy.sample
     import comfy.samplers
 
@@ -283,11 +292,29 @@ def sampled(model, size: str, grid: TokenGrid, method: str, steps: int) -> Row:
     del x, context
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
+    start, ends = time.perf_counter(), []
     video = comfy.sample.sample_custom(
-        chosen, comfy.sample.prepare_noise(latent, 0), 5.0, comfy.samplers.sampler_object("euler"),
-        flow_sigmas(steps, 5.0), positive, negative, latent, disable_pbar=True, seed=0,
+        chosen, comfy.sample.prepare_noise(latent, 0), options.cfg, comfy.samplers.sampler_object("euler"),
+        flow_sigmas(options.sample, 5.0), positive, negative, latent, disable_pbar=True, seed=0,
+        callback=lambda *_: torch.cuda.synchronize() or ends.append(time.perf_counter()),
     )  # fmt: skip
     seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated() / GIB
+    print("seconds a step:", *(f"{b - a:.2f}" for a, b in pairwise([start, *ends])))
     assert torch.isfinite(video).all()
-    return Row(size, grid.tokens, f"{method}, {steps} steps", seconds, torch.cuda.max_memory_allocated() / GIB, False)
+    if options.decode:
+        decode(video)
+    return Row(size, grid.tokens, f"{method}, {options.sample} steps", seconds, peak, False)
+
+
+def decode(video: torch.Tensor) -> None:
+    from bench_vae import decode_to_bytes, random_vae
+
+    vae = random_vae(96)
+    torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    frames = decode_to_bytes(vae, video, None)
+    seconds, peak = time.perf_counter() - start, torch.cuda.max_memory_allocated() / GIB
+    print(
+        f"decoded to {tuple(frames.shape)}, values up to {frames.max()}, in {seconds:.1f} s, {peak:.2f} GiB", flush=True
+    )

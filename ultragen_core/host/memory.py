@@ -10,6 +10,8 @@ from ..attention.grid import TokenGrid
 # Maps of all tokens that a block holds at the worst, however few it works on at a time. Dense attention: the block's
 # input, the normed one (which becomes the output), keys, values. UltraGen: windows and their output in place of those.
 HELD_MAPS = 4
+# Float32 latents at a time: of the sampler, and for each prompt its input, result and count.
+LATENTS = 10
 # ComfyUI is asked to leave room for so many pieces of the rest; with weights that are not loaded, each piece costs one
 # more transfer of them.
 PLANNED_PIECES = 8
@@ -24,11 +26,13 @@ class Activations:
     """Memory that the tokens of one evaluation take, in bytes.
 
     tokens: of all items of the batch together. held: at any rate. passing: besides, with all tokens worked on at once.
+    latents: what a sampler holds around it.
     """
 
     tokens: int
     held: int
     passing: int
+    latents: int
 
     @classmethod
     def of(cls, dm, grid: TokenGrid, batch: int, itemsize: int) -> Activations:
@@ -37,11 +41,12 @@ class Activations:
         rotations = grid.tokens * dm.dim // dm.num_heads // 2 * 16  # core's, 2x2 float32 matrices
         # The feed-forward part has its hidden map twice, before and after the activation.
         passing = tokens * itemsize * (2 * dm.ffn_dim + 2 * dm.dim)
-        return cls(tokens, HELD_MAPS * tokens * dm.dim * itemsize + rotations, passing)
+        latents = LATENTS * tokens * 4 * math.prod(dm.patch_size) * dm.out_dim
+        return cls(tokens, HELD_MAPS * tokens * dm.dim * itemsize + rotations, passing, latents)
 
     def planned(self, bounded: bool) -> int:
         """What ComfyUI is asked to leave free."""
-        return self.held + self.passing // (PLANNED_PIECES if bounded else 1)
+        return self.held + self.latents + KERNELS + self.passing // (PLANNED_PIECES if bounded else 1)
 
     def room(self, free: int) -> Room:
         """What fits into `free` bytes."""
