@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .files import UNFINISHED, finished_file
@@ -58,11 +58,12 @@ class StateFolder:
             return None
 
     def save(self, fingerprint: Mapping[str, str], state: State) -> None:
-        """Take the place of the run's former state; on OSError and SafetensorError that one stays."""
+        """Take the place of the run's former state; on OSError that one stays."""
         self._folder.mkdir(parents=True, exist_ok=True)
         facts = {"step": str(state.step), "draws": str(state.draws), "fingerprint": json.dumps(dict(fingerprint))}
         with finished_file(self._path(fingerprint)) as part:
-            save_file({"x": state.x.detach().cpu().contiguous()}, part, metadata=facts)
+            # safetensors' own save_file leaves a file under a name that nobody knows when it is killed.
+            part.write_bytes(save({"x": state.x.detach().cpu().contiguous()}, metadata=facts))
         for path in self._newest_first()[KEPT:]:
             path.unlink(missing_ok=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -204,16 +206,12 @@ def changed(node_id, **inputs):
         ({"latent": seeded(*SHAPE, seed=5)}, "latent"),
         ({"word": 2}, "conditioning"),
         ({"node": RunningNode("5", 0, changed("1", model="other.safetensors"))}, "graph"),
-        ({"find_files": lambda name: [__file__] if name == "wan.safetensors" else []}, "model files"),
+        ({"find_files": lambda name: [Path(__file__)] if name == "wan.safetensors" else []}, "model files"),
         ({"node": RunningNode("5", 1, GRAPH)}, None),
     ],
     ids=["seed", "sigmas", "size", "latent", "prompt", "graph", "model file", "place in a list"],
 )
 def test_another_run_starts_anew_and_says_what_changed(model, states, kept, caplog, change, named):
-    from pathlib import Path
-
-    if find := change.get("find_files"):
-        change = {"find_files": lambda name: [Path(path) for path in find(name)]}
     caplog.set_level("INFO")
     cut_off(model, resuming(states), 2)
     settings = {key: value for key, value in change.items() if key in ("node", "find_files")}
@@ -236,6 +234,11 @@ def test_what_the_video_does_not_depend_on_may_change(model, states, caplog, gra
     cut_off(model, resuming(states), 2)
     run(model, resuming(states, node=RunningNode("5", 0, graph)))
     assert "going on after step 2 of 5" in caplog.text
+
+
+def test_a_node_made_while_running_hangs_on_the_whole_graph():
+    assert set(NODE.upstream) == {"1", "2", "3", "4", "5"}
+    assert RunningNode("5.0.0.1", 0, GRAPH).upstream == GRAPH
 
 
 def test_nodes_that_carry_more_than_the_latent_are_named(model, states, caplog):

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import comfy.samplers
 from comfy.k_diffusion import sampling as k_diffusion
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..states import State, StateFolder
@@ -188,5 +187,5 @@ def spared(failure: str) -> Iterator[None]:
     """A disk or GPU that fails here costs the state, not the run, and does not hide what cut the run off."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError) as error:
         log.warning("UltraGen: the state %s: %s", failure, error)
