@@ -57,25 +57,36 @@ def pack():
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """A running ComfyUI server of COMFYUI_PATH with the pack, the demo's nodes and the tiny models: a
-    tools.server.Server.
+def new_server(tmp_path_factory):
+    """`new_server(base)`: a tools.server.Server of COMFYUI_PATH, not started yet, with the pack, the demo's nodes
+    and the tiny models. Without `base` it gets a folder of its own; with that of another server it takes its place.
+    """
+    from tools import tiny_bundle
+    from tools.demo import DEMO_NODES
+    from tools.server import Server, make_base
+
+    def make(base: Path | None = None) -> Server:
+        if base is None:
+            base = make_base(tmp_path_factory.mktemp("comfyui"), DEMO_NODES)
+            tiny_bundle.write(base / "models")
+            placeholder = base / "models" / tiny_bundle.TEXT_ENCODER  # listed by loaders, never loaded
+            placeholder.parent.mkdir()
+            placeholder.touch()
+        return Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def server(new_server):
+    """A running server.
 
     `server.run(graph)` queues a graph in API format and returns {node id: what it reported}; it raises Refused with the
     validation errors, Failed with the message of the node that raised. `server.get("/object_info")`, `server.base`
     (models/, input/ and output/ in it), `server.log` (a file) and `server.url` are the rest of what tests need. One
     server serves the whole session, so leave files of your own names in its folders and change none that are there.
     """
-    from tools import tiny_bundle
-    from tools.demo import DEMO_NODES
-    from tools.server import Server, make_base
-
-    base = make_base(tmp_path_factory.mktemp("comfyui"), DEMO_NODES)
-    tiny_bundle.write(base / "models")
-    placeholder = base / "models" / tiny_bundle.TEXT_ENCODER  # listed by loaders, never loaded
-    placeholder.parent.mkdir()
-    placeholder.touch()
-    with Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base) as running:
+    with new_server() as running:
         yield running
 
 

@@ -111,3 +111,14 @@ def test_prompt_files_are_confined_to_the_input_folder(pack, tmp_path, monkeypat
     assert prompts.execute("", "list.txt").result[0] == ["one", "two"]
     with pytest.raises(FileNotFoundError):
         prompts.execute("", "../secret.txt")
+
+
+def test_resume_knows_model_files_by_their_name(pack, tmp_path, monkeypatch):
+    import folder_paths
+
+    (tmp_path / "style.safetensors").touch()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    model_files = node(pack, "UltraGenResume").model_files
+    assert model_files("style.safetensors") == [tmp_path / "style.safetensors"]
+    for other in ("other.safetensors", "style", "a prompt.", str(tmp_path / "style.safetensors"), ""):
+        assert model_files(other) == []

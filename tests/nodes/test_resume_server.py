@@ -1,0 +1,185 @@
+"""UltraGen Resume in a real server that is killed, interrupted, or given another seed."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import re
+import signal
+import time
+import uuid
+
+import pytest
+import torch
+from save_run import rgb
+
+from tools import workflow
+from tools.console import Trouble
+from tools.server import Failed
+from ultragen_core.video.latents import load_latent
+
+# More kills take half a minute each. A failure prints its seed.
+KILLS = int(os.environ.get("ULTRAGEN_KILLS", "2"))
+SEED = int(os.environ.get("ULTRAGEN_KILL_SEED", time.time_ns() % 10**6))
+STEP_COUNT = 30
+GOING_ON = re.compile(rf"UltraGen: going on after step (\d+) of {STEP_COUNT}")
+
+
+def graph(server, seed):
+    """The shipped workflow, small, with a state after every step; its output is the latent."""
+    made = workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
+    made = workflow.make_small(made, width=160, height=96, frames=9, steps=STEP_COUNT, seed=seed)
+    made = workflow.without_text_encoder(made)
+    made[only(made, "UltraGenResume")]["inputs"]["unit"] = "steps"
+    save = made[only(made, "UltraGenSaveVideo")]
+    save["class_type"], save["inputs"] = "SaveLatent", {"samples": save["inputs"]["samples"]}
+    return to_files(made, f"resumed/{seed}")
+
+
+def video_graph(server, seed):
+    """The same with a video, in a format that shows every bit of the frames."""
+    made = workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
+    save = made[only(made, "UltraGenSaveVideo")]
+    small = graph(server, seed)
+    small[only(small, "SaveLatent")] = save
+    save["inputs"] |= {"codec": "FFV1 lossless RGB", "filename_prefix": f"resumed/{seed}"}
+    return small
+
+
+def to_files(nodes, prefix):
+    for node in nodes.values():
+        if "filename_prefix" in node["inputs"] or node["class_type"] == "SaveLatent":
+            node["inputs"]["filename_prefix"] = prefix
+    return nodes
+
+
+def only(nodes, kind):
+    (key,) = (key for key, node in nodes.items() if node["class_type"] == kind)
+    return key
+
+
+def undisturbed(server, nodes):
+    """What the same graph makes without the node."""
+    plain = to_files(copy.deepcopy(nodes), "plain/" + uuid.uuid4().hex)
+    resume = plain.pop(only(plain, "UltraGenResume"))
+    plain[only(plain, "SamplerCustomAdvanced")]["inputs"]["sampler"] = resume["inputs"]["sampler"]
+    server.run(plain)
+    return result(server, plain)
+
+
+def result(server, nodes):
+    """The latents and the frames of the files that a graph has made."""
+    (prefix,) = (node["inputs"]["filename_prefix"] for node in nodes.values() if "filename_prefix" in node["inputs"])
+    files = sorted((server.base / "output").rglob(f"{prefix}_*"))
+    return [load_latent(file) if file.suffix == ".latent" else torch.from_numpy(rgb(file)) for file in files]
+
+
+def assert_identical(ours, reference, count):
+    assert len(ours) == len(reference) == count
+    assert all(torch.equal(a, b) for a, b in zip(ours, reference, strict=True))
+
+
+def went_on_after(server):
+    """The steps that runs of this server have gone on from."""
+    return [int(step) for step in GOING_ON.findall(server.log.read_text(errors="replace"))]
+
+
+def states(server):
+    return list((server.base / "output" / "ultragen_resume").glob("*"))
+
+
+def after_step(nodes, step, act):
+    """An on_event that calls `act` once, when sampling has reported `step` or, as reports are rare, a later one."""
+    sampling, done = only(nodes, "SamplerCustomAdvanced"), []
+
+    def on_event(kind, data):
+        if kind == "progress" and data["node"] == sampling and data["value"] >= step and not done:
+            done.append(act())
+
+    return on_event
+
+
+def test_killed_at_random_steps_it_resumes_to_the_identical_video(server, new_server):
+    chance = random.Random(SEED)
+    seeds = [1000 + SEED + number for number in range(KILLS)]
+    steps = [chance.randrange(1, STEP_COUNT - 9) for _ in seeds]
+    print(f"ULTRAGEN_KILL_SEED={SEED}: killed after steps {steps}")
+
+    def kill(running, number):
+        def act():
+            time.sleep(chance.uniform(0, 0.1))  # anywhere in a step, or in a write
+            running.process.kill()
+
+        nodes = video_graph(running, seeds[number])
+        with pytest.raises(Trouble, match="closed the connection"):
+            running.run(nodes, after_step(nodes, steps[number], act))
+        assert running.process.wait() == -signal.SIGKILL
+
+    with new_server() as running:
+        kill(running, 0)
+    for number, seed in enumerate(seeds):
+        assert len(states(running)) in (1, 2)  # a part, when it was killed in a write
+        with new_server(running.base) as running:
+            nodes = video_graph(running, seed)
+            running.run(nodes)
+            (went_on,) = went_on_after(running)
+            assert went_on >= steps[number]
+            assert_identical(result(running, nodes), undisturbed(server, nodes), count=2)
+            assert states(running) == []
+            if number + 1 < KILLS:
+                kill(running, number + 1)
+
+
+def test_interrupted_it_goes_on_and_with_another_seed_it_starts_anew(server):
+    """ComfyUI has cached the SAMPLER by then: it must know the seed of the prompt that runs now."""
+    first, second = (graph(server, number * 1000 + SEED) for number in (5, 6))
+    before = len(went_on_after(server))
+    with pytest.raises(Failed, match="interrupted"):
+        server.run(first, after_step(first, 2, lambda: server.post("/interrupt", {})))
+    (kept,) = states(server)
+    server.run(second)
+    assert "UltraGen: starting anew; a state after step" in server.log.read_text()
+    assert len(went_on_after(server)) == before
+    assert states(server) == [kept]
+    server.run(first)
+    assert len(went_on_after(server)) == before + 1 and states(server) == []
+    for nodes in (first, second):
+        assert_identical(result(server, nodes), undisturbed(server, nodes), count=1)
+
+
+def test_done_once_it_is_not_sampled_again(server):
+    """Another file name is no reason to sample again, with the node as without it."""
+    nodes, sampled = graph(server, 7000 + SEED), []
+    for prefix in ("resumed/first", "resumed/second"):
+        server.run(to_files(nodes, prefix), after_step(nodes, 1, lambda prefix=prefix: sampled.append(prefix)))
+    assert sampled == ["resumed/first"]
+
+
+def test_other_samplers_are_refused_before_sampling(server):
+    nodes, begun = graph(server, 8000 + SEED), []
+    nodes[only(nodes, "KSamplerSelect")]["inputs"]["sampler_name"] = "dpmpp_2m"
+    with pytest.raises(Failed, match="UltraGenResume: .*got dpmpp_2m. Choose euler"):
+        server.run(nodes, after_step(nodes, 1, lambda: begun.append(True)))
+    assert not begun
+
+
+def test_each_prompt_of_a_list_has_a_state_of_its_own(server):
+    """Cut off in the second run of a list, the first is made anew and the second goes on."""
+    nodes, reports = graph(server, 9000 + SEED), []
+    nodes["prompts"] = {"class_type": "UltraGenPrompts", "inputs": {"text": "one lake\ntwo hills", "file": "none"}}
+    nodes[nodes[only(nodes, "CFGGuider")]["inputs"]["positive"][0]]["inputs"]["text"] = ["prompts", 0]
+
+    def in_the_second(kind, data):
+        if kind == "progress" and data["node"] == only(nodes, "SamplerCustomAdvanced"):
+            reports.append(data["value"])
+            if reports[-2:] != sorted(reports[-2:]):
+                server.post("/interrupt", {})
+
+    before = len(went_on_after(server))
+    with pytest.raises(Failed, match="interrupted"):
+        server.run(nodes, in_the_second)
+    assert len(states(server)) == 1
+    server.run(nodes)
+    assert len(went_on_after(server)) == before + 1 and states(server) == []
+    assert_identical(result(server, nodes), undisturbed(server, nodes), count=2)
