@@ -58,25 +58,34 @@ def pack():
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A running ComfyUI server of COMFYUI_PATH with the pack, the demo's nodes and the tiny models: a
-    tools.server.Server.
+    """A running ComfyUI server of COMFYUI_PATH with the pack, the demo's nodes, the tiny models and the frontend that
+    this ComfyUI asks for: a tools.server.Server.
 
     `server.run(graph)` queues a graph in API format and returns {node id: what it reported}; it raises Refused with the
     validation errors, Failed with the message of the node that raised. `server.get("/object_info")`, `server.base`
     (models/, input/ and output/ in it), `server.log` (a file) and `server.url` are the rest of what tests need. One
     server serves the whole session, so leave files of your own names in its folders and change none that are there.
     """
+    from tools import browser
+
+    frontend = browser.frontend_folder(Path(os.environ["COMFYUI_PATH"]).name)
+    base = tmp_path_factory.mktemp("comfyui")
+    with server_with_tiny_models(base, frontend if frontend.is_dir() else None) as running:
+        yield running
+
+
+def server_with_tiny_models(folder: Path, frontend: Path | None):
+    """A tools.server.Server that is not running yet. frontend: a folder, or None for the installed one."""
     from tools import tiny_bundle
     from tools.demo import DEMO_NODES
     from tools.server import Server, make_base
 
-    base = make_base(tmp_path_factory.mktemp("comfyui"), DEMO_NODES)
+    base = make_base(folder, DEMO_NODES)
     tiny_bundle.write(base / "models")
     placeholder = base / "models" / tiny_bundle.TEXT_ENCODER  # listed by loaders, never loaded
     placeholder.parent.mkdir()
     placeholder.touch()
-    with Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base) as running:
-        yield running
+    return Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base, frontend=frontend)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import comfyui
+from tools import browser, comfyui
 from tools.console import say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,6 +20,7 @@ NO_TESTS_COLLECTED = 5
 
 def run(cache: Path, arguments: Sequence[str]) -> int:
     """Both versions. The newer one's summary ends the output; what failed before is named again above its run."""
+    browser.install(cache)
     lint = _call([_tool("ruff"), "check", "--output-format", "concise", "."])
     older = _pytest(comfyui.OLDEST, cache, arguments, [f"--ignore={path}" for path in WITHOUT_COMFYUI])
     if older == NO_TESTS_COLLECTED:
