@@ -56,9 +56,10 @@ class Canvas:
         if "/extensions/ultragen" in error:
             self.errors.append(error)
 
-    def start(self, vue: bool) -> None:
+    def start(self, vue: bool, language: str = "en") -> None:
         # Without the first, a new user is shown the templates.
-        self.server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue})
+        settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue, "Comfy.Locale": language}
+        self.server.post("/settings", settings)
         self.page.goto(self.server.url)
         self.page.wait_for_function(_READY, timeout=120_000)
 
@@ -79,9 +80,13 @@ class Canvas:
         self.run(_ADD, kind)
         self.run(_DRAWN)
 
-    def select(self) -> None:
-        """Click on the only node's title."""
+    def help(self) -> str:
+        """The help page of the only node, opened as a user does: a click on its title, then on (i)."""
         self.page.mouse.click(*self.run(_TITLE))
+        self.page.get_by_test_id("info-button").click()
+        page = self.page.locator(".node-help-content")
+        page.locator("h1").wait_for()
+        return page.inner_text()
 
     def shoot(self, what: str) -> None:
         """A picture, in the folder that ULTRAGEN_SCREENSHOTS names if it does."""

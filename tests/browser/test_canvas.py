@@ -56,6 +56,26 @@ def test_every_node_can_be_added_and_has_its_inputs(any_canvas):
         any_canvas.shoot(kind)
 
 
+def test_every_node_has_a_help_page(any_canvas):
+    for kind, schema in ultragen_nodes(any_canvas.server).items():
+        any_canvas.add(kind)
+        text = any_canvas.help()
+        assert text.startswith(schema["display_name"]) and "Example" in text
+        any_canvas.shoot(f"{kind}-help")
+
+
+def test_chinese_nodes_and_help(canvas):
+    canvas.start(vue=False, language="zh")
+    try:
+        canvas.add("UltraGenSaveVideo")
+        assert canvas.run("() => app.graph._nodes[0].title") == "UltraGen 保存视频"
+        text = canvas.help()
+        assert text.startswith("UltraGen 保存视频") and "示例" in text
+        canvas.shoot("zh")
+    finally:
+        canvas.start(vue=False)
+
+
 def test_run_shows_progress_and_ends_with_a_playable_video(canvas):
     canvas.open(toy_workflow())
     canvas.page.get_by_test_id("queue-button").click()
