@@ -64,6 +64,15 @@ def test_every_node_has_a_help_page(any_canvas):
         any_canvas.shoot(f"{kind}-help")
 
 
+def test_node_shows_what_it_says_at_its_end(any_canvas):
+    any_canvas.add("UltraGenEmptyLatent")
+    any_canvas.run("() => app.graph._nodes[0].onExecuted({text: ['1920x1088, 81 frames', '(rounded up)']})")
+    any_canvas.page.get_by_text("1920x1088, 81 frames (rounded up)").wait_for(timeout=10_000)
+    any_canvas.shoot("said")
+    any_canvas.run("() => app.graph._nodes[0].onExecuted({})")
+    any_canvas.page.get_by_text("1920x1088, 81 frames").wait_for(state="hidden", timeout=10_000)
+
+
 def test_chinese_nodes_and_help(canvas):
     canvas.start(vue=False, language="zh")
     try:
@@ -83,6 +92,8 @@ def test_run_shows_progress_and_ends_with_a_playable_video(canvas):
     canvas.page.get_by_text("decoding: ").wait_for(timeout=120_000)
     canvas.shoot("decoding")
     video = canvas.page.wait_for_function(VIDEO, timeout=120_000).json_value()
+    canvas.page.get_by_text("256x160, 9 frames").wait_for()
+    canvas.page.get_by_text("ultragen_00001_.mp4").first.wait_for()
     canvas.shoot("video")
     assert (video["width"], video["height"]) == (256, 160)
     assert video["seconds"] == pytest.approx(9 / 15, abs=0.01)
