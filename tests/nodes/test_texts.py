@@ -1,8 +1,10 @@
-"""Help pages and the Chinese words: whole, and of the nodes that there are."""
+"""Help pages, Chinese words and troubleshooting: whole, of the nodes that there are, in the words that they say."""
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 
 import pytest
 from conftest import ROOT
@@ -47,3 +49,18 @@ def test_chinese_pages_use_the_words_that_the_node_shows(schemas):
         text = page(node_id, "zh")
         assert text.startswith(f"# {words['display_name']}\n") and "\n## 示例\n" in text
         assert [slot["name"] for slot in words["inputs"].values() if f"`{slot['name']}`" not in text] == [], node_id
+
+
+def test_quoted_messages_are_what_the_pack_says():
+    trees = [
+        ast.parse(path.read_text()) for floor in ("nodes", "ultragen_core") for path in (ROOT / floor).rglob("*.py")
+    ]
+    constants = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    said = [text for text in constants if isinstance(text, str)]
+    help_pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "docs").rglob("*.md"))
+    symptoms = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    table = symptoms.split("## What the pack says")[1]
+    quoted = re.findall(r'\*"(.+?)"\*', help_pages) + re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+    assert len(quoted) > 30
+    parts = {part.strip(" :,") for message in quoted for part in message.split("...")} - {""}
+    assert [part for part in parts if not any(part in text for text in said)] == []
