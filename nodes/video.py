@@ -114,17 +114,15 @@ class UltraGenSaveVideo(io.ComfyNode):
         if cls.hidden.prompt is not None:
             metadata["prompt"] = cls.hidden.prompt
         saved = save_video(vae, samples, settings, folders, metadata, audio, cls.say)
-        text = cls.summary(saved)
-        cls.say(text)
         previews = [cls.shown(path) for path in saved.previews]
         return io.NodeOutput(
             [InputImpl.VideoFromFile(str(path)) for path in saved.videos],
-            ui={**ui.PreviewVideo(previews).as_dict(), **ui.PreviewText(text).as_dict()},
+            ui={**ui.PreviewVideo(previews).as_dict(), **ui.PreviewText(cls.summary(saved)).as_dict()},
         )
 
     @classmethod
     def say(cls, text: str) -> None:
-        """Show a line under the node, where ComfyUI's server runs. Importing it here would load half of ComfyUI."""
+        """Show a line in the node while it runs, if there is a server. Importing it here would load half of ComfyUI."""
         server = getattr(sys.modules.get("server"), "PromptServer", None)
         if hasattr(server, "instance") and cls.hidden.unique_id is not None:
             server.instance.send_progress_text(text, cls.hidden.unique_id)

@@ -58,35 +58,41 @@ def pack():
 
 @pytest.fixture(scope="session")
 def new_server(tmp_path_factory):
-    """`new_server(base)`: a tools.server.Server of COMFYUI_PATH, not started yet, with the pack, the demo's nodes
-    and the tiny models. Without `base` it gets a folder of its own; with that of another server it takes its place.
+    """`new_server(base, frontend)`: a tools.server.Server of COMFYUI_PATH, not started yet, with the pack, the demo's
+    nodes and the tiny models.
+
+    base: None is a folder of its own; with that of another server it takes its place. frontend: the folder of one; None
+        is the one installed.
     """
     from tools import tiny_bundle
     from tools.demo import DEMO_NODES
     from tools.server import Server, make_base
 
-    def make(base: Path | None = None) -> Server:
+    def make(base: Path | None = None, frontend: Path | None = None) -> Server:
         if base is None:
             base = make_base(tmp_path_factory.mktemp("comfyui"), DEMO_NODES)
             tiny_bundle.write(base / "models")
             placeholder = base / "models" / tiny_bundle.TEXT_ENCODER  # listed by loaders, never loaded
             placeholder.parent.mkdir()
             placeholder.touch()
-        return Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base)
+        return Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base, frontend=frontend)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def server(new_server):
-    """A running server.
+    """A running server, with the frontend that this ComfyUI asks for.
 
     `server.run(graph)` queues a graph in API format and returns {node id: what it reported}; it raises Refused with the
     validation errors, Failed with the message of the node that raised. `server.get("/object_info")`, `server.base`
     (models/, input/ and output/ in it), `server.log` (a file) and `server.url` are the rest of what tests need. One
     server serves the whole session, so leave files of your own names in its folders and change none that are there.
     """
-    with new_server() as running:
+    from tools import browser
+
+    frontend = browser.frontend_folder(Path(os.environ["COMFYUI_PATH"]).name)
+    with new_server(frontend=frontend if frontend.is_dir() else None) as running:
         yield running
 
 

@@ -17,7 +17,13 @@ from tools import comfyui
 from tools.console import Trouble, say
 
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
-TESTS = ["pytest==9.2.0", "hypothesis==6.170.15", "ruff==0.17.6", "triton==3.6.0; sys_platform == 'linux'"]
+TESTS = [
+    "pytest==9.2.0",
+    "hypothesis==6.170.15",
+    "ruff==0.17.6",
+    "triton==3.6.0; sys_platform == 'linux'",
+    "playwright==1.65.2",
+]
 # The converter of workflows and what it imports. Without its own dependencies: half of them are for telemetry.
 CONVERTER = ["comfy-cli==1.23.0"]
 CLIENT = ["pathspec", "typer", "pyyaml", "websocket-client", "av>=16.0.0", "Pillow", "numpy"]
@@ -116,6 +122,10 @@ class Venv:
         self._run(
             [str(self.python), "-m", "pip", "download", *options, release.requirement], f"fetch {release.requirement}"
         )
+
+    def fetch(self, requirement: str, folder: Path) -> None:
+        """Put the newest package that `requirement` allows into a folder of its own."""
+        self._uv("--upgrade", "--no-deps", "--target", str(folder), requirement)
 
     def _held(self) -> dict:
         return json.loads(self.stamp.read_text()) if self.stamp.is_file() and self.python.is_file() else {}

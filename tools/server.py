@@ -65,7 +65,16 @@ def free_port(wanted: int | None = None) -> int:
 class Server:
     """`with Server(python, tree, base) as server:` starts ComfyUI and waits until it answers; leaving ends it."""
 
-    def __init__(self, python: Path, tree: Path, base: Path, port: int | None = None, gpu: bool = False):
+    def __init__(
+        self,
+        python: Path,
+        tree: Path,
+        base: Path,
+        port: int | None = None,
+        gpu: bool = False,
+        frontend: Path | None = None,
+    ):
+        """frontend: a folder to serve to browsers in place of the installed one."""
         self.tree, self.base = tree, base
         self.port = free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -74,6 +83,7 @@ class Server:
             str(python), str(tree / "main.py"), "--base-directory", str(base), "--port", str(self.port),
             "--disable-api-nodes", "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}",
         ]  # fmt: skip
+        self.command += ["--front-end-root", str(frontend)] if frontend else []
         # The attention that ComfyUI chooses for CPUs takes twice as long as PyTorch's.
         self.command += [] if gpu else ["--cpu", "--use-pytorch-cross-attention"]
 

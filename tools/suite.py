@@ -9,19 +9,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import comfyui
+from tools import browser, comfyui, package_tools
 from tools.console import say
 
 ROOT = Path(__file__).resolve().parent.parent
-# Pure torch: these know no ComfyUI, so one run is enough.
-WITHOUT_COMFYUI = ("tests/attention", "tests/weights")
+# Pure torch, and the tools that install packs: one run is enough.
+NEWEST_ONLY = ("tests/attention", "tests/install", "tests/weights")
 NO_TESTS_COLLECTED = 5
 
 
 def run(cache: Path, arguments: Sequence[str]) -> int:
     """Both versions. The newer one's summary ends the output; what failed before is named again above its run."""
+    browser.install(cache)
+    package_tools.install(cache)
     lint = _call([_tool("ruff"), "check", "--output-format", "concise", "."])
-    older = _pytest(comfyui.OLDEST, cache, arguments, [f"--ignore={path}" for path in WITHOUT_COMFYUI])
+    older = _pytest(comfyui.OLDEST, cache, arguments, [f"--ignore={path}" for path in NEWEST_ONLY])
     if older == NO_TESTS_COLLECTED:
         older = 0  # what was asked for runs with the newer version only
     if older:

@@ -1,0 +1,120 @@
+"""What a user meets in the browser: workflows that open whole, nodes with their widgets, a run that ends in a video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools import workflow
+from tools.server import ROOT
+
+FILES = sorted((ROOT / "workflows").glob("*.json"))
+
+OPENED = """() => {
+    const {nodes, links} = app.graph.serialize();
+    return {
+        nodes: Object.fromEntries(nodes.map(node => [node.id, node.widgets_values ?? []])),
+        links: links.map(link => Object.values(link)).sort((a, b) => a[0] - b[0]),
+        missing: app.graph._nodes.filter(node => node.has_errors || !LiteGraph.registered_node_types[node.type])
+            .map(node => node.type),
+    };
+}"""
+NODE = """() => {
+    const [node] = app.graph._nodes;
+    return [...node.inputs.map(slot => slot.name), ...(node.widgets ?? []).map(widget => widget.name)];
+}"""
+VIDEO = """() => {
+    const video = document.querySelector("video");
+    return video && !video.error && video.readyState >= 2
+        ? {width: video.videoWidth, height: video.videoHeight, seconds: video.duration} : null;
+}"""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_workflow_opens_whole_and_queues_what_python_makes_of_it(file: Path, any_canvas):
+    content = json.loads(file.read_text())
+    any_canvas.open(content)
+    any_canvas.shoot(file.stem)
+
+    opened = any_canvas.run(OPENED)
+    assert opened["missing"] == []
+    assert opened["links"] == sorted(content["links"])
+    assert opened["nodes"] == {str(node["id"]): node["widgets_values"] for node in content["nodes"]}
+
+    queued = {key: (node["class_type"], node["inputs"]) for key, node in any_canvas.prompt().items()}
+    expected = workflow.to_api(file, any_canvas.server.get("/object_info"))
+    assert queued == {key: (node["class_type"], node["inputs"]) for key, node in expected.items()}
+
+
+def test_every_node_can_be_added_and_has_its_inputs(any_canvas):
+    for kind, schema in ultragen_nodes(any_canvas.server).items():
+        any_canvas.add(kind)
+        names = {name for group in ("required", "optional") for name in schema["input"].get(group, {})}
+        assert names and names <= set(any_canvas.run(NODE))
+        any_canvas.shoot(kind)
+
+
+def test_every_node_has_a_help_page(any_canvas):
+    for kind, schema in ultragen_nodes(any_canvas.server).items():
+        any_canvas.add(kind)
+        text = any_canvas.help()
+        assert text.startswith(schema["display_name"]) and "Example" in text
+        any_canvas.shoot(f"{kind}-help")
+
+
+def test_node_shows_what_it_says_at_its_end(any_canvas):
+    any_canvas.add("UltraGenEmptyLatent")
+    any_canvas.run("() => app.graph._nodes[0].onExecuted({text: ['1920x1088, 81 frames', '(rounded up)']})")
+    any_canvas.page.get_by_text("1920x1088, 81 frames (rounded up)").wait_for(timeout=10_000)
+    any_canvas.shoot("said")
+    any_canvas.run("() => app.graph._nodes[0].onExecuted({})")
+    any_canvas.page.get_by_text("1920x1088, 81 frames").wait_for(state="hidden", timeout=10_000)
+
+
+def test_chinese_nodes_and_help(canvas):
+    canvas.start(vue=False, language="zh")
+    try:
+        canvas.add("UltraGenSaveVideo")
+        assert canvas.run("() => app.graph._nodes[0].title") == "UltraGen 保存视频"
+        text = canvas.help()
+        assert text.startswith("UltraGen 保存视频") and "示例" in text
+        canvas.shoot("zh")
+    finally:
+        canvas.start(vue=False)
+
+
+def test_run_shows_progress_and_ends_with_a_playable_video(canvas):
+    canvas.open(toy_workflow())
+    canvas.page.get_by_test_id("queue-button").click()
+
+    canvas.page.get_by_text("decoding: ").wait_for(timeout=120_000)
+    canvas.shoot("decoding")
+    video = canvas.page.wait_for_function(VIDEO, timeout=120_000).json_value()
+    canvas.page.get_by_text("256x160, 9 frames").wait_for()
+    canvas.page.get_by_text("ultragen_00001_.mp4").first.wait_for()
+    canvas.shoot("video")
+    assert (video["width"], video["height"]) == (256, 160)
+    assert video["seconds"] == pytest.approx(9 / 15, abs=0.01)
+
+
+def ultragen_nodes(server) -> dict[str, dict]:
+    nodes = {kind: schema for kind, schema in server.get("/object_info").items() if schema["category"] == "UltraGen"}
+    assert nodes
+    return nodes
+
+
+def toy_workflow() -> dict:
+    """The shipped workflow in a small size, with the demo's text node."""
+    content = json.loads(workflow.SHIPPED.read_text())
+    nodes = {node["type"]: node for node in content["nodes"]}
+    nodes["UltraGenEmptyLatent"]["widgets_values"][:4] = ["custom", 256, 160, 9]
+    nodes["UltraGenModelSampling"]["widgets_values"][1] = 2
+    content["nodes"].remove(nodes["CLIPLoader"])
+    for node in content["nodes"]:
+        if node["type"] == "CLIPTextEncode":
+            node["type"] = "UltraGenDemoText"
+            cut = node["inputs"].pop()["link"]
+            content["links"] = [link for link in content["links"] if link[0] != cut]
+    return content

@@ -1,0 +1,94 @@
+"""ComfyUI's page in a browser, as tests drive it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import comfyui_version
+from playwright.sync_api import Page
+
+from tools import comfyui
+from tools.server import Server
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+VERSION = comfyui_version.__version__
+# pinned: the frontend that this ComfyUI asks for. The oldest lacks what the newest frontend asks for.
+FRONTENDS = ["pinned"] if VERSION == comfyui.OLDEST.version else ["pinned", "newest"]
+RENDERERS = ["litegraph", "vue"]
+
+# The page opens a workflow of its own at last.
+_READY = "() => !!window.app?.extensionManager?.workflow?.activeWorkflow && !app.extensionManager.workflow.isBusy"
+# A new graph is drawn within a few frames.
+_DRAWN = "() => new Promise(done => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 300))"
+_ADD = """kind => {
+    app.graph.clear();
+    const node = LiteGraph.createNode(kind);
+    node.pos = [300, 200];
+    app.graph.add(node);
+    app.canvas.ds.reset();
+}"""
+_TITLE = """() => {
+    const [node] = app.graph._nodes, {offset, scale} = app.canvas.ds;
+    const {x, y} = app.canvas.canvas.getBoundingClientRect();
+    return [x + (node.pos[0] + 60 + offset[0]) * scale, y + (node.pos[1] - 15 + offset[1]) * scale];
+}"""
+
+
+class Canvas:
+    """The page of one frontend in one renderer. `errors` are those that the pack's own files raised or logged."""
+
+    def __init__(self, page: Page, server: Server, name: str):
+        self.page, self.server, self.name = page, server, name
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self._heard(error.stack or error.message))
+        page.on("console", lambda said: said.type == "error" and self._heard(f"{said.location} {said.text}"))
+
+    def _heard(self, error: str) -> None:
+        if "/extensions/ultragen" in error:
+            self.errors.append(error)
+
+    def start(self, vue: bool, language: str = "en") -> None:
+        # Without the first, a new user is shown the templates.
+        settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue, "Comfy.Locale": language}
+        self.server.post("/settings", settings)
+        self.page.goto(self.server.url)
+        self.page.wait_for_function(_READY, timeout=120_000)
+
+    def run(self, script: str, argument=None):
+        return self.page.evaluate(script, argument)
+
+    def open(self, workflow: dict) -> None:
+        """As if the file had been dropped on the page."""
+        self.run("workflow => app.loadGraphData(workflow)", workflow)
+        self.run(_DRAWN)
+
+    def prompt(self) -> dict:
+        """What Run would queue, in API format."""
+        return self.run("async () => (await app.graphToPrompt()).output")
+
+    def add(self, kind: str) -> None:
+        """One node of this type, alone on the canvas."""
+        self.run(_ADD, kind)
+        self.run(_DRAWN)
+
+    def help(self) -> str:
+        """The help page of the only node, opened as a user does: a click on its title, then on (i)."""
+        self.page.mouse.click(*self.run(_TITLE))
+        self.page.get_by_test_id("info-button").click()
+        page = self.page.locator(".node-help-content")
+        page.locator("h1").wait_for()
+        return page.inner_text()
+
+    def shoot(self, what: str) -> None:
+        """A picture, in the folder that ULTRAGEN_SCREENSHOTS names if it does."""
+        if folder := os.environ.get("ULTRAGEN_SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / f"{VERSION}-{self.name}-{what}.png")

@@ -1,0 +1,45 @@
+"""What docs/headless shows: the shipped workflow in API format, and the lines that queue it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tools import workflow
+from tools.server import ROOT
+
+HEADLESS = ROOT / "docs" / "headless"
+
+
+def test_api_format_is_that_of_the_shipped_workflow(server):
+    shown = json.loads((HEADLESS / f"{workflow.SHIPPED.stem}.json").read_text())
+    assert shown == workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
+    readme = " ".join((HEADLESS / "README.md").read_text().split())
+    ids = {node["class_type"]: key for key, node in reversed(shown.items())}
+    assert f"The prompt is the text of node {ids['CLIPTextEncode']}, " in readme
+    assert (
+        f"size and frames are in node {ids['UltraGenEmptyLatent']}, the seed is in node {ids['RandomNoise']}." in readme
+    )
+
+
+def queue(server, graph: dict, folder) -> subprocess.CompletedProcess:
+    file = folder / "workflow.json"
+    file.write_text(json.dumps(graph))
+    command = [sys.executable, HEADLESS / "run.py", file, server.url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_client_queues_and_tells_the_files(server, tmp_path):
+    graph = json.loads((HEADLESS / f"{workflow.SHIPPED.stem}.json").read_text())
+    graph = workflow.without_text_encoder(workflow.make_small(graph, width=96, height=64, frames=5, steps=1, seed=3))
+    done = queue(server, graph, tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = [file["filename"] for output in json.loads(done.stdout).values() for file in output.get("images", [])]
+    assert len(files) == 1 and files[0].endswith(".mp4")
+
+
+def test_client_ends_with_1_where_a_node_fails(server, tmp_path):
+    prompts = {"class_type": "UltraGenPrompts", "inputs": {"text": "# nothing", "file": "none"}}
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}
+    assert queue(server, {"1": prompts, "2": shown}, tmp_path).returncode == 1

@@ -1,0 +1,65 @@
+"""What the browser tests need beside ComfyUI: Chromium, and ComfyUI's frontends in folders of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tools import comfyui
+from tools.console import Trouble, say
+from tools.environment import Venv, cache_folder, locked
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+DEBIAN_PACKAGES = ("chromium", "fonts-noto-cjk")  # without the font, Chinese text is boxes
+
+FRONTEND = "comfyui-frontend-package"
+NEWEST = "newest"
+
+
+def install(cache: Path) -> None:
+    if chromium() is None:
+        _install_chromium()
+    with locked(cache):
+        venv = Venv(cache / "venv")
+        for release in comfyui.RELEASES:
+            tree = comfyui.tree_of(release, cache)
+            lines = (tree / "requirements.txt").read_text().splitlines()
+            _fetch_frontend(venv, tree.name, next(line for line in lines if line.startswith(FRONTEND)))
+        _fetch_frontend(venv, NEWEST, FRONTEND)
+
+
+def chromium() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def _install_chromium() -> None:
+    """From Debian's packages. Where that cannot be, the browser tests say what is missing."""
+    apt = shutil.which("apt-get")
+    root = [] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["sudo", "--non-interactive"]
+    if apt is None or (root and shutil.which("sudo") is None):
+        say("Chromium is missing and cannot be installed from here: the browser tests will be skipped.")
+        return
+    say("Installing Chromium ...")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", *DEBIAN_PACKAGES]):
+        done = subprocess.run([*root, apt, *command], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            say(f"Chromium could not be installed, so the browser tests will be skipped. {done.stderr.strip()}")
+            return
+
+
+def frontend_folder(name: str) -> Path:
+    """Of a ComfyUI tree's name, or of NEWEST."""
+    return cache_folder() / "frontends" / name / "comfyui_frontend_package" / "static"
+
+
+def _fetch_frontend(venv: Venv, name: str, requirement: str) -> None:
+    folder = frontend_folder(name)
+    try:
+        venv.fetch(requirement, folder.parent.parent)
+    except Trouble:
+        if not folder.is_dir():
+            raise
+        say(f"{requirement} could not be looked up; going on with the one that is there.")

@@ -1,0 +1,27 @@
+"""ComfyUI Manager's and ComfyUI's command-line tools, in an environment of their own that sees ComfyUI's packages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from tools.environment import CONVERTER, Venv, cache_folder, locked
+
+PACKAGES = ["comfyui-manager==4.3", *CONVERTER]
+
+
+def install(cache: Path) -> None:
+    """To be called in ComfyUI's environment."""
+    with locked(cache):
+        python = Venv(cache / "venv-tools").install(PACKAGES, torch="none")
+        ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        packages = subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip()
+        (Path(packages) / "comfyui.pth").write_text(sysconfig.get_path("purelib"))
+
+
+def tool(name: str) -> Path | None:
+    """cm-cli or comfy, where they are installed."""
+    folder = cache_folder() / "venv-tools" / ("Scripts" if os.name == "nt" else "bin")
+    return next(folder.glob(f"{name}*"), None)
