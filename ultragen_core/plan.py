@@ -1,4 +1,4 @@
-"""What a run costs, by arithmetic alone: operations of every layer of a Wan model under each attention rule."""
+"""What a layer costs under each attention rule, by arithmetic alone."""
 
 from __future__ import annotations
 
@@ -29,22 +29,19 @@ class Operations(NamedTuple):
         return self.attention + self.products
 
 
-class WanShape(NamedTuple):
-    """What the cost of a Wan block depends on, for `context` text tokens."""
-
-    channels: int
-    ffn_dim: int
-    context: int = 512
-
-
 def attention_in(windows: Sequence[int], channels: int) -> Operations:
     """Scores and sums of self-attention inside windows of so many tokens each."""
     return Operations(attention=4.0 * channels * sum(tokens**2 for tokens in windows))
 
 
-def projections(tokens: int, channels: int, count: int = 1, rank: int = 0) -> Operations:
-    """`count` square matrix products, each with a low-rank delta of `rank` beside it."""
-    return Operations(products=count * (2.0 * tokens * channels**2 + 4.0 * tokens * channels * rank))
+def projections(tokens: int, channels: int, count: int = 1) -> Operations:
+    """`count` square matrix products."""
+    return Operations(products=count * 2.0 * tokens * channels**2)
+
+
+def deltas(tokens: int, channels: int, rank: int) -> Operations:
+    """Low-rank deltas of q, k and v."""
+    return Operations(products=3 * 4.0 * tokens * channels * rank)
 
 
 def dense_layer(grid: TokenGrid, channels: int) -> Operations:
@@ -68,7 +65,8 @@ def ultragen_layer(grid: TokenGrid, spec: BlockSpec, extras: ExtrasShape) -> Ope
         if branch is not None:
             windows = window_tokens(grid, branch, ratio)
             total += attention_in(windows, extras.channels)
-            total += projections(sum(windows), extras.channels, 2 if branch.key_from_query else 3, rank)
+            total += projections(sum(windows), extras.channels, 2 if branch.key_from_query else 3)
+            total += deltas(sum(windows), extras.channels, rank)
     return total
 
 
@@ -78,14 +76,3 @@ def window_tokens(grid: TokenGrid, spec: BranchSpec, ratio: int = 1) -> list[int
     return [
         region.window_grid(grid.t).tokens for region in regions for _ in range(region.windows[1] * region.windows[2])
     ]
-
-
-def rest_of_block(grid: TokenGrid, wan: WanShape) -> Operations:
-    """Cross-attention and feed-forward part."""
-    c, tokens = wan.channels, grid.tokens
-    cross = (
-        Operations(attention=4.0 * tokens * wan.context * c)
-        + projections(tokens, c, 2)
-        + projections(wan.context, c, 2)
-    )
-    return cross + Operations(products=4.0 * tokens * c * wan.ffn_dim)

@@ -141,7 +141,7 @@ def test_auto_takes_the_largest_tile_that_fits(monkeypatch, vae):
     monkeypatch.setattr(vae_run, "free_memory", lambda vae: 800 * 800)
     room = vae_run.make_room(vae, None, 2000, needs.get, 10, 10)
     assert room.tile == 768
-    assert vae_run.candidates(500)[0] == 512 and vae_run.candidates(9000)[0] == 4096
+    assert vae_run.candidates(500)[0] == 512 and vae_run.candidates(9000)[0] == 1024
 
 
 def test_a_tile_that_is_too_small_is_refused(vae, samples):
