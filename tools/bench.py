@@ -27,6 +27,7 @@ def main() -> None:
     as_comfyui_starts(dynamic_vram="--dynamic" in arguments)
     import bench_attention
     import bench_model
+    import bench_plot
     import bench_vae
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -34,6 +35,7 @@ def main() -> None:
     bench_vae.add_parser(subjects)
     bench_attention.add_parser(subjects)
     bench_model.add_parser(subjects)
+    bench_plot.add_parser(subjects)
     chosen = parser.parse_args(arguments)
     chosen.run(chosen)
 
