@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ultragen_core.attention.config import GlobalConfig, LocalConfig, parse_blocks
+from ..ultragen_core.attention.config import TRAINED_WINDOWS, GlobalConfig, LocalConfig, parse_blocks
 from ..ultragen_core.attention.gate import GateLine
 
 LocalConfigType = io.Custom("ULTRAGEN_LOCAL")
@@ -47,14 +47,27 @@ def gate_line(gate: str, gate_at_noise: float, gate_at_end: float) -> GateLine |
     return GateLine(gate_at_noise, gate_at_end) if gate == "schedule" else None
 
 
-def windows_input(name: str, default: int, what: str) -> io.Int.Input:
-    return io.Int.Input(
-        name,
-        default=default,
-        min=1,
-        max=16,
-        tooltip=f"Windows per axis of {what}. More windows cost less and see less. Trained: {default}.",
-    )
+def windows_inputs(branch: str, prefix: str, trained: tuple[int, int]) -> list[io.Int.Input]:
+    return [
+        io.Int.Input(
+            f"{prefix}windows_{parity}",
+            default=0,
+            min=0,
+            max=16,
+            tooltip=(
+                f"Windows per axis of {branch} in {parity} blocks. More windows cost less and see less. 0 in both:"
+                f" {count} with weights, as trained; without, windows about as large as the frames that the base model"
+                " knows."
+            ),
+        )
+        for parity, count in zip(("even", "odd"), trained, strict=True)
+    ]
+
+
+def window_counts(name: str, even: int, odd: int) -> tuple[int, int] | None:
+    if bool(even) != bool(odd):
+        raise ValueError(f"{name} must be set for even and odd blocks or for neither, got {even} and {odd}.")
+    return (even, odd) if even else None
 
 
 class UltraGenLocalConfig(io.ComfyNode):
@@ -68,8 +81,7 @@ class UltraGenLocalConfig(io.ComfyNode):
                 "The fine side of UltraGen's attention. The defaults are what the published weights were trained with."
             ),
             inputs=[
-                windows_input("windows_even", 4, "the local branch in even blocks"),
-                windows_input("windows_odd", 5, "the local branch in odd blocks"),
+                *windows_inputs("the local branch", "", TRAINED_WINDOWS.local),
                 io.Combo.Input(
                     "cross_window",
                     options=["paper", "off", "swin"],
@@ -103,8 +115,7 @@ class UltraGenLocalConfig(io.ComfyNode):
                     default=True,
                     tooltip="The branch at half resolution between local and global. Off only for experiments.",
                 ),
-                windows_input("hierarchical_windows_even", 2, "the hierarchical branch in even blocks"),
-                windows_input("hierarchical_windows_odd", 3, "the hierarchical branch in odd blocks"),
+                *windows_inputs("the hierarchical branch", "hierarchical_", TRAINED_WINDOWS.hierarchical),
                 *gate_inputs("the local branch", "the hierarchical branch"),
             ],
             outputs=[LocalConfigType.Output("local_config")],
@@ -127,12 +138,14 @@ class UltraGenLocalConfig(io.ComfyNode):
     ) -> io.NodeOutput:
         return io.NodeOutput(
             LocalConfig(
-                windows=(windows_even, windows_odd),
+                windows=window_counts("windows", windows_even, windows_odd),
                 cross_window=cross_window,
                 cut=cut,
                 antialias=antialias,
                 hierarchical=hierarchical,
-                hierarchical_windows=(hierarchical_windows_even, hierarchical_windows_odd),
+                hierarchical_windows=window_counts(
+                    "hierarchical_windows", hierarchical_windows_even, hierarchical_windows_odd
+                ),
                 gate=gate_line(gate, gate_at_noise, gate_at_end),
             )
         )

@@ -10,7 +10,15 @@ from support import ToyAttention, dense_attention, relative_error, seeded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec, format_blocks, parse_blocks
+from ultragen_core.attention.config import (
+    GlobalConfig,
+    LocalConfig,
+    WindowCounts,
+    block_spec,
+    format_blocks,
+    parse_blocks,
+    windows_near,
+)
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import GateLine, Gates, GateTable
@@ -192,3 +200,25 @@ def test_every_rule_runs_in_float16_without_float64(name):
         with NoFloat64():
             y = ultragen_attention(attn, x, grid, spec, extras, gates, Engine(dense_attention))
         assert (y.dtype, y.device, y.shape) == (torch.float16, device, x.shape)
+
+
+@pytest.mark.parametrize(
+    ("size", "base_tokens", "local", "hierarchical"),
+    [
+        ((68, 120), 1560, (2, 3), (1, 1)),  # 1080P on a model of 480P
+        ((120, 68), 1560, (2, 3), (1, 1)),
+        ((136, 240), 1560, (5, 6), (2, 3)),
+        ((68, 120), 880, (3, 4), (2, 3)),  # 4K on the 5B
+        ((30, 52), 1560, (1, 1), (1, 1)),  # no border to move
+    ],
+)
+def test_windows_without_weights_are_about_as_large_as_known_frames(size, base_tokens, local, hierarchical):
+    assert windows_near(base_tokens, TokenGrid(21, *size), 2) == (local, hierarchical)
+
+
+def test_windows_of_the_user_come_first():
+    near = WindowCounts((2, 3), (1, 1))
+    specs = [
+        block_spec(1, local, GlobalConfig(), False, near) for local in (LocalConfig(), LocalConfig(windows=(6, 7)))
+    ]
+    assert [(spec.local.num_windows, spec.hierarchical.num_windows) for spec in specs] == [(3, 1), (7, 1)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .gate import GateLine
+from .grid import TokenGrid
 
 CrossWindow = Literal["paper", "off", "swin"]
 Cut = Literal["auto", "resize", "balanced"]
@@ -18,7 +20,8 @@ Cut = Literal["auto", "resize", "balanced"]
 class LocalConfig:
     """The fine side of a layer: windows at full resolution and the hierarchical branch (section 4.2 of the paper).
 
-    windows, hierarchical_windows: counts per axis in (even, odd) blocks.
+    windows, hierarchical_windows: counts per axis in (even, odd) blocks; None is as trained, or without weights what
+        makes windows about as large as the frames that the base model knows.
     cross_window: "paper" alternates the two counts so that borders move; "off" keeps the even count; "swin" keeps it
         and shifts by half a window.
     cut: how an axis that does not divide is cut; "resize" resizes the features as the published weights expect,
@@ -27,17 +30,17 @@ class LocalConfig:
     gate: local against hierarchical; None is the trained gate.
     """
 
-    windows: tuple[int, int] = (4, 5)
+    windows: tuple[int, int] | None = None
     cross_window: CrossWindow = "paper"
     cut: Cut = "auto"
     antialias: bool = False
     hierarchical: bool = True
-    hierarchical_windows: tuple[int, int] = (2, 3)
+    hierarchical_windows: tuple[int, int] | None = None
     gate: GateLine | None = None
 
     def __post_init__(self):
         for name in ("windows", "hierarchical_windows"):
-            if min(getattr(self, name)) < 1:
+            if min(getattr(self, name) or (1,)) < 1:
                 raise ValueError(
                     f"{name} must be at least 1 per axis, got {getattr(self, name)}; 1 means one window over the whole"
                     " frame."
@@ -93,6 +96,29 @@ def format_blocks(blocks: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends) or "none"
 
 
+class WindowCounts(NamedTuple):
+    """Windows per axis in (even, odd) blocks."""
+
+    local: tuple[int, int]
+    hierarchical: tuple[int, int]
+
+
+TRAINED_WINDOWS = WindowCounts((4, 5), (2, 3))
+
+
+def windows_near(base_tokens: int, grid: TokenGrid, hierarchical_ratio: int) -> WindowCounts:
+    """Windows of about `base_tokens` a frame, so that neither branch sees more than the base model was trained on.
+
+    Odd blocks have one window more per axis, as the published ones do, where there is a border to move.
+    """
+
+    def counts(ratio: int) -> tuple[int, int]:
+        even = max(round(math.sqrt(grid.h * grid.w / base_tokens) / ratio), 1)
+        return even, even + 1 if even > 1 else 1
+
+    return WindowCounts(counts(1), counts(hierarchical_ratio))
+
+
 @dataclass(frozen=True)
 class BranchSpec:
     """One branch in one block: `num_windows` per axis over the branch's map, and how that map is made divisible."""
@@ -114,8 +140,14 @@ class BlockSpec:
     global_: BranchSpec | None
 
 
-def block_spec(block_index: int, local: LocalConfig, global_: GlobalConfig, trained: bool) -> BlockSpec:
-    """What block `block_index` computes.
+def block_spec(
+    block_index: int,
+    local: LocalConfig,
+    global_: GlobalConfig,
+    trained: bool,
+    windows: WindowCounts = TRAINED_WINDOWS,
+) -> BlockSpec:
+    """What block `block_index` computes; `windows` where `local` leaves them open.
 
     `trained` tells published weights from none: they were trained with features resized to divide and with the keys of
     the global branch projected by the query weights, a slip of the published code that its weights have learnt.
@@ -129,9 +161,11 @@ def block_spec(block_index: int, local: LocalConfig, global_: GlobalConfig, trai
     }
     strength = global_.lora_strength
     return BlockSpec(
-        local=BranchSpec(local.windows[alternate], **common),
+        local=BranchSpec((local.windows or windows.local)[alternate], **common),
         hierarchical=(
-            BranchSpec(local.hierarchical_windows[alternate], lora_strength=strength, **common)
+            BranchSpec(
+                (local.hierarchical_windows or windows.hierarchical)[alternate], lora_strength=strength, **common
+            )
             if local.hierarchical
             else None
         ),

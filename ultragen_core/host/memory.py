@@ -10,6 +10,8 @@ from ..attention.grid import TokenGrid
 # Maps of all tokens that a block holds at the worst, however few it works on at a time. Dense attention: the block's
 # input, the normed one (which becomes the output), keys, values. UltraGen: windows and their output in place of those.
 HELD_MAPS = 4
+# VACE holds more: its own stream, what it adds to the video's, and the embedding.
+HELD_MAPS_VACE = 3
 # Float32 latents at a time: of the sampler, and for each prompt its input, result and count.
 LATENTS = 10
 # ComfyUI is asked to leave room for so many pieces of the rest; with weights that are not loaded, each piece costs one
@@ -42,7 +44,8 @@ class Activations:
         # The feed-forward part has its hidden map twice, before and after the activation.
         passing = tokens * itemsize * (2 * dm.ffn_dim + 2 * dm.dim)
         latents = LATENTS * tokens * 4 * math.prod(dm.patch_size) * dm.out_dim
-        return cls(tokens, HELD_MAPS * tokens * dm.dim * itemsize + rotations, passing, latents)
+        maps = HELD_MAPS + (HELD_MAPS_VACE if hasattr(dm, "vace_blocks") else 0)
+        return cls(tokens, maps * tokens * dm.dim * itemsize + rotations, passing, latents)
 
     def planned(self, bounded: bool) -> int:
         """What ComfyUI is asked to leave free."""

@@ -9,7 +9,7 @@ from functools import partial
 import comfy.ldm.wan.model as wan
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ..attention.config import BlockSpec, GlobalConfig, LocalConfig, block_spec
+from ..attention.config import GlobalConfig, LocalConfig
 from ..attention.gate import UNTRAINED_GATE, GateTable
 from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B
 from ..weights.files import SOURCE
@@ -21,6 +21,8 @@ from .runtime import Runtime, diffusion_model
 log = logging.getLogger(__name__)
 
 WAN22_CHANNELS = 48  # of the latent; the 16x VAE of Wan 2.2 5B
+# Tokens of a frame that the base models were trained on: 832x480, which all but one know, and 1280x704 of Wan 2.2 5B.
+FRAME_TOKENS, FRAME_TOKENS_5B = 30 * 52, 22 * 40
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,9 @@ def _ultragen_rule(dm: wan.WanModel, settings: Settings, extras: LoadedExtras | 
         count = len(dm.blocks)
         without |= {i: "outer tenth" for i in range(count) if not count // 10 <= i < count - count // 10}
     blocks, dense = _choose_blocks(dm, chosen or frozenset(), without)
-    specs = {i: block_spec(i, settings.local, settings.global_, extras.trained) for i in blocks}
-    return UltraGenRule(extras, specs, dense, _gate_table(settings, extras, specs))
+    gates = _gate_table(settings, extras, blocks)
+    base_tokens = FRAME_TOKENS_5B if dm.out_dim == WAN22_CHANNELS else FRAME_TOKENS
+    return UltraGenRule(extras, blocks, dense, gates, settings.local, settings.global_, base_tokens)
 
 
 def _choose_blocks(
@@ -165,11 +168,11 @@ def _check_fit(dm: wan.WanModel, global_: GlobalConfig, extras: LoadedExtras) ->
         )
 
 
-def _gate_table(settings: Settings, extras: LoadedExtras, specs: dict[int, BlockSpec]) -> GateTable:
+def _gate_table(settings: Settings, extras: LoadedExtras, blocks: list[int]) -> GateTable:
     def source(index: int):
         trained = extras.gates.get(index)
         hierarchical = trained.hierarchical_gate if trained else UNTRAINED_GATE
         global_ = trained.global_gate if trained else UNTRAINED_GATE
         return settings.local.gate or hierarchical, settings.global_.gate or global_
 
-    return GateTable(extras.shape.channels, {index: source(index) for index in specs})
+    return GateTable(extras.shape.channels, {index: source(index) for index in blocks})

@@ -9,7 +9,16 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ..attention.config import BlockSpec, BranchSpec, format_blocks
+from ..attention.config import (
+    TRAINED_WINDOWS,
+    BlockSpec,
+    BranchSpec,
+    GlobalConfig,
+    LocalConfig,
+    block_spec,
+    format_blocks,
+    windows_near,
+)
 from ..attention.gate import GateTable
 from ..attention.grid import TokenGrid
 from ..attention.layer import branch_layout, ultragen_attention
@@ -36,30 +45,46 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class UltraGenRule:
-    """UltraGen's three branches; `dense` says why the other blocks keep full attention."""
+    """UltraGen's three branches in `blocks`; `dense` says why the others keep full attention.
+
+    base_tokens: of a frame that the base model was trained on, which models without extra weights go by.
+    """
 
     extras: LoadedExtras
-    specs: dict[int, BlockSpec]
+    blocks: list[int]
     dense: dict[int, str]
     gates: GateTable
+    local: LocalConfig
+    global_: GlobalConfig
+    base_tokens: int
     name = "ultragen"
 
+    def spec(self, index: int, grid: TokenGrid) -> BlockSpec:
+        trained = self.extras.trained
+        near = windows_near(self.base_tokens, grid, self.extras.shape.hierarchical_ratio)
+        return block_spec(index, self.local, self.global_, trained, TRAINED_WINDOWS if trained else near)
+
     def attentions(self, base, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
-        if not self.specs:
+        if not self.blocks:
             return {}
         extras = base.current_patcher.get_additional_models_with_key(KEY)[0].model.blocks
         gates = self.gates(t)
         return {
-            index: partial(ultragen_attention, grid=grid, spec=spec, extras=extras[str(index)], gates=gates[index])
-            for index, spec in self.specs.items()
+            index: partial(
+                ultragen_attention,
+                grid=grid,
+                spec=self.spec(index, grid),
+                extras=extras[str(index)],
+                gates=gates[index],
+            )
+            for index in self.blocks
         }
 
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
-        parts = [f"rule ultragen in {len(self.specs)} of {blocks} blocks ({format_blocks(self.specs)})"]
+        parts = [f"rule ultragen in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
         for parity, name in enumerate(("even", "odd")):
-            spec = next((spec for index, spec in self.specs.items() if index % 2 == parity), None)
-            if spec is not None:
-                parts.append(f"{name} blocks {' + '.join(self._branches(grid, spec))}")
+            if any(index % 2 == parity for index in self.blocks):
+                parts.append(f"{name} blocks {' + '.join(self._branches(grid, self.spec(parity, grid)))}")
         parts += _dense(self.dense)
         return parts if self.extras.trained else [*parts, "without trained weights (experimental)"]
 

@@ -29,6 +29,14 @@ def diffusion_model(base) -> torch.nn.Module:
     return getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
 
 
+def self_attentions(dm: torch.nn.Module, index: int) -> list[torch.nn.Module]:
+    """The self-attention of a block, and that of the VACE block that feeds it."""
+    attentions = [dm.blocks[index].self_attn]
+    if (vace := getattr(dm, "vace_layers_mapping", {}).get(index)) is not None:
+        attentions.append(dm.vace_blocks[vace].self_attn)
+    return attentions
+
+
 def token_grid(dm: torch.nn.Module, latent_shape: tuple[int, ...], more_frames: int = 0) -> TokenGrid:
     """Tokens of a latent (b, c, t, h, w): Wan pads each axis up to its patch size."""
     t, h, w = (-(-length // patch) for length, patch in zip(latent_shape[2:], dm.patch_size, strict=True))
@@ -57,8 +65,8 @@ class Runtime:
         self.rooms.clear()
         grid = token_grid(dm, noise.shape)
         parts = [f"grid {grid}", *self.rule.describe(grid, len(dm.blocks))]
-        if vace := len(getattr(dm, "vace_blocks", ())):
-            parts.append(f"dense also the {vace} VACE blocks (not windowed yet)")
+        if hasattr(dm, "vace_blocks"):
+            parts.append("VACE blocks as the blocks that they feed (experimental)")
         log.info("UltraGen: %s", ", ".join(parts))
         base.memory_required = lambda shape, cond_shapes=None: self.memory_required(base, shape)
         try:
@@ -113,8 +121,10 @@ class Runtime:
             keep_dense = bool(options.get("patches", {}).get("attn1_patch"))
             layers = bounded_layers(dm, activation_dtype(base), at_a_time, keep_dense)
         for index, attention in attentions.items():
-            attn = dm.blocks[index].self_attn
-            layers[attn] = RuleLayer(attn.forward, attention, grid.tokens, rope_scale(options), at_a_time, self.note)
+            for attn in self_attentions(dm, index):
+                layers[attn] = RuleLayer(
+                    attn.forward, attention, grid.tokens, rope_scale(options), at_a_time, self.note
+                )
         return layers
 
     def room(self, base, grid: TokenGrid, x: Tensor) -> Room:
