@@ -14,9 +14,11 @@ from support import relative_error, seeded
 from ultragen_core.attention.grid import TokenGrid
 from ultragen_core.host import runtime
 from ultragen_core.host.memory import MOST_PIECES, Activations
+from ultragen_core.host.model import diffusion_model, shape_of, token_grid
 from ultragen_core.host.patch import Settings, apply
-from ultragen_core.host.runtime import Runtime, diffusion_model, token_grid
+from ultragen_core.host.runtime import Runtime
 from ultragen_core.vae.memory import Meter
+from ultragen_core.wan import WAN_1_3B
 
 SHAPE = (1, 16, 3, 16, 24)
 LATENT, CONTEXT = seeded(*SHAPE), seeded(1, 16, 4096, seed=1)
@@ -107,7 +109,7 @@ def test_peaks_are_as_predicted(tiny, rule, small_card, monkeypatch):
     """A block holds HELD_MAPS maps and the pieces little more, counted on every tensor of a whole evaluation."""
     monkeypatch.setattr(wan, "optimized_attention", core_attention.attention_pytorch)
     x, dm = seeded(1, 16, 4, 64, 96), diffusion_model(tiny.model)
-    activations = Activations.of(dm, token_grid(dm, x.shape), 1, 4)
+    activations = Activations.of(shape_of(dm), token_grid(x.shape), 1, 4)
     one_map = activations.tokens * dm.dim * 4
     weights = sum(patcher.model_size() for patcher in (tiny, *tiny.get_nested_additional_models()))
     peaks = {}
@@ -128,7 +130,7 @@ def test_what_comfyui_keeps_free_is_what_is_needed(tiny, monkeypatch):
     monkeypatch.setattr(Runtime, "memory_required", lambda *a: asked.append(inner(*a)) or asked[-1])
     sample(tiny, SHAPE, CONTEXT, steps=1)
     dm = diffusion_model(tiny.model)
-    two, one = (Activations.of(dm, token_grid(dm, SHAPE), batch, 4) for batch in (2, 1))
+    two, one = (Activations.of(shape_of(dm), token_grid(SHAPE), batch, 4) for batch in (2, 1))
     assert asked[:2] == [two.planned(True), one.planned(True)]
     assert "memory_required" not in tiny.model.__dict__
     asked.clear()
@@ -139,10 +141,5 @@ def test_what_comfyui_keeps_free_is_what_is_needed(tiny, monkeypatch):
 @pytest.mark.parametrize(("free_gib", "pieces"), [(40, 1), (3.7, 7), (3, 19), (1, MOST_PIECES)])
 def test_pieces_are_few_and_large(free_gib, pieces):
     """Wan 2.1 1.3B at 1920x1088, 81 frames, 16 bit."""
-    activations = wan_1_3b(21, 68, 120)
+    activations = Activations.of(WAN_1_3B, TokenGrid(21, 68, 120), 1, 2)
     assert activations.room(int(free_gib * GIB)).pieces == pieces
-
-
-def wan_1_3b(*grid):
-    dm = type("Wan13B", (), {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "patch_size": (1, 2, 2), "out_dim": 16})
-    return Activations.of(dm, TokenGrid(*grid), 1, 2)

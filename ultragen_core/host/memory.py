@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..attention.grid import TokenGrid
+from ..wan import PATCH, WanShape
 
 # Maps of all tokens that a block holds at the worst, however few it works on at a time. Dense attention: the block's
 # input, the normed one (which becomes the output), keys, values. UltraGen: windows and their output in place of those.
@@ -37,15 +38,15 @@ class Activations:
     latents: int
 
     @classmethod
-    def of(cls, dm, grid: TokenGrid, batch: int, itemsize: int) -> Activations:
-        """dm: a Wan model. itemsize: bytes of an activation."""
+    def of(cls, shape: WanShape, grid: TokenGrid, batch: int, itemsize: int) -> Activations:
+        """itemsize: bytes of an activation."""
         tokens = batch * grid.tokens
-        rotations = grid.tokens * dm.dim // dm.num_heads // 2 * 16  # core's, 2x2 float32 matrices
+        rotations = grid.tokens * shape.channels // shape.heads // 2 * 16  # core's, 2x2 float32 matrices
         # The feed-forward part has its hidden map twice, before and after the activation.
-        passing = tokens * itemsize * (2 * dm.ffn_dim + 2 * dm.dim)
-        latents = LATENTS * tokens * 4 * math.prod(dm.patch_size) * dm.out_dim
-        maps = HELD_MAPS + (HELD_MAPS_VACE if hasattr(dm, "vace_blocks") else 0)
-        return cls(tokens, maps * tokens * dm.dim * itemsize + rotations, passing, latents)
+        passing = tokens * itemsize * (2 * shape.ffn_channels + 2 * shape.channels)
+        latents = LATENTS * tokens * 4 * math.prod(PATCH) * shape.out_channels
+        maps = HELD_MAPS + (HELD_MAPS_VACE if shape.vace_blocks else 0)
+        return cls(tokens, maps * tokens * shape.channels * itemsize + rotations, passing, latents)
 
     def planned(self, bounded: bool) -> int:
         """What ComfyUI is asked to leave free."""

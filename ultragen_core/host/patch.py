@@ -10,19 +10,14 @@ import comfy.ldm.wan.model as wan
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..attention.config import GlobalConfig, LocalConfig
-from ..attention.gate import UNTRAINED_GATE, GateTable
-from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B
 from ..weights.files import SOURCE
 from ..weights.published import fingerprint, same_base, untrained
 from .extras import LoadedExtras, build
-from .rules import KEY, Rule, T3Rule, UltraGenRule
-from .runtime import Runtime, diffusion_model
+from .model import diffusion_model, shape_of
+from .rules import KEY, Rule, T3Rule, t3_rule, ultragen_rule
+from .runtime import Runtime
 
 log = logging.getLogger(__name__)
-
-WAN22_CHANNELS = 48  # of the latent; the 16x VAE of Wan 2.2 5B
-# Tokens of a frame that the base models were trained on: 832x480, which all but one know, and 1280x704 of Wan 2.2 5B.
-FRAME_TOKENS, FRAME_TOKENS_5B = 30 * 52, 22 * 40
 
 
 @dataclass(frozen=True)
@@ -96,49 +91,19 @@ def _rule(dm: wan.WanModel, settings: Settings, extras: LoadedExtras | None, bef
     if settings.rule == "t3" or (settings.rule == "auto" and extras is None and isinstance(before, T3Rule)):
         if extras is not None:
             raise ValueError("The t3 rule has no extra weights. Set extras to none, or attention_rule to ultragen.")
-        return _t3_rule(dm, settings)
-    return _ultragen_rule(dm, settings, extras or (before.extras if before else None))
-
-
-def _t3_rule(dm: wan.WanModel, settings: Settings) -> T3Rule:
-    published = PUBLISHED_5B if dm.out_dim == WAN22_CHANNELS else PUBLISHED_1_3B
-    return T3Rule(published, *_choose_blocks(dm, settings.global_.dense_blocks or frozenset()))
-
-
-def _ultragen_rule(dm: wan.WanModel, settings: Settings, extras: LoadedExtras | None) -> UltraGenRule:
-    chosen = settings.global_.dense_blocks
-    if extras is None or not extras.trained:
-        if settings.rule == "auto":
-            raise ValueError(
-                "This model has no UltraGen weights whose rule could be followed. Load them with UltraGen Load Model or"
-                " choose an extras file; set attention_rule to t3 for a model of T3-Video, or to ultragen to run"
-                " without weights (experimental)."
-            )
-        extras = _without_weights(dm, settings.global_)
-    else:
+        return t3_rule(shape_of(dm), settings.global_)
+    extras = extras or (before.extras if before else None)
+    if extras is not None and extras.trained:
         _check_fit(dm, settings.global_, extras)
-    without = {i: "no extra weights" for i in range(len(dm.blocks)) if i not in extras.blocks}
-    if chosen is None and not extras.trained:
-        # The published weights keep 3 of 30 blocks dense at either end.
-        count = len(dm.blocks)
-        without |= {i: "outer tenth" for i in range(count) if not count // 10 <= i < count - count // 10}
-    blocks, dense = _choose_blocks(dm, chosen or frozenset(), without)
-    gates = _gate_table(settings, extras, blocks)
-    base_tokens = FRAME_TOKENS_5B if dm.out_dim == WAN22_CHANNELS else FRAME_TOKENS
-    return UltraGenRule(extras, blocks, dense, gates, settings.local, settings.global_, base_tokens)
-
-
-def _choose_blocks(
-    dm: wan.WanModel, chosen: frozenset[int], without: dict[int, str] | None = None
-) -> tuple[list[int], dict[int, str]]:
-    """The blocks that a rule takes, and the reason for every one that stays dense."""
-    dense = dict(without or {})
-    for index, block in enumerate(dm.blocks):
-        if type(block.self_attn) is not wan.WanSelfAttention:
-            dense.setdefault(index, f"its attention is {type(block.self_attn).__name__}")
-        elif index in chosen:
-            dense.setdefault(index, "by choice")
-    return [i for i in range(len(dm.blocks)) if i not in dense], dense
+    elif settings.rule == "auto":
+        raise ValueError(
+            "This model has no UltraGen weights whose rule could be followed. Load them with UltraGen Load Model or"
+            " choose an extras file; set attention_rule to t3 for a model of T3-Video, or to ultragen to run"
+            " without weights (experimental)."
+        )
+    else:
+        extras = _without_weights(dm, settings.global_)
+    return ultragen_rule(shape_of(dm), settings.local, settings.global_, extras)
 
 
 def _without_weights(dm: wan.WanModel, global_: GlobalConfig) -> LoadedExtras:
@@ -166,13 +131,3 @@ def _check_fit(dm: wan.WanModel, global_: GlobalConfig, extras: LoadedExtras) ->
             "UltraGen: these extra weights were trained with another base model than the one connected; expect"
             " artefacts. Use the checkpoint that they were extracted from (UltraGenLoadModel)."
         )
-
-
-def _gate_table(settings: Settings, extras: LoadedExtras, blocks: list[int]) -> GateTable:
-    def source(index: int):
-        trained = extras.gates.get(index)
-        hierarchical = trained.hierarchical_gate if trained else UNTRAINED_GATE
-        global_ = trained.global_gate if trained else UNTRAINED_GATE
-        return settings.local.gate or hierarchical, settings.global_.gate or global_
-
-    return GateTable(extras.shape.channels, {index: source(index) for index in blocks})

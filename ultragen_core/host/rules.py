@@ -19,10 +19,11 @@ from ..attention.config import (
     format_blocks,
     windows_near,
 )
-from ..attention.gate import GateTable
+from ..attention.gate import UNTRAINED_GATE, GateTable
 from ..attention.grid import TokenGrid
 from ..attention.layer import branch_layout, ultragen_attention
-from ..attention.t3 import Published, coincide, t3_attention
+from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, Published, coincide, t3_attention
+from ..wan import WanShape
 from .extras import LoadedExtras
 
 KEY = "ultragen"
@@ -47,7 +48,7 @@ class Rule(Protocol):
 class UltraGenRule:
     """UltraGen's three branches in `blocks`; `dense` says why the others keep full attention.
 
-    base_tokens: of a frame that the base model was trained on, which models without extra weights go by.
+    base_tokens: see WanShape; models without extra weights go by it.
     """
 
     extras: LoadedExtras
@@ -137,3 +138,41 @@ class T3Rule:
                 f"a size that the weights were not trained for (experimental; {self.published.grid} is theirs)"
             )
         return parts
+
+
+def ultragen_rule(shape: WanShape, local: LocalConfig, global_: GlobalConfig, extras: LoadedExtras) -> UltraGenRule:
+    """UltraGen's rule for a model of this shape; `extras` say by having no gates that they are none."""
+    chosen = global_.dense_blocks
+    without = {index: "no extra weights" for index in range(shape.blocks) if index not in extras.blocks}
+    if chosen is None and not extras.trained:
+        # The published weights keep 3 of 30 blocks dense at either end.
+        outer = shape.blocks // 10
+        without |= {i: "outer tenth" for i in range(shape.blocks) if not outer <= i < shape.blocks - outer}
+    blocks, dense = _choose_blocks(shape, chosen or frozenset(), without)
+    gates = _gate_table(local, global_, extras, blocks)
+    return UltraGenRule(extras, blocks, dense, gates, local, global_, shape.base_tokens)
+
+
+def t3_rule(shape: WanShape, global_: GlobalConfig) -> T3Rule:
+    """T3-Video's rule for a model of this shape."""
+    published = PUBLISHED_5B if shape.of_wan22_vae else PUBLISHED_1_3B
+    return T3Rule(published, *_choose_blocks(shape, global_.dense_blocks or frozenset(), {}))
+
+
+def _choose_blocks(
+    shape: WanShape, chosen: frozenset[int], without: dict[int, str]
+) -> tuple[list[int], dict[int, str]]:
+    """The blocks that a rule takes, and the reason for every one that stays dense."""
+    by_choice = {index: "by choice" for index in sorted(chosen) if index < shape.blocks}
+    others = {index: f"its attention is {name}" for index, name in shape.other_attention.items()}
+    dense = by_choice | others | without
+    return [index for index in range(shape.blocks) if index not in dense], dense
+
+
+def _gate_table(local: LocalConfig, global_: GlobalConfig, extras: LoadedExtras, blocks: list[int]) -> GateTable:
+    def source(index: int):
+        trained = extras.gates.get(index)
+        hierarchical = trained.hierarchical_gate if trained else UNTRAINED_GATE
+        return local.gate or hierarchical, global_.gate or (trained.global_gate if trained else UNTRAINED_GATE)
+
+    return GateTable(extras.shape.channels, {index: source(index) for index in blocks})

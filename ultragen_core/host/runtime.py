@@ -19,28 +19,10 @@ from ..attention.grid import TokenGrid
 from .backend import with_fast_attention
 from .layers import RuleLayer, bounded_layers, installed
 from .memory import Activations, Room
+from .model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
 from .rules import Rule
 
 log = logging.getLogger(__name__)
-
-
-def diffusion_model(base) -> torch.nn.Module:
-    """The Wan model inside a BaseModel, also when torch.compile wraps it."""
-    return getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
-
-
-def self_attentions(dm: torch.nn.Module, index: int) -> list[torch.nn.Module]:
-    """The self-attention of a block, and that of the VACE block that feeds it."""
-    attentions = [dm.blocks[index].self_attn]
-    if (vace := getattr(dm, "vace_layers_mapping", {}).get(index)) is not None:
-        attentions.append(dm.vace_blocks[vace].self_attn)
-    return attentions
-
-
-def token_grid(dm: torch.nn.Module, latent_shape: tuple[int, ...], more_frames: int = 0) -> TokenGrid:
-    """Tokens of a latent (b, c, t, h, w): Wan pads each axis up to its patch size."""
-    t, h, w = (-(-length // patch) for length, patch in zip(latent_shape[2:], dm.patch_size, strict=True))
-    return TokenGrid(t + more_frames, h, w)
 
 
 @dataclass
@@ -63,7 +45,7 @@ class Runtime:
         dm = diffusion_model(base)
         self.noted.clear()
         self.rooms.clear()
-        grid = token_grid(dm, noise.shape)
+        grid = token_grid(noise.shape)
         parts = [f"grid {grid}", *self.rule.describe(grid, len(dm.blocks))]
         if hasattr(dm, "vace_blocks"):
             parts.append("VACE blocks as the blocks that they feed (experimental)")
@@ -76,8 +58,7 @@ class Runtime:
 
     def memory_required(self, base, latent_shape: tuple[int, ...]) -> int:
         """In place of BaseModel.memory_required, which takes every Wan model for a dense one that holds all at once."""
-        dm = diffusion_model(base)
-        activations = Activations.of(dm, token_grid(dm, latent_shape), latent_shape[0], activation_dtype(base).itemsize)
+        activations = activations_of(base, token_grid(latent_shape), latent_shape[0])
         return activations.planned(self.bounded and self.percent == (0.0, 1.0))
 
     def note(self, message: str) -> None:
@@ -94,9 +75,8 @@ class Runtime:
         base = executor.class_obj
         if not self.active(base.model_sampling, t):
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-        dm = diffusion_model(base)
         appended = kwargs.get("time_dim_concat")
-        grid = token_grid(dm, x.shape, 0 if appended is None else token_grid(dm, appended.shape).t)
+        grid = token_grid(x.shape, 0 if appended is None else token_grid(appended.shape).t)
         attentions = self.rule.attentions(base, base.model_sampling.timestep(t).float(), grid)
         if not attentions:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -129,7 +109,7 @@ class Runtime:
 
     def room(self, base, grid: TokenGrid, x: Tensor) -> Room:
         """Decided once a run for every size, so that a compiled graph and the last bits of the result stay."""
-        activations = Activations.of(diffusion_model(base), grid, x.shape[0], activation_dtype(base).itemsize)
+        activations = activations_of(base, grid, x.shape[0])
         key = activations, x.device
         if key not in self.rooms:
             unbounded = Room(activations.tokens, pieces=1, bounded=False)
@@ -142,16 +122,15 @@ class Runtime:
         return end <= t.max().item() <= start
 
 
+def activations_of(base, grid: TokenGrid, batch: int) -> Activations:
+    return Activations.of(shape_of(diffusion_model(base)), grid, batch, activation_dtype(base).itemsize)
+
+
 def free_memory(base, device: torch.device) -> int:
     """Bytes, with what ComfyUI would give up for activations."""
     patcher = base.current_patcher
     ask = getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)  # 0.3.75 has only the latter
     return ask(device)
-
-
-def activation_dtype(base) -> torch.dtype:
-    """What a BaseModel computes in."""
-    return base.manual_cast_dtype or base.get_dtype()
 
 
 def rope_scale(transformer_options: dict) -> tuple[float, float, float]:

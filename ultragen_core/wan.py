@@ -1,0 +1,57 @@
+"""What the arithmetic of a Wan model needs to know of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+PATCH = 1, 2, 2  # latent pixels (t, h, w) that become one token, in every Wan model
+
+
+@dataclass(frozen=True)
+class WanShape:
+    """Sizes of a Wan model.
+
+    out_channels: of the latent. vace_blocks: blocks that feed others. other_attention: blocks whose self-attention is
+    not Wan's plain one, and what it is.
+    """
+
+    blocks: int
+    channels: int
+    heads: int
+    ffn_channels: int
+    out_channels: int = 16
+    vace_blocks: int = 0
+    other_attention: Mapping[int, str] = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def of_keys(cls, state: Mapping[str, Tensor]) -> WanShape:
+        """From a checkpoint in Wan's own key names."""
+        channels = state["head.modulation"].shape[-1]
+        numbers = [re.match(r"(vace_)?blocks\.(\d+)\.", key) for key in state]
+        counts = [len({match[2] for match in numbers if match and bool(match[1]) == vace}) for vace in (False, True)]
+        return cls(
+            blocks=counts[0],
+            channels=channels,
+            heads=channels // 128,
+            ffn_channels=state["blocks.0.ffn.0.weight"].shape[0],
+            out_channels=state["head.head.weight"].shape[0] // (PATCH[1] * PATCH[2]),
+            vace_blocks=counts[1],
+        )
+
+    @property
+    def of_wan22_vae(self) -> bool:
+        """Whether its latents are those of Wan 2.2's VAE: 48 channels, 16x."""
+        return self.out_channels == 48
+
+    @property
+    def base_tokens(self) -> int:
+        """Of a frame that the base model was trained on: 1280x704 for the 5B, 832x480, which all others know."""
+        return 22 * 40 if self.of_wan22_vae else 30 * 52
+
+
+WAN_1_3B = WanShape(blocks=30, channels=1536, heads=12, ffn_channels=8960)
+WAN_5B = WanShape(blocks=30, channels=3072, heads=24, ffn_channels=14336, out_channels=48)
