@@ -23,6 +23,10 @@ FLAGS = [
 VERSION = comfyui_version.__version__
 # pinned: the frontend that this ComfyUI asks for. The oldest lacks what the newest frontend asks for.
 FRONTENDS = ["pinned"] if VERSION == comfyui.OLDEST.version else ["pinned", "newest"]
+# The oldest's frontend loses the words of custom nodes when it loads a language (Comfy-Org/ComfyUI_frontend#7214).
+TRANSLATES_NODES = VERSION != comfyui.OLDEST.version
+# The oldest's frontend loses the words of custom nodes when it loads a language (Comfy-Org/ComfyUI_frontend#7214).
+TRANSLATES_NODES = VERSION != comfyui.OLDEST.version
 RENDERERS = ["litegraph", "vue"]
 
 # The page opens a workflow of its own at last.
