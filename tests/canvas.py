@@ -23,16 +23,22 @@ FLAGS = [
 VERSION = comfyui_version.__version__
 # pinned: the frontend that this ComfyUI asks for. The oldest lacks what the newest frontend asks for.
 FRONTENDS = ["pinned"] if VERSION == comfyui.OLDEST.version else ["pinned", "newest"]
+# The oldest's frontend loses the words of custom nodes when it loads a language (Comfy-Org/ComfyUI_frontend#7214).
+TRANSLATES_NODES = VERSION != comfyui.OLDEST.version
+# The oldest's frontend loses the words of custom nodes when it loads a language (Comfy-Org/ComfyUI_frontend#7214).
+TRANSLATES_NODES = VERSION != comfyui.OLDEST.version
 RENDERERS = ["litegraph", "vue"]
 
 # The page opens a workflow of its own at last.
 _READY = "() => !!window.app?.extensionManager?.workflow?.activeWorkflow && !app.extensionManager.workflow.isBusy"
 # A new graph is drawn within a few frames.
 _DRAWN = "() => new Promise(done => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 300))"
+# Loaded between two nodes: after graph.clear() the Vue renderer draws the next node where the last of its id was.
+_EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
+# Right of the sidebar that shows help pages: it lies over the canvas and takes the clicks.
 _ADD = """kind => {
-    app.graph.clear();
     const node = LiteGraph.createNode(kind);
-    node.pos = [300, 200];
+    node.pos = [700, 250];
     app.graph.add(node);
     app.canvas.ds.reset();
 }"""
@@ -77,6 +83,7 @@ class Canvas:
 
     def add(self, kind: str) -> None:
         """One node of this type, alone on the canvas."""
+        self.open(_EMPTY)
         self.run(_ADD, kind)
         self.run(_DRAWN)
 
