@@ -12,7 +12,6 @@ from torch import Tensor
 from ..attention.config import (
     TRAINED_WINDOWS,
     BlockSpec,
-    BranchSpec,
     GlobalConfig,
     LocalConfig,
     block_spec,
@@ -21,8 +20,9 @@ from ..attention.config import (
 )
 from ..attention.gate import UNTRAINED_GATE, GateTable
 from ..attention.grid import TokenGrid
-from ..attention.layer import branch_layout, ultragen_attention
+from ..attention.layer import ultragen_attention
 from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, Published, coincide, t3_attention
+from ..plan import Kind, t3_kind, ultragen_kind
 from ..wan import WanShape
 from .extras import LoadedExtras
 
@@ -40,8 +40,11 @@ class Rule(Protocol):
     def attentions(self, base, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
         """For each block that it takes, attention(module, x, engine=). t (b,) = 1000 * sigma. Raises ValueError."""
 
+    def kinds(self, grid: TokenGrid) -> list[Kind]:
+        """What its blocks do on this grid. Raises ValueError where the grid is none for this rule."""
+
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
-        """What runs where on this grid, for the log. Raises ValueError where the grid is none for this rule."""
+        """What runs where on this grid, for the log. Raises ValueError like `kinds`."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,18 @@ class UltraGenRule:
             for index in self.blocks
         }
 
+    def kinds(self, grid: TokenGrid) -> list[Kind]:
+        kinds = []
+        for parity, name in enumerate(("even blocks", "odd blocks")):
+            if blocks := [index for index in self.blocks if index % 2 == parity]:
+                kinds.append(ultragen_kind(name, blocks, grid, self.spec(parity, grid), self.extras.shape))
+        return kinds
+
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         parts = [f"rule ultragen in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
-        for parity, name in enumerate(("even", "odd")):
-            if any(index % 2 == parity for index in self.blocks):
-                parts.append(f"{name} blocks {' + '.join(self._branches(grid, self.spec(parity, grid)))}")
+        parts += [f"{kind.name} {' + '.join(map(str, kind.branches))}" for kind in self.kinds(grid)]
         parts += _dense(self.dense)
         return parts if self.extras.trained else [*parts, "without trained weights (experimental)"]
-
-    def _branches(self, grid: TokenGrid, spec: BlockSpec) -> list[str]:
-        branches = [f"local {_windows(grid, spec.local)}"]
-        if spec.hierarchical:
-            branches.append(f"hierarchical {_windows(grid, spec.hierarchical, self.extras.shape.hierarchical_ratio)}")
-        return branches + (["global"] if spec.global_ else [])
 
 
 def _dense(reasons: dict[int, str]) -> list[str]:
@@ -103,19 +105,12 @@ def _dense(reasons: dict[int, str]) -> list[str]:
     ]
 
 
-def _windows(grid: TokenGrid, spec: BranchSpec, ratio: int = 1) -> str:
-    """Windows per axis as they come out: a short axis has fewer, shifted windows are one more."""
-    _, regions = branch_layout(grid, spec, ratio)
-    rows = {region.rows.start: region.windows[1] for region in regions}
-    columns = {region.columns.start: region.windows[2] for region in regions}
-    return f"{sum(rows.values())}x{sum(columns.values())}" + (" shifted" if spec.shifted else "")
-
-
 @dataclass(frozen=True)
 class T3Rule:
     """T3-Video's rule in `blocks`; `dense` says why the others keep full attention."""
 
     published: Published
+    channels: int
     blocks: list[int]
     dense: dict[int, str]
     name = "t3"
@@ -126,6 +121,14 @@ class T3Rule:
             index: partial(t3_attention, grid=grid, windows=self.published.windows_of(index, grid))
             for index in self.blocks
         }
+
+    def kinds(self, grid: TokenGrid) -> list[Kind]:
+        kinds = []
+        for turn in range(len(self.published.windows)):
+            if blocks := [index for index in self.blocks if index % len(self.published.windows) == turn]:
+                windows = self.published.windows_of(turn, grid)
+                kinds.append(t3_kind(f"blocks {turn}, {turn + 5}, ...", blocks, grid, windows, self.channels))
+        return kinds
 
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         parts = [f"rule t3 in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
@@ -156,7 +159,7 @@ def ultragen_rule(shape: WanShape, local: LocalConfig, global_: GlobalConfig, ex
 def t3_rule(shape: WanShape, global_: GlobalConfig) -> T3Rule:
     """T3-Video's rule for a model of this shape."""
     published = PUBLISHED_5B if shape.of_wan22_vae else PUBLISHED_1_3B
-    return T3Rule(published, *_choose_blocks(shape, global_.dense_blocks or frozenset(), {}))
+    return T3Rule(published, shape.channels, *_choose_blocks(shape, global_.dense_blocks or frozenset(), {}))
 
 
 def _choose_blocks(

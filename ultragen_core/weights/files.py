@@ -36,12 +36,19 @@ def read_state_dict(path: str | Path) -> StateDict:
     The format is read from the file's content, not from its name. Raises `WeightsError`.
     """
     path = Path(path)
+    return unwrap(_read_safetensors(path) if _is_safetensors(path) else _read_pickle(path), path.name)
+
+
+def read_outline(path: str | Path) -> StateDict:
+    """As `read_state_dict`, for names and sizes alone: of a safetensors file no more than its header is read."""
+    path = Path(path)
+    return unwrap(_read_header(path) if _is_safetensors(path) else _read_pickle(path), path.name)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Such a file starts with the length of its JSON header, then the header's brace."""
     with path.open("rb") as file:
-        head = file.read(9)
-    # A safetensors file starts with the length of its JSON header, then the header's brace.
-    if head[8:9] == b"{":
-        return unwrap(_read_safetensors(path), path.name)
-    return unwrap(_read_pickle(path), path.name)
+        return file.read(9)[8:] == b"{"
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -56,6 +63,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def _read_safetensors(path: Path) -> StateDict:
     try:
         return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(_damaged(path, error)) from error
+
+
+def _read_header(path: Path) -> StateDict:
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:
+            return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise WeightsError(_damaged(path, error)) from error
 
