@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension
 
-from . import config, model, sampling, vae, video
+from . import config, model, plan, sampling, vae, video
 
-NODES = [*model.NODES, *config.NODES, *sampling.NODES, *vae.NODES, *video.NODES]
+NODES = [*model.NODES, *config.NODES, *sampling.NODES, *vae.NODES, *video.NODES, *plan.NODES]
 
 
 class UltraGenExtension(ComfyExtension):
@@ -15,4 +15,5 @@ class UltraGenExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ComfyExtension:
+    plan.add_route()
     return UltraGenExtension()

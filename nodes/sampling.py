@@ -16,6 +16,7 @@ from ..ultragen_core.sizes import PRESETS, VideoSize, pixels_of
 from ..ultragen_core.states import StateFolder
 
 CUSTOM = "custom"
+DEFAULT_PRESET = next(iter(PRESETS))
 NO_FILE = "none"
 PROMPT_FILES = (".txt", ".json")
 STATES = "ultragen_resume"
@@ -92,7 +93,7 @@ class UltraGenEmptyLatent(io.ComfyNode):
                 io.Combo.Input(
                     "preset",
                     options=[*PRESETS, CUSTOM],
-                    default=next(iter(PRESETS)),
+                    default=DEFAULT_PRESET,
                     tooltip=(
                         "Size and frames. UltraGen's published weights are for 1080P x 81. custom: the three values"
                         " below."
@@ -123,8 +124,13 @@ class UltraGenEmptyLatent(io.ComfyNode):
         )
 
     @classmethod
+    def wanted(cls, preset=DEFAULT_PRESET, width=1920, height=1088, frames=81, **_) -> VideoSize:
+        """What is asked for, before it is rounded."""
+        return PRESETS.get(preset, VideoSize(width, height, frames))
+
+    @classmethod
     def execute(cls, preset, width, height, frames, batch_size, vae=None) -> io.NodeOutput:
-        wanted = PRESETS.get(preset, VideoSize(width, height, frames))
+        wanted = cls.wanted(preset, width, height, frames)
         latent, size = empty_latent(wanted, batch_size, vae)
         said = str(size) if size == wanted else f"{size} (rounded up from {wanted})"
         return io.NodeOutput(latent, ui=ui.PreviewText(said))

@@ -28,6 +28,8 @@ def pytest_configure(config):
     # ComfyUI first, the pack last: our nodes/ must not shadow ComfyUI's nodes.py.
     sys.path.insert(0, comfyui)
     sys.path.append(str(ROOT))
+    # As ComfyUI's main does: its nodes put comfy/, which has a module of that name, first on the path.
+    importlib.import_module("utils.extra_config")
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True

@@ -22,7 +22,7 @@ from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.grid import TokenGrid
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.attention.t3 import PUBLISHED_1_3B, t3_attention
-from ultragen_core.plan import Operations, dense_layer, t3_layer, ultragen_layer
+from ultragen_core.plan.operations import Operations, dense_layer, t3_layer, ultragen_layer
 
 CHANNELS, HEADS, RANK = 1536, 12, 64
 GRIDS = {

@@ -48,6 +48,11 @@ class WanShape:
         return self.out_channels == 48
 
     @property
+    def feeding(self) -> frozenset[int]:
+        """The blocks that a VACE block feeds."""
+        return frozenset(range(0, self.blocks, self.blocks // self.vace_blocks)) if self.vace_blocks else frozenset()
+
+    @property
     def base_tokens(self) -> int:
         """Of a frame that the base model was trained on: 1280x704 for the 5B, 832x480, which all others know."""
         return 22 * 40 if self.of_wan22_vae else 30 * 52

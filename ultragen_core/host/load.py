@@ -33,7 +33,7 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
     """
     path, model_options = Path(path), model_options or {}
     state_dict = read_state_dict(path)
-    trained_for = "ultragen" if has_extras(state_dict) else "t3" if T3_NAME.search(path.name) else "dense"
+    trained_for = trained_rule(path.name, state_dict)
     if rule == "auto" and trained_for == "dense":
         raise WeightsError(
             f"{path.name} {describe(state_dict)}, not an UltraGen checkpoint, such as {SOURCE}, nor named T3-Video. Set"
@@ -55,6 +55,11 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
         )
     loaded = build(extras, partial(read_extras, path)) if rule == "ultragen" else None
     return _patched(_load_base(base, path, model_options), rule, loaded)
+
+
+def trained_rule(name: str, state_dict: StateDict) -> str:
+    """The rule that a checkpoint was trained for."""
+    return "ultragen" if has_extras(state_dict) else "t3" if T3_NAME.search(name) else "dense"
 
 
 def _patched(model, rule: str, extras: LoadedExtras | None = None):

@@ -51,9 +51,8 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
     extras: the added weights; None keeps those that a patched model already has.
     Raises ValueError where model, settings and extras do not fit together.
     """
-    dm = _wan_model(model)
-    before = [wrapper.__self__.rule for wrapper in model.get_wrappers(WrappersMP.APPLY_MODEL, KEY)]
-    rule = _rule(dm, settings, extras, before[0] if before else None)
+    before = patched_by(model)
+    rule = _rule(wan_model(model), settings, extras, before.rule if before else None)
     runtime = Runtime(rule, (settings.start_percent, settings.end_percent), settings.bounded_memory)
     patched = model.clone()
     for kind, wrapper in (
@@ -69,6 +68,12 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
     return patched
 
 
+def patched_by(model) -> Runtime | None:
+    """What a patched model runs; None for any other."""
+    wrappers = model.get_wrappers(WrappersMP.APPLY_MODEL, KEY)
+    return wrappers[0].__self__ if wrappers else None
+
+
 def _extras_follow(_, clone) -> None:
     """ComfyUI's torch.compile node takes dynamic VRAM off the model that it clones, and knows nothing of the extras."""
     if not _is_dynamic(clone):
@@ -80,7 +85,8 @@ def _is_dynamic(patcher) -> bool:
     return getattr(patcher, "is_dynamic", bool)()  # 0.3.75 has no dynamic VRAM
 
 
-def _wan_model(model) -> wan.WanModel:
+def wan_model(model) -> wan.WanModel:
+    """The Wan model of a ModelPatcher. Raises ValueError."""
     dm = diffusion_model(model.model)
     if not isinstance(dm, wan.WanModel):
         raise ValueError(f"UltraGen patches Wan models, got {type(dm).__name__}. Connect a Wan 2.1 or 2.2 model.")

@@ -22,7 +22,7 @@ from ..attention.gate import UNTRAINED_GATE, GateTable
 from ..attention.grid import TokenGrid
 from ..attention.layer import ultragen_attention
 from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, Published, coincide, t3_attention
-from ..plan import Kind, t3_kind, ultragen_kind
+from ..plan.kinds import Kind, t3_kind, ultragen_kind
 from ..wan import WanShape
 from .extras import LoadedExtras
 
@@ -36,12 +36,17 @@ class Rule(Protocol):
 
     name: str
     extras: LoadedExtras | None
+    blocks: list[int]
+    dense: dict[int, str]
 
     def attentions(self, base, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
         """For each block that it takes, attention(module, x, engine=). t (b,) = 1000 * sigma. Raises ValueError."""
 
     def kinds(self, grid: TokenGrid) -> list[Kind]:
         """What its blocks do on this grid. Raises ValueError where the grid is none for this rule."""
+
+    def doubts(self, grid: TokenGrid) -> list[str]:
+        """Why the result may disappoint on this grid."""
 
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         """What runs where on this grid, for the log. Raises ValueError like `kinds`."""
@@ -94,14 +99,17 @@ class UltraGenRule:
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         parts = [f"rule ultragen in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
         parts += [f"{kind.name} {' + '.join(map(str, kind.branches))}" for kind in self.kinds(grid)]
-        parts += _dense(self.dense)
-        return parts if self.extras.trained else [*parts, "without trained weights (experimental)"]
+        return [*parts, *dense_blocks(self), *self.doubts(grid)]
+
+    def doubts(self, grid: TokenGrid) -> list[str]:
+        return [] if self.extras.trained else ["without trained weights (experimental)"]
 
 
-def _dense(reasons: dict[int, str]) -> list[str]:
+def dense_blocks(rule: Rule) -> list[str]:
+    """The blocks that stay dense, by reason."""
     return [
-        f"dense {format_blocks(i for i, other in reasons.items() if other == reason)} ({reason})"
-        for reason in dict.fromkeys(reasons.values())
+        f"dense {format_blocks(i for i, other in rule.dense.items() if other == reason)} ({reason})"
+        for reason in dict.fromkeys(rule.dense.values())
     ]
 
 
@@ -127,7 +135,9 @@ class T3Rule:
         for turn in range(len(self.published.windows)):
             if blocks := [index for index in self.blocks if index % len(self.published.windows) == turn]:
                 windows = self.published.windows_of(turn, grid)
-                kinds.append(t3_kind(f"blocks {turn}, {turn + 5}, ...", blocks, grid, windows, self.channels))
+                kinds.append(
+                    t3_kind(f"blocks {len(self.published.windows)}n+{turn}", blocks, grid, windows, self.channels)
+                )
         return kinds
 
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
@@ -135,12 +145,12 @@ class T3Rule:
         windows = [self.published.windows_of(index, grid) for index in range(len(self.published.windows))]
         names = ["x".join(map(str, n)) + (" once" if coincide(grid, n) else "") for n in windows]
         parts.append(f"windows (t x h x w) {', '.join(names)} in turn")
-        parts += _dense(self.dense)
-        if grid != self.published.grid:
-            parts.append(
-                f"a size that the weights were not trained for (experimental; {self.published.grid} is theirs)"
-            )
-        return parts
+        return [*parts, *dense_blocks(self), *self.doubts(grid)]
+
+    def doubts(self, grid: TokenGrid) -> list[str]:
+        if grid == self.published.grid:
+            return []
+        return [f"a size that the weights were not trained for (experimental; {self.published.grid} is theirs)"]
 
 
 def ultragen_rule(shape: WanShape, local: LocalConfig, global_: GlobalConfig, extras: LoadedExtras) -> UltraGenRule:

@@ -47,6 +47,16 @@ class Progress:
         self._report(self._done, self._total)
 
 
+class Needs(NamedTuple):
+    """Bytes on the device: of the tiles of a side in pixels, of whole frames before them, of the features that wait
+    between, there or on the host.
+    """
+
+    tile: Callable[[int], int]
+    frames: int
+    shelf: int
+
+
 class Room(NamedTuple):
     """What fits: a tile size in pixels and where the features wait."""
 
@@ -77,17 +87,8 @@ def decode_video(
     length, latents = z.shape[2], tuple(z.shape[-2:])
     size = output_size(tail, latents)
     unit = size[0] // latents[0]
-    channels, chunks = head[-1].proj.out_channels, (1,) * min(length, 2)
-
-    def tile_need(tile: int) -> int:
-        cut = Cut(size, tile, unit)
-        return _with_reserve(
-            need(tail, places(tail, latents, next(cut.tiles()), cut.clip), channels, chunks, vae.vae_dtype)
-        )
-
-    frame_need = _frame_need(head, latents, z.shape[1], chunks, vae.vae_dtype)
-    shelf_bytes = channels * length * latents[0] * latents[1] * vae.vae_dtype.itemsize
-    room = make_room(vae, tile, max(size), tile_need, frame_need, shelf_bytes)
+    needs = decode_needs(layers, tuple(z.shape[1:]), vae.vae_dtype)
+    room = make_room(vae, tile, max(size), *needs)
     progress = Progress(report)
 
     def frames(home: torch.device) -> Shelf:
@@ -97,14 +98,30 @@ def decode_video(
         return shelf
 
     with on_device(vae):
-        shelf = whole_frame_phase(frames, room.home, f"{latents[1] * unit}x{latents[0] * unit} pixels", frame_need)
+        shelf = whole_frame_phase(frames, room.home, f"{latents[1] * unit}x{latents[0] * unit} pixels", needs.frames)
 
         def tiles(tile: int) -> None:
             cut = Cut(size, tile, unit)
             progress.expect(length, length * (1 + cut.counts[0] * cut.counts[1]))
             decode.in_tiles(tail, shelf, cut, kit(vae), emit, progress.tick)
 
-        tile_phase(tiles, room.tile, tile_need)
+        tile_phase(tiles, room.tile, needs.tile)
+
+
+def decode_needs(layers: Sequence[Layer], latent_shape: tuple[int, ...], dtype: torch.dtype) -> Needs:
+    """For latents (c, t, h, w), counted on the layers without running them."""
+    head, tail = decode.split(layers)
+    latent_channels, length, *latents = latent_shape
+    size = output_size(tail, tuple(latents))
+    channels, chunks = head[-1].proj.out_channels, (1,) * min(length, 2)
+
+    def tile_need(tile: int) -> int:
+        cut = Cut(size, tile, size[0] // latents[0])
+        where = places(tail, tuple(latents), next(cut.tiles()), cut.clip)
+        return _with_reserve(need(tail, where, channels, chunks, dtype))
+
+    frames = _frame_need(head, tuple(latents), latent_channels, chunks, dtype)
+    return Needs(tile_need, frames, channels * length * latents[0] * latents[1] * dtype.itemsize)
 
 
 def encode_video(vae, layers: Sequence[Layer], x: torch.Tensor, tile: int | None, report: Report) -> torch.Tensor:

@@ -1,0 +1,135 @@
+"""What a run would do and cost, by arithmetic alone: nothing is loaded, nothing is computed on the device."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.ldm.wan.vae
+import comfy.ldm.wan.vae2_2
+import torch
+
+from ..attention.config import GlobalConfig, LocalConfig
+from ..attention.extras import ExtrasShape
+from ..plan.operations import dense_layer, rest_of_block
+from ..plan.report import DECODE_TILES, GatePoint, Plan
+from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of, round_up
+from ..vae.walk import decoder_layers
+from ..wan import WAN_1_3B, WanShape
+from ..weights.files import read_outline
+from ..weights.published import outline
+from .extras import LoadedExtras
+from .load import trained_rule
+from .memory import KERNELS, MOST_PIECES, Activations
+from .model import shape_of, token_grid
+from .patch import patched_by, wan_model
+from .rules import Rule, UltraGenRule, dense_blocks, t3_rule, ultragen_rule
+from .vae_run import decode_needs
+
+GATE_STEPS = 11
+PUBLISHED = ExtrasShape(1536, rank=64, refined=True), frozenset(range(3, 27))
+ITEMSIZE = 2  # of activations: the formats that GPUs are fast in
+
+
+def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
+    """The plan of a loaded MODEL, patched or not, for one video of a latent (b, c, t, h, w). Raises ValueError."""
+    shape = shape_of(wan_model(model))
+    if latent_shape[1] != shape.out_channels:
+        raise ValueError(
+            f"The latent must be the model's: it has {latent_shape[1]} channels, the model {shape.out_channels}."
+            " Connect the VAE of the model to UltraGen Empty Latent."
+        )
+    size = VideoSize(*pixels_of(latent_shape), 4 * latent_shape[2] - 3)
+    weights = sum(patcher.model_size() for patcher in (model, *model.get_nested_additional_models()))
+    runtime = patched_by(model)
+    made = plan(runtime.rule if runtime else None, shape, size, weights)
+    if runtime is None or runtime.percent == (0.0, 1.0):
+        return made
+    start, end = runtime.percent
+    doubt = f"attention is dense, at full cost, outside {start:.0%} to {end:.0%} of the run"
+    return replace(made, warnings=(*made.warnings, doubt))
+
+
+def preview(
+    wanted: VideoSize,
+    checkpoint: Path | None,
+    rule: str,
+    extras: Path | None,
+    local: LocalConfig,
+    global_: GlobalConfig,
+) -> Plan:
+    """The plan of what a graph will load, from the headers of its files; without a file, of Wan 2.1 1.3B as UltraGen
+    publishes it. Raises ValueError.
+    """
+    state = read_outline(checkpoint) if checkpoint else {}
+    shape = WanShape.of_keys(state) if "head.modulation" in state else WAN_1_3B
+    size = round_up(wanted, SPATIAL_RATIO[shape.out_channels])
+    added = outline(read_outline(extras) if extras else state)
+    if rule == "auto":
+        rule = "ultragen" if added or not checkpoint else trained_rule(checkpoint.name, state)
+        added = added or (PUBLISHED if rule == "ultragen" else None)
+    if rule == "dense":
+        return plan(None, shape, size)
+    if rule == "t3":
+        return plan(t3_rule(shape, global_), shape, size)
+    sizes, blocks = added or (ExtrasShape(shape.channels), frozenset(range(shape.blocks)))
+    # Only their presence counts here: they are not read.
+    gates = dict.fromkeys(blocks) if added else {}
+    described = LoadedExtras(None, sizes, blocks, gates, {})
+    gates_known = not added or None not in (local.gate, global_.gate)
+    return plan(ultragen_rule(shape, local, global_, described), shape, size, gates_known=gates_known)
+
+
+def plan(rule: Rule | None, model: WanShape, size: VideoSize, weights: int = 0, gates_known: bool = True) -> Plan:
+    """The plan of one video by a rule; None is dense attention everywhere.
+
+    weights: bytes of the model, 0 where they are not known. gates_known: whether the rule's gates have their weights.
+    Raises ValueError where the size is none for the rule.
+    """
+    latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
+    grid = token_grid(latent)
+    kinds = tuple(rule.kinds(grid)) if rule else ()
+    full = dense_layer(grid, model.channels)
+    layers = {index: kind.operations for kind in kinds for index in kind.blocks}
+    attentions = [*range(model.blocks), *model.feeding]
+    rest = rest_of_block(grid.tokens, model) * len(attentions)
+    activations = Activations.of(model, grid, 1, ITEMSIZE)
+    least = activations.held + activations.latents + KERNELS
+    return Plan(
+        size=size,
+        grid=grid,
+        model=model,
+        rule=f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention",
+        dense=tuple(dense_blocks(rule)) if rule else (),
+        kinds=kinds,
+        operations=sum((layers.get(index, full) for index in attentions), rest),
+        dense_operations=full * len(attentions) + rest,
+        gates=_gates(rule) if gates_known else (),
+        weights=weights,
+        activations=(least + activations.passing // MOST_PIECES, least + activations.passing),
+        decode=_decode(latent[1:]),
+        frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
+        warnings=tuple(rule.doubts(grid)) if rule else (),
+    )
+
+
+def _gates(rule: Rule | None) -> tuple[GatePoint, ...]:
+    if not isinstance(rule, UltraGenRule) or not rule.blocks:
+        return ()
+    sigmas = torch.linspace(1, 0, GATE_STEPS)
+    gates = rule.gates(1000 * sigmas).values()
+    local, windows = (torch.stack(shares).mean(dim=(0, 2, 3)).tolist() for shares in zip(*gates, strict=True))
+    return tuple(GatePoint(*point) for point in zip(sigmas.tolist(), local, windows, strict=True))
+
+
+@functools.lru_cache(maxsize=64)
+def _decode(latent: tuple[int, ...]) -> tuple[int, int]:
+    """Bytes on the device to decode latents (c, t, h, w) with Wan's published VAEs: smallest and usual tiles."""
+    common = {"z_dim": latent[0], "temperal_downsample": [False, True, True]}
+    wan22 = latent[0] == 48
+    with torch.device("meta"):
+        vae = comfy.ldm.wan.vae2_2.WanVAE(dim=160, **common) if wan22 else comfy.ldm.wan.vae.WanVAE(dim=96, **common)
+    needs = decode_needs(decoder_layers(vae), latent, torch.bfloat16)
+    return tuple(max(needs.frames, needs.tile(tile)) for tile in DECODE_TILES)

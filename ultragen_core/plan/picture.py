@@ -1,0 +1,127 @@
+"""A plan as a drawing: windows over the frame, gates over the run, operations and memory. SVG in the page's own text
+colour, so that it suits light and dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from .kinds import Branch, Kind
+from .report import GatePoint, Plan, gib, windows_text
+
+WIDTH, MARGIN, LINE = 420, 10, 14  # pixels
+FRAME_HEIGHT = 110
+PLOT = 110, 60  # of the gates
+COLOURS = {
+    "local": "#4a9eff",
+    "hierarchical": "#f0a030",
+    "global": "#4fb477",
+    "neighbours": "#4a9eff",
+    "strided": "#b58cff",
+}
+
+
+def picture(plan: Plan) -> str:
+    """The whole drawing as an SVG document."""
+    parts, y = [_text(MARGIN, LINE, f"{plan.size}: {plan.rule}", bold=True)], LINE + 8
+    for draw in (_frames, _costs):
+        drawn, height = draw(plan, y)
+        parts += drawn
+        y += height
+    for warning in plan.warnings:
+        y += LINE
+        parts.append(_text(MARGIN, y, f"\N{WARNING SIGN} {warning}", "#e0a000"))
+    size = f'width="{WIDTH}" height="{y + MARGIN}" viewBox="0 0 {WIDTH} {y + MARGIN}"'
+    style = 'font-family="sans-serif" font-size="11" fill="currentColor"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(parts)}</svg>'
+
+
+def _frames(plan: Plan, y: float) -> tuple[list[str], float]:
+    """One frame for every kind of block, side by side."""
+    if not plan.kinds:
+        return [], 0
+    room = (WIDTH - MARGIN * (len(plan.kinds) + 1)) / len(plan.kinds)
+    scale = min(room / plan.size.width, FRAME_HEIGHT / plan.size.height)
+    width, height = plan.size.width * scale, plan.size.height * scale
+    parts = []
+    for number, kind in enumerate(plan.kinds):
+        parts.append(_frame(kind, MARGIN + number * (room + MARGIN), y, width, height))
+    branches = {branch.name: branch for kind in plan.kinds for branch in kind.branches}
+    return parts + _legend(branches.values(), y + height + 2 * LINE), height + 2 * LINE + 8
+
+
+def _frame(kind: Kind, x: float, y: float, width: float, height: float) -> str:
+    lines = []
+    for branch in kind.branches:
+        rows = "".join(f"M{x:.1f} {y + height * row:.1f}h{width:.1f}" for row in branch.rows[1:-1])
+        columns = "".join(f"M{x + width * column:.1f} {y:.1f}v{height:.1f}" for column in branch.columns[1:-1])
+        thick = 2 if branch.name == "hierarchical" else 1
+        if rows or columns:
+            lines.append(_path(rows + columns, COLOURS[branch.name], thick, dashed=thick > 1))
+    outline = f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    said = escape("\n".join(windows_text(branch) for branch in kind.branches))
+    shown = f'{outline} fill="transparent" stroke="currentColor"><title>{said}</title></rect>'
+    return "".join(lines) + shown + _text(x, y + height + LINE, f"{len(kind.blocks)} {kind.name}")
+
+
+def _legend(branches: Sequence[Branch], y: float) -> list[str]:
+    parts, x = [], MARGIN
+    for branch in branches:
+        parts.append(_text(x, y, branch.name, COLOURS[branch.name]))
+        x += 7 * len(branch.name) + MARGIN
+    return parts
+
+
+def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
+    """The gates on the left, bars on the right."""
+    parts, left = [], MARGIN
+    if plan.gates:
+        parts.append(_gate_plot(plan.gates, MARGIN, y + 4))
+        left += PLOT[0] + 2 * MARGIN
+    low, high = plan.activations
+    done, dense = plan.operations.total, plan.dense_operations.total
+    bars = (
+        (f"{done / 1e15:.3g} of {dense / 1e15:.3g} PFLOP an evaluation ({dense / done:.1f}x fewer)", done / dense),
+        (f"sampling: {gib(low + plan.weights)} at least, {gib(high + plan.weights)} at once", low / high),
+    )
+    for number, (text, part) in enumerate(bars):
+        top = y + 4 + number * 2 * LINE
+        full = WIDTH - MARGIN - left
+        parts.append(_text(left, top + 8, text))
+        parts.append(f'<rect x="{left}" y="{top + 12}" width="{full}" height="5" fill="currentColor" opacity="0.2"/>')
+        parts.append(f'<rect x="{left}" y="{top + 12}" width="{full * part:.1f}" height="5" fill="#4a9eff"/>')
+    parts.append(_text(left, y + 12 + 4 * LINE, f"exact decode: {' or '.join(gib(size) for size in plan.decode)}"))
+    return parts, (PLOT[1] + LINE if plan.gates else 4 * LINE) + 10
+
+
+def _gate_plot(gates: Sequence[GatePoint], x: float, y: float) -> str:
+    """Shares of the fine sides over the run, noise on the left."""
+    width, height = PLOT
+
+    def line(values: Sequence[float]) -> str:
+        points = (
+            f"{x + width * (1 - point.sigma):.1f} {y + height * (1 - value):.1f}"
+            for point, value in zip(gates, values, strict=True)
+        )
+        return "M" + "L".join(points)
+
+    frame = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="none" stroke="currentColor" opacity="0.4"/>'
+    said = "share of the local branch against hierarchical, and of both against global, from noise to the end"
+    return (
+        f"<g><title>{said}</title>{frame}"
+        + _path(line([point.local for point in gates]), COLOURS["hierarchical"], 1.5)
+        + _path(line([point.windows for point in gates]), COLOURS["global"], 1.5)
+        + _text(x, y + height + LINE, "gates over the run")
+        + "</g>"
+    )
+
+
+def _path(data: str, colour: str, width: float, dashed: bool = False) -> str:
+    dashes = ' stroke-dasharray="4 3"' if dashed else ""
+    return f'<path d="{data}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>'
+
+
+def _text(x: float, y: float, text: str, colour: str = "currentColor", bold: bool = False) -> str:
+    weight = ' font-weight="bold"' if bold else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{weight}>{escape(text)}</text>'
