@@ -8,7 +8,7 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from comfy_run import sample, velocity
+from comfy_run import lora, sample, velocity
 from safetensors.torch import load_file, save_file
 from support import relative_error, seeded
 
@@ -22,17 +22,6 @@ from ultragen_core.weights.extras_file import read_extras, save_extras
 
 SHAPE = (1, 16, 3, 16, 24)
 LATENT, CONTEXT = seeded(*SHAPE), seeded(1, 16, 4096, seed=1)
-
-
-def lora(rank=4):
-    """A LoRA on the projections that UltraGen's branches share."""
-    state = {}
-    for block in range(4):
-        for name in ("q", "v", "o"):
-            key = f"diffusion_model.blocks.{block}.self_attn.{name}"
-            state[f"{key}.lora_down.weight"] = 0.1 * seeded(rank, 256, seed=block)
-            state[f"{key}.lora_up.weight"] = 0.1 * seeded(256, rank, seed=block + 9)
-    return state
 
 
 def is_extra(key):
