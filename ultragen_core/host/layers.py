@@ -23,6 +23,11 @@ from ..attention.layer import dense_attention
 OWN_FORWARDS = (wan.WanAttentionBlock.forward, wan.VaceWanAttentionBlock.forward)
 
 
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module inside the one that torch.compile wraps around it, if it does."""
+    return getattr(module, "_orig_mod", module)
+
+
 def managed_parameters(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Parameters of one of ComfyUI's layers: offloaded ones are fetched, LoRA patches applied, all cast to x."""
     return comfy.ops.cast_bias_weight(module, x)
@@ -113,7 +118,7 @@ def bounded_layers(
     layers: dict[nn.Module, object] = {}
     if dm.patch_size[0] == 1:
         layers[dm.patch_embedding] = EmbeddingLayer(dm.patch_embedding.forward, dtype)
-    for block in (*dm.blocks, *getattr(dm, "vace_blocks", ())):
+    for block in map(uncompiled, (*dm.blocks, *getattr(dm, "vace_blocks", ()))):
         for module in (block.ffn, block.cross_attn):
             layers[module] = TokenWiseLayer(module.forward, tokens_at_a_time)
         own = getattr(block.forward, "__func__", None) in OWN_FORWARDS

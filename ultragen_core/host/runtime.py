@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..attention.grid import TokenGrid
 from .backend import with_fast_attention
-from .layers import RuleLayer, bounded_layers, installed
+from .layers import RuleLayer, bounded_layers, installed, uncompiled
 from .memory import Activations, Room
 from .rules import Rule
 
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 
 def diffusion_model(base) -> torch.nn.Module:
-    """The Wan model inside a BaseModel, also when torch.compile wraps it."""
-    return getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
+    """The Wan model inside a BaseModel."""
+    return uncompiled(base.diffusion_model)
 
 
 def token_grid(dm: torch.nn.Module, latent_shape: tuple[int, ...], more_frames: int = 0) -> TokenGrid:
