@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.model_management
 import pytest
 import torch
-from comfy_run import sample, velocity, with_lora
+from comfy_run import patched, sample, velocity, with_lora
 from safetensors.torch import load_file, save_file
 from support import relative_error, seeded
 
@@ -23,8 +23,8 @@ LATENT, CONTEXT = seeded(*SHAPE), seeded(1, 16, 4096, seed=1)
 
 def test_extras_file_on_the_base_gives_the_checkpoints_result(tiny, dense, tiny_path, tmp_path):
     save_extras(read_extras(tiny_path), tmp_path / "extras.safetensors")
-    patched = apply(dense, Settings(), load_extras_file(tmp_path / "extras.safetensors"))
-    assert torch.equal(velocity(patched, LATENT, CONTEXT, 0.5), velocity(tiny, LATENT, CONTEXT, 0.5))
+    with_extras = apply(dense, Settings(), load_extras_file(tmp_path / "extras.safetensors"))
+    assert torch.equal(velocity(with_extras, LATENT, CONTEXT, 0.5), velocity(tiny, LATENT, CONTEXT, 0.5))
 
 
 def test_extras_on_another_base_warn(dense, tiny_path, tmp_path, caplog):
@@ -86,6 +86,22 @@ def test_rope_scale_of_the_user_acts_in_windows_as_in_dense_attention(tiny, dens
     ours, core = (velocity(model, LATENT, CONTEXT, 0.5) for model in (patched, dense))
     assert relative_error(ours, core) < 1e-5
     assert relative_error(ours, plain) > 1e-3
+
+
+@pytest.mark.parametrize(("rule", "windows"), [("ultragen", (16, 18)), ("t3", (3, 96))])
+def test_an_attention_override_is_asked_for_all_windows_together(dense, rule, windows):
+    """As packs with attention kernels bring it: (windows, tokens of each), contiguous, and what it returns is used."""
+    model, shapes = patched(dense, rule), []
+    expected = velocity(model, LATENT, CONTEXT, 0.5)
+
+    def override(func, q, k, v, heads, **kwargs):
+        shapes.append(q.shape[:2])
+        assert all(x.is_contiguous() for x in (q, k, v))
+        return func(q, k, v, heads, **kwargs)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    assert torch.equal(velocity(model, LATENT, CONTEXT, 0.5), expected)
+    assert windows in shapes
 
 
 def test_extra_tokens_are_said_in_every_run_that_has_them(tiny_path, tmp_path, caplog):
