@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy.sample
+import comfy.sd
 import torch
+from support import DATA, seeded
 from torch import Tensor
+
+from ultragen_core.host.load import load_extras_file
+from ultragen_core.host.patch import Settings, apply
+
+TINY = DATA / "tiny_ultragen.safetensors"
+RULES = ("ultragen", "t3")
 
 
 @torch.no_grad()
@@ -33,15 +41,47 @@ def velocity(model, x: Tensor, context: Tensor, sigma: float, loaded: float = 1.
 
 
 def sample(
-    model, shape: tuple[int, ...], context: Tensor, steps: int = 2, cfg: float = 5.0, seed: int = 0, **conditions
+    model,
+    shape: tuple[int, ...],
+    context: Tensor,
+    steps: int = 2,
+    cfg: float = 5.0,
+    seed: int = 0,
+    callback=None,
+    **conditions,
 ) -> Tensor:
     """A run of core's KSampler (euler, simple) from noise; the negative prompt is zeros."""
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
     positive, negative = [[context, conditions]], [[torch.zeros_like(context), conditions]]
-    return comfy.sample.sample(
-        model, noise, steps, cfg, "euler", "simple", positive, negative, latent, disable_pbar=True, seed=seed
-    )
+    choices = ("euler", "simple", positive, negative, latent)
+    return comfy.sample.sample(model, noise, steps, cfg, *choices, callback=callback, disable_pbar=True, seed=seed)
+
+
+def run_node(node, model, **inputs):
+    """What one of core's V3 nodes makes of a model, with the node's own defaults."""
+    defaults = {each.id: each.default for each in node.define_schema().inputs[1:]}
+    return node.execute(model, **defaults | inputs)[0]
+
+
+def patched(model, rule: str):
+    """The tiny base model with our attention, and with trained extra weights where the rule has any."""
+    return apply(model, Settings(rule=rule), load_extras_file(TINY) if rule == "ultragen" else None)
+
+
+def with_lora(model):
+    return comfy.sd.load_lora_for_models(model, None, lora(), 1.0, 0.0)[0]
+
+
+def lora(rank: int = 4) -> dict[str, Tensor]:
+    """A LoRA for the tiny models, on the projections that UltraGen's branches share."""
+    state = {}
+    for block in range(4):
+        for name in ("q", "v", "o"):
+            key = f"diffusion_model.blocks.{block}.self_attn.{name}"
+            state[f"{key}.lora_down.weight"] = 0.1 * seeded(rank, 256, seed=block)
+            state[f"{key}.lora_up.weight"] = 0.1 * seeded(256, rank, seed=block + 9)
+    return state
 
 
 def attn_state(model) -> list[dict]:

@@ -1,4 +1,4 @@
-"""What the tests of saving share."""
+"""What the tests of the host share."""
 
 from __future__ import annotations
 
@@ -19,3 +19,16 @@ def inference():
 
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture
+def bounded(monkeypatch):
+    """`rooms = bounded()`: from then on every run works on a third of the tokens at a time, and adds to rooms."""
+    from ultragen_core.host.memory import Activations, Room
+
+    def switch() -> list[Room]:
+        rooms = []
+        monkeypatch.setattr(Activations, "room", lambda self, free: rooms.append(Room(self.tokens, 3)) or rooms[-1])
+        return rooms
+
+    return switch

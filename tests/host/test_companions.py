@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
-import comfy.sd
-import comfy.utils
+import comfy.model_management
 import pytest
 import torch
-from comfy_run import sample, velocity
+from comfy_run import patched, sample, velocity, with_lora
 from safetensors.torch import load_file, save_file
 from support import relative_error, seeded
 
@@ -24,33 +21,10 @@ SHAPE = (1, 16, 3, 16, 24)
 LATENT, CONTEXT = seeded(*SHAPE), seeded(1, 16, 4096, seed=1)
 
 
-def lora(rank=4):
-    """A LoRA on the projections that UltraGen's branches share."""
-    state = {}
-    for block in range(4):
-        for name in ("q", "v", "o"):
-            key = f"diffusion_model.blocks.{block}.self_attn.{name}"
-            state[f"{key}.lora_down.weight"] = 0.1 * seeded(rank, 256, seed=block)
-            state[f"{key}.lora_up.weight"] = 0.1 * seeded(256, rank, seed=block + 9)
-    return state
-
-
-def is_extra(key):
-    return any(part in key for part in ("_lora_", "alpha_time", "sample_conv"))
-
-
-def test_lora_before_and_after_are_the_same(tiny, dense, tiny_path):
-    with_lora, _ = comfy.sd.load_lora_for_models(dense, None, lora(), 1.0, 0.0)
-    before = velocity(apply(with_lora, Settings(), load_extras_file(tiny_path)), LATENT, CONTEXT, 0.5)
-    after = velocity(comfy.sd.load_lora_for_models(tiny, None, lora(), 1.0, 0.0)[0], LATENT, CONTEXT, 0.5)
-    assert torch.equal(before, after)
-    assert relative_error(after, velocity(tiny, LATENT, CONTEXT, 0.5)) > 1e-3
-
-
 def test_extras_file_on_the_base_gives_the_checkpoints_result(tiny, dense, tiny_path, tmp_path):
     save_extras(read_extras(tiny_path), tmp_path / "extras.safetensors")
-    patched = apply(dense, Settings(), load_extras_file(tmp_path / "extras.safetensors"))
-    assert torch.equal(velocity(patched, LATENT, CONTEXT, 0.5), velocity(tiny, LATENT, CONTEXT, 0.5))
+    with_extras = apply(dense, Settings(), load_extras_file(tmp_path / "extras.safetensors"))
+    assert torch.equal(velocity(with_extras, LATENT, CONTEXT, 0.5), velocity(tiny, LATENT, CONTEXT, 0.5))
 
 
 def test_extras_on_another_base_warn(dense, tiny_path, tmp_path, caplog):
@@ -73,9 +47,8 @@ def test_base_in_another_precision(tiny, tiny_path, dtype):
 
 
 def test_lora_with_partly_loaded_weights(tiny):
-    patched, _ = comfy.sd.load_lora_for_models(tiny, None, lora(), 1.0, 0.0)
-    whole = velocity(patched, LATENT, CONTEXT, 0.5)
-    assert relative_error(velocity(patched, LATENT, CONTEXT, 0.5, loaded=0.3), whole) < 1e-5
+    whole = velocity(with_lora(tiny), LATENT, CONTEXT, 0.5)
+    assert relative_error(velocity(with_lora(tiny), LATENT, CONTEXT, 0.5, loaded=0.3), whole) < 1e-5
 
 
 def test_fp8_base_with_bf16_extras(tiny, tiny_path, tmp_path):
@@ -90,23 +63,6 @@ def test_fp8_base_with_bf16_extras(tiny, tiny_path, tmp_path):
     assert model.model.diffusion_model.blocks[1].self_attn.q.weight.dtype == torch.float8_e4m3fn
     result, exact = (velocity(m, LATENT, CONTEXT, 0.5) for m in (model, tiny))
     assert relative_error(result, exact) < 0.2
-
-
-def test_quantised_base_keeps_its_scales(dense, tiny_path, tmp_path):
-    """Scaled fp8, as ComfyUI's own repackaged Wan files have it: the scales are found through the file's metadata."""
-    state, layers = {key: value for key, value in load_file(tiny_path).items() if not is_extra(key)}, {}
-    for key in [key for key in state if key.endswith("ffn.0.weight")]:
-        layer = key.removesuffix(".weight")
-        scale = state[key].float().abs().max() / 448
-        state[key] = (state[key].float() / scale).to(torch.float8_e4m3fn)
-        state[f"{layer}.weight_scale"] = scale
-        layers[layer] = {"format": "float8_e4m3fn"}
-    metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
-    save_file(state, tmp_path / "scaled.safetensors", metadata)
-    ours = velocity(load_model(tmp_path / "scaled.safetensors", "dense"), LATENT, CONTEXT, 0.5)
-    core = velocity(comfy.sd.load_diffusion_model(str(tmp_path / "scaled.safetensors")), LATENT, CONTEXT, 0.5)
-    assert torch.equal(ours, core)
-    assert relative_error(ours, velocity(dense, LATENT, CONTEXT, 0.5)) < 0.1
 
 
 def test_copies_for_other_gpus_are_made_from_the_files(tiny_path):
@@ -130,6 +86,22 @@ def test_rope_scale_of_the_user_acts_in_windows_as_in_dense_attention(tiny, dens
     ours, core = (velocity(model, LATENT, CONTEXT, 0.5) for model in (patched, dense))
     assert relative_error(ours, core) < 1e-5
     assert relative_error(ours, plain) > 1e-3
+
+
+@pytest.mark.parametrize(("rule", "windows"), [("ultragen", (16, 18)), ("t3", (3, 96))])
+def test_an_attention_override_is_asked_for_all_windows_together(dense, rule, windows):
+    """As packs with attention kernels bring it: (windows, tokens of each), contiguous, and what it returns is used."""
+    model, shapes = patched(dense, rule), []
+    expected = velocity(model, LATENT, CONTEXT, 0.5)
+
+    def override(func, q, k, v, heads, **kwargs):
+        shapes.append(q.shape[:2])
+        assert all(x.is_contiguous() for x in (q, k, v))
+        return func(q, k, v, heads, **kwargs)
+
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    assert torch.equal(velocity(model, LATENT, CONTEXT, 0.5), expected)
+    assert windows in shapes
 
 
 def test_extra_tokens_are_said_in_every_run_that_has_them(tiny_path, tmp_path, caplog):
@@ -168,22 +140,3 @@ def test_sampling_leaves_the_base_model_as_it_was(dense, tiny_path):
 def test_sampling_with_no_step_in_range_is_core_bit_for_bit(tiny, dense):
     off = apply(tiny, Settings(start_percent=0.999999))
     assert torch.equal(sample(off, SHAPE, CONTEXT), sample(dense, SHAPE, CONTEXT))
-
-
-def test_compiled_model_agrees_and_does_not_recompile_over_steps(tiny):
-    frames = []
-
-    def backend(graph, inputs):
-        frames.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = tiny.clone()
-    dm = compiled.model.diffusion_model
-    compiled.add_object_patch("diffusion_model", torch.compile(dm, backend=backend))
-    expected = [velocity(tiny, LATENT, CONTEXT, sigma) for sigma in (0.9, 0.5, 0.2)]
-    counts = []
-    for sigma, reference in zip((0.9, 0.5, 0.2), expected, strict=True):
-        assert relative_error(velocity(compiled, LATENT, CONTEXT, sigma), reference) < 1e-5
-        counts.append(len(frames))
-    assert counts[0] > 0 and counts[1] == counts[2]

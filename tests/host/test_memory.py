@@ -97,11 +97,13 @@ if "attn1_patch" in inspect.getsource(wan.WanSelfAttention.forward):  # newer Co
 
     def test_attention_patches_of_others_see_dense_blocks_as_core_makes_them(tiny, small_card):
         seen = []
-        model = tiny.clone()
-        model.set_model_attn1_patch(lambda a: seen.append(a["transformer_options"]["block_index"]) or a["x"])
+        after = tiny.clone()
+        after.set_model_attn1_patch(lambda a: seen.append(a["transformer_options"]["block_index"]) or a["x"])
         small_card(0)
-        velocity(model, LATENT, CONTEXT, 0.5)
-        assert seen == [0, 3]
+        for model in (after, apply(after, Settings())):
+            seen.clear()
+            velocity(model, LATENT, CONTEXT, 0.5)
+            assert seen == [0, 3]
 
 
 @pytest.mark.parametrize("rule", ["ultragen", "t3"])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..attention.engine import Engine, in_pieces
 from ..attention.layer import dense_attention
+from .model import uncompiled
 
 # A block whose own forward is one of these hands its attention a tensor that nobody else holds.
 OWN_FORWARDS = (wan.WanAttentionBlock.forward, wan.VaceWanAttentionBlock.forward)
@@ -113,7 +114,7 @@ def bounded_layers(
     layers: dict[nn.Module, object] = {}
     if dm.patch_size[0] == 1:
         layers[dm.patch_embedding] = EmbeddingLayer(dm.patch_embedding.forward, dtype)
-    for block in (*dm.blocks, *getattr(dm, "vace_blocks", ())):
+    for block in map(uncompiled, (*dm.blocks, *getattr(dm, "vace_blocks", ()))):
         for module in (block.ffn, block.cross_attn):
             layers[module] = TokenWiseLayer(module.forward, tokens_at_a_time)
         own = getattr(block.forward, "__func__", None) in OWN_FORWARDS

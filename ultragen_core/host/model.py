@@ -9,9 +9,14 @@ from ..attention.grid import TokenGrid
 from ..wan import PATCH, WanShape
 
 
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside the one that torch.compile wraps around it, if it does."""
+    return getattr(module, "_orig_mod", module)
+
+
 def diffusion_model(base) -> torch.nn.Module:
-    """The Wan model inside a BaseModel, also when torch.compile wraps it."""
-    return getattr(base.diffusion_model, "_orig_mod", base.diffusion_model)
+    """The Wan model inside a BaseModel."""
+    return uncompiled(base.diffusion_model)
 
 
 def shape_of(dm: wan.WanModel) -> WanShape:
