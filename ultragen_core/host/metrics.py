@@ -112,7 +112,10 @@ def stream(video) -> Iterator[Tensor]:
 
 
 def _count(video) -> int:
-    return len(video) if isinstance(video, Tensor) else video.get_frame_count()
+    if isinstance(video, Tensor):
+        return len(video)
+    # ComfyUI 0.30.0's get_frame_count says 1 for files that do not name the number, such as .mkv.
+    return max(1, round(video.get_duration() * video.get_frame_rate()))
 
 
 def _pixels(video) -> int:
