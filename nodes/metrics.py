@@ -7,7 +7,7 @@ import json
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..ultragen_core.host.metrics import check_files, measure
+from ..ultragen_core.host.metrics import check, measure
 from ..ultragen_core.metrics.report import numbers, picture, text
 from ..ultragen_core.metrics.scores import METRICS
 
@@ -97,11 +97,16 @@ class UltraGenMetrics(io.ComfyNode):
         return [metric for metric in METRICS if switches[metric][0]]
 
     @classmethod
-    def validate_inputs(cls, hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency):
+    def validate_inputs(
+        cls, hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency, prompt=(), reference=()
+    ) -> bool | str:
         """When the prompt is queued, before any sampling; what comes through a link is None here."""
-        values = (hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency)
+        values = [hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency]
+        if any(value[0] is None for value in values):
+            return True
         try:
-            check_files(cls.wanted(dict(zip(METRICS, values, strict=True))), folder_paths.get_full_path)
+            wanted = cls.wanted(dict(zip(METRICS, values, strict=True)))
+            check(wanted, folder_paths.get_full_path, reference, prompt)
         except ValueError as error:
             return str(error)
         return True

@@ -19,7 +19,7 @@ from comfy_api.latest import InputImpl, Types
 from support import seeded
 
 from ultragen_core.host.clip import Clip, load_clip
-from ultragen_core.host.metrics import check_files, measure, stream
+from ultragen_core.host.metrics import check, measure, stream
 from ultragen_core.metrics.scores import METRICS
 from ultragen_core.video.codecs import CODECS
 from ultragen_core.video.encoder import VideoWriter
@@ -88,19 +88,20 @@ def test_an_interrupt_stops_within_a_frame(saved):
         ([], {}, "switch on at least one metric"),
         (["hd_fvd"], {}, "connect reference, or switch it off"),
         (["clip_score"], {"prompts": [" "]}, "a prompt, which is empty"),
-        (["clip_score"], {"prompts": ["a", "b"]}, "one for each, got 2 for 3"),
+        (["clip_score"], {}, "a prompt, which is empty"),
+        (["clip_score"], {"prompts": ["a", "b"], "find": lambda *_: "there"}, "one for each, got 2 for 3"),
     ],
 )
 def test_inputs_that_do_not_fit_together_are_refused(saved, wanted, more, message):
     with pytest.raises(ValueError, match=message):
-        measure(saved, wanted, no_file, **more)
+        measure(saved, wanted, **{"find": no_file, **more})
 
 
 @pytest.mark.parametrize("metric", [name for name in METRICS if name != "hd_mse"])
 def test_a_missing_file_is_named_with_its_source_and_folder(metric):
     with pytest.raises(ValueError, match=rf"{metric} needs files .* put \S+ from \S+\.(com|org|co)/.* in models/cl"):
-        check_files([metric], no_file)
-    check_files(["hd_mse"], no_file)
+        check([metric], no_file, references=[None], prompts=[None])
+    check(["hd_mse"], no_file, [], [])
 
 
 @pytest.fixture(scope="module")

@@ -50,24 +50,32 @@ def test_hd_fvd_of_a_list_of_videos_with_a_list_of_references(node, tmp_path):
     assert (tmp_path / "temp" / output.ui["images"][0]["filename"]).is_file()
 
 
-def test_missing_files_are_said_when_the_prompt_is_queued(node):
-    assert node.validate_inputs(**switches("hd_mse")) is True
+def test_what_is_missing_is_said_when_the_prompt_is_queued(node):
+    assert node.validate_inputs(**switches("hd_mse"), prompt=[""]) is True
     for metric in METRICS[1:]:
-        assert node.validate_inputs(**switches("hd_mse", metric)).startswith(f"{metric} needs files that are not there")
+        said = node.validate_inputs(**switches("hd_mse", metric), prompt=(None,), reference=(None,))
+        assert said.startswith(f"{metric} needs files that are not there")
+    assert "connect reference" in node.validate_inputs(**switches("hd_fvd"), prompt=[""])
+    assert "a prompt, which is empty" in node.validate_inputs(**switches("clip_score"), prompt=[""])
     linked = {metric: (None,) for metric in METRICS}
-    assert node.validate_inputs(**linked) is True
+    assert node.validate_inputs(**linked, prompt=(None,)) is True
 
 
-def test_a_graph_is_measured_and_refused_by_the_server(server):
+def test_the_server_takes_images_and_videos_and_refuses_what_cannot_run(server):
+    switched = dict.fromkeys(METRICS, False) | {"hd_mse": True, "prompt": ""}
     graph = {
         "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 2, "color": 0x808080}},
-        "2": {
-            "class_type": "UltraGenMetrics",
-            "inputs": {"video": ["1", 0], "prompt": ""} | dict.fromkeys(METRICS, False),
-        },
+        "2": {"class_type": "CreateVideo", "inputs": {"images": ["1", 0], "fps": 15.0}},
+        "3": {"class_type": "UltraGenMetrics", "inputs": {"video": ["1", 0], **switched}},
+        "4": {"class_type": "UltraGenMetrics", "inputs": {"video": ["2", 0], **switched}},
     }
-    graph["2"]["inputs"] |= dict.fromkeys(METRICS, False) | {"hd_mse": True}
-    assert "2 frames of 64x64" in server.run(graph)["2"]["text"][0]
-    graph["2"]["inputs"]["hd_lpips"] = True
-    with pytest.raises(Refused, match="hd_lpips needs files that are not there"):
+    reported = server.run(graph)
+    for node_id in ("3", "4"):
+        assert "1 video: 2 frames of 64x64" in reported[node_id]["text"][0] and reported[node_id]["images"]
+
+    graph["3"]["inputs"] |= {"hd_fvd": True}
+    graph["4"]["inputs"] |= {"hd_fvd": True, "reference": ["2", 0]}
+    with pytest.raises(Refused) as refused:
         server.run(graph)
+    errors = {node_id: found["errors"][0]["details"] for node_id, found in refused.value.error["node_errors"].items()}
+    assert "connect reference" in errors["3"] and "hd_fvd needs files that are not there" in errors["4"]

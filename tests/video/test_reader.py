@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from fractions import Fraction
 from io import BytesIO
 
@@ -53,6 +54,18 @@ def test_a_part_of_a_file_in_memory(tmp_path):
     source = BytesIO(written(tmp_path, "FFV1 lossless RGB").read_bytes())
     frames = list(read_frames(source, start=0.2, duration=0.3))
     np.testing.assert_array_equal(torch.stack(frames).mul(255).round().byte().numpy(), blocks()[2:5])
+
+
+def test_frames_that_were_read_take_no_memory(tmp_path):
+    path = str(written(tmp_path, "H.264 8-bit"))
+    next(read_frames(path))
+    tracemalloc.start()
+    try:
+        for frame in read_frames(path):
+            assert frame.shape == (64, 96, 3)
+        assert tracemalloc.get_traced_memory()[1] < 4 * frame.numel() * frame.element_size()
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_turned_file_is_turned_back(tmp_path):

@@ -30,8 +30,18 @@ _BYTES_A_PIXEL = 220
 _BYTES_OF_PATCHES = 600_000_000
 
 
-def check_files(wanted: Collection[str], find: Find) -> None:
-    """ValueError where a file is missing. find(folder, name): its path in ComfyUI's model folders, or None."""
+def check(wanted: Collection[str], find: Find, references: Sequence, prompts: Sequence[str | None]) -> None:
+    """ValueError where something is missing that can be known before the first frame.
+
+    find(folder, name): a file's path in ComfyUI's model folders, or None. references, prompts: None in them is what is
+    connected and not there yet.
+    """
+    if not wanted:
+        raise ValueError("There is nothing to measure: switch on at least one metric.")
+    if HD_FVD in wanted and not references:
+        raise ValueError("hd_fvd compares with other videos: connect reference, or switch it off.")
+    if CLIP_SCORE in wanted and not all(prompt is None or prompt.strip() for prompt in prompts or [""]):
+        raise ValueError("clip_score compares with a prompt, which is empty: write one, or switch it off.")
     for metric, files in NEEDS.items():
         missing = [file.where for file in files if metric in wanted and find(file.folder, file.name) is None]
         if missing:
@@ -43,11 +53,15 @@ def measure(
 ) -> Scores:
     """Scores of ComfyUI's VIDEOs and IMAGE batches (each batch one video).
 
-    wanted: names of scores.METRICS. references: for HD-FVD. prompts: for the CLIP score, one for all or one for each
-    video. ValueError, in a sentence, for what does not fit together.
+    wanted: names of scores.METRICS. find: as in `check`. references: for HD-FVD. prompts: for the CLIP score, one for
+    all or one for each video. ValueError, in a sentence, for what is missing or does not fit together.
     """
-    check(videos, wanted, references, prompts)
-    check_files(wanted, find)
+    check(wanted, find, references, prompts)
+    if CLIP_SCORE in wanted and len(prompts) not in (1, len(videos)):
+        raise ValueError(
+            f"clip_score takes one prompt for all videos or one for each, got {len(prompts)} for {len(videos)}."
+            " Connect the list of prompts that the videos were made from."
+        )
     device = comfy.model_management.get_torch_device()
     room = _BYTES_A_PIXEL * max(map(_pixels, [*videos, *references])) + _BYTES_OF_PATCHES
     comfy.model_management.free_memory(room, device)
@@ -60,21 +74,6 @@ def measure(
         for index, video in enumerate(videos)
     ]
     return score(scored, [score_video(progress.frames(video), {HD_FVD}, networks) for video in references])
-
-
-def check(videos: Sequence, wanted: Collection[str], references: Sequence, prompts: Sequence[str]) -> None:
-    """ValueError where inputs are missing or do not belong together."""
-    if not wanted:
-        raise ValueError("There is nothing to measure: switch on at least one metric.")
-    if HD_FVD in wanted and not references:
-        raise ValueError("hd_fvd compares with other videos: connect reference, or switch it off.")
-    if CLIP_SCORE in wanted and not (prompts and all(prompt.strip() for prompt in prompts)):
-        raise ValueError("clip_score compares with a prompt, which is empty: write one, or switch it off.")
-    if CLIP_SCORE in wanted and len(prompts) not in (1, len(videos)):
-        raise ValueError(
-            f"clip_score takes one prompt for all videos or one for each, got {len(prompts)} for {len(videos)}."
-            " Connect the list of prompts that the videos were made from."
-        )
 
 
 def _load(wanted: Collection[str], find: Find, device: torch.device) -> tuple[Networks, Clip | None]:
