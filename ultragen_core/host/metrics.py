@@ -62,12 +62,12 @@ def measure(
             f"clip_score takes one prompt for all videos or one for each, got {len(prompts)} for {len(videos)}."
             " Connect the list of prompts that the videos were made from."
         )
+    references = references if HD_FVD in wanted else ()
     device = comfy.model_management.get_torch_device()
     room = _BYTES_A_PIXEL * max(map(_pixels, [*videos, *references])) + _BYTES_OF_PATCHES
     comfy.model_management.free_memory(room, device)
     networks, clip = _load(wanted, find, device)
     embedded = [clip.embed_text(prompt) for prompt in prompts] if CLIP_SCORE in wanted else [None]
-    references = references if HD_FVD in wanted else ()
     progress = _Progress([*videos, *references], device)
     scored = [
         score_video(progress.frames(video), wanted, networks, embedded[index % len(embedded)])
