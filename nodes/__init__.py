@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension
 
-from . import config, model, plan, sampling, vae, video
+from . import config, metrics, model, plan, sampling, vae, video
 
-NODES = [*model.NODES, *config.NODES, *sampling.NODES, *vae.NODES, *video.NODES, *plan.NODES]
+NODES = [*model.NODES, *config.NODES, *sampling.NODES, *vae.NODES, *video.NODES, *metrics.NODES, *plan.NODES]
 
 
 class UltraGenExtension(ComfyExtension):

@@ -23,6 +23,8 @@ TESTS = [
     "ruff==0.17.6",
     "triton==3.6.0; sys_platform == 'linux'",
     "playwright==1.65.2",
+    # LPIPS as its authors measure it; scipy, torchvision and transformers, the other references, are ComfyUI's own.
+    "lpips==0.1.4",
 ]
 # The converter of workflows and what it imports. Without its own dependencies: half of them are for telemetry.
 CONVERTER = ["comfy-cli==1.23.0"]

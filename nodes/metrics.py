@@ -1,0 +1,122 @@
+"""How good is a video? The metrics of UltraGen's paper."""
+
+from __future__ import annotations
+
+import json
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..ultragen_core.host.metrics import check, measure
+from ..ultragen_core.metrics.report import numbers, picture, text
+from ..ultragen_core.metrics.scores import METRICS
+
+
+class UltraGenMetrics(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenMetrics",
+            display_name="UltraGen Metrics",
+            category="UltraGen",
+            description=(
+                "Measures videos as UltraGen's paper does, frame by frame at full resolution. Lists are measured"
+                " together; a video from a file is never in memory as a whole."
+            ),
+            inputs=[
+                io.MultiType.Input(
+                    "video",
+                    types=[io.Video, io.Image],
+                    tooltip="A video, or the frames of one as an image batch. A list of them is measured together.",
+                ),
+                io.Boolean.Input(
+                    "hd_mse",
+                    default=True,
+                    tooltip=(
+                        "Detail in squared levels of 0-255: what is lost when a frame is made 8, 16 and 32 times"
+                        " smaller. Higher: more detail, or more noise. Needs no file."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "hd_lpips",
+                    default=False,
+                    tooltip=(
+                        "The same as people see it (LPIPS). Higher: more detail. Needs alexnet-owt-7be5be79.pth and"
+                        " alex.pth in models/classifiers."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "hd_fvd",
+                    default=False,
+                    tooltip=(
+                        "Frechet distance of patches of 224 pixels to those of the reference videos. Lower: more like"
+                        " them. Needs rgb_imagenet.pt in models/classifiers."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "clip_score",
+                    default=False,
+                    tooltip=(
+                        "How well the frames fit the prompt, a cosine. Higher: better. Needs"
+                        " clip-vit-large-patch14.safetensors in models/clip_vision."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "temporal_consistency",
+                    default=False,
+                    tooltip=(
+                        "How alike each frame is to the one before and to the first, to CLIP. 1 is a still picture."
+                        " Needs the same file as clip_score."
+                    ),
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="For clip_score: what the video was made from. A list holds one for each video.",
+                ),
+                io.MultiType.Input(
+                    "reference",
+                    types=[io.Video, io.Image],
+                    optional=True,
+                    tooltip="For hd_fvd: real videos of the same size and kind, one or a list. The more, the better.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("numbers", tooltip="JSON: means, and each video's own values."),
+                io.String.Output("text", tooltip="A table to read."),
+                io.Image.Output("picture", tooltip="The table with a line over the frames for each metric."),
+            ],
+            is_input_list=True,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def wanted(cls, switches: dict[str, list]) -> list[str]:
+        """The names of the metrics that are switched on. ComfyUI hands every input as a list."""
+        return [metric for metric in METRICS if switches[metric][0]]
+
+    @classmethod
+    def validate_inputs(
+        cls, hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency, prompt=(), reference=()
+    ) -> bool | str:
+        """When the prompt is queued, before any sampling; what comes through a link is None here."""
+        values = [hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency]
+        if any(value[0] is None for value in values):
+            return True
+        try:
+            wanted = cls.wanted(dict(zip(METRICS, values, strict=True)))
+            check(wanted, folder_paths.get_full_path, reference, prompt)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, video, prompt, reference=(), **switches) -> io.NodeOutput:
+        scores = measure(video, cls.wanted(switches), folder_paths.get_full_path, reference, prompt)
+        table, image = text(scores), picture(scores)
+        shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
+        return io.NodeOutput(json.dumps(numbers(scores), indent=2), table, image, ui=shown)
+
+
+NODES = [UltraGenMetrics]

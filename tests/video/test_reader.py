@@ -1,0 +1,92 @@
+"""Frames out of files: the colours that were written, the part that was asked for, one at a time."""
+
+from __future__ import annotations
+
+import tracemalloc
+from fractions import Fraction
+from io import BytesIO
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from ultragen_core.video.codecs import CODECS
+from ultragen_core.video.encoder import VideoWriter
+from ultragen_core.video.reader import read_frames
+
+COUNT = 6
+
+
+def blocks(bits: int = 8) -> np.ndarray:
+    """Frames of large plain blocks, black and white among them, that change from frame to frame."""
+    levels = np.random.default_rng(0).integers(0, 256, (COUNT, 2, 3, 3))
+    levels[:, 0, 0], levels[:, 1, 2] = 0, 255
+    return levels.repeat(32, axis=1).repeat(32, axis=2).astype(np.uint8 if bits == 8 else np.uint16) * (
+        bits == 8 or 257
+    )
+
+
+def written(folder, name: str):
+    codec = CODECS[name]
+    path = folder / f"video.{codec.extension}"
+    with VideoWriter(path, codec, (96, 64), Fraction(10), 1, COUNT) as writer:
+        for frame in blocks(codec.bits):
+            writer.write(frame)
+        writer.finish(lambda: None)
+    return path
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_file_gives_back_what_was_written(tmp_path, name):
+    frames = list(read_frames(str(written(tmp_path, name))))
+    assert len(frames) == COUNT and all(frame.dtype == torch.float32 for frame in frames)
+    for frame, original in zip(frames, blocks(), strict=True):
+        error = (frame - torch.from_numpy(original) / 255).abs()
+        if CODECS[name].lossless:
+            assert error.max() < 1e-6
+        else:
+            middles = error.unfold(0, 32, 32).unfold(1, 32, 32)[..., 8:24, 8:24]
+            assert middles.max() < 3.5 / 255  # BT.601 taken for BT.709 would be off by up to 36
+
+
+def test_a_part_of_a_file_in_memory(tmp_path):
+    source = BytesIO(written(tmp_path, "FFV1 lossless RGB").read_bytes())
+    frames = list(read_frames(source, start=0.2, duration=0.3))
+    np.testing.assert_array_equal(torch.stack(frames).mul(255).round().byte().numpy(), blocks()[2:5])
+
+
+def test_frames_that_were_read_take_no_memory(tmp_path):
+    path = str(written(tmp_path, "H.264 8-bit"))
+    next(read_frames(path))
+    tracemalloc.start()
+    try:
+        for frame in read_frames(path):
+            assert frame.shape == (64, 96, 3)
+        assert tracemalloc.get_traced_memory()[1] < 4 * frame.numel() * frame.element_size()
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_turned_file_is_turned_back(tmp_path):
+    path = written(tmp_path, "H.264 8-bit")
+    upright = list(read_frames(str(path)))
+    content = bytearray(path.read_bytes())
+    # The matrix of the track's header: 40 bytes into its content, 16.16 fixed point; 90 degrees clockwise to show.
+    matrix = content.index(b"tkhd") + 4 + 40
+    for index, value in enumerate((0, 1 << 16, 0, -1 << 16, 0, 0)):
+        content[matrix + 4 * index : matrix + 4 * index + 4] = value.to_bytes(4, "big", signed=True)
+    turned = list(read_frames(BytesIO(bytes(content))))
+    assert torch.equal(turned[0], upright[0].rot90(-1))
+
+
+def test_a_file_without_pictures_is_refused(tmp_path):
+    path = tmp_path / "sound.flac"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("flac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(ValueError, match="holds pictures, this one has none"):
+        next(read_frames(str(path)))

@@ -1,0 +1,47 @@
+"""CLIP's embeddings of frames and prompts, through ComfyUI's own loaders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.clip_vision
+import comfy.sd
+from torch import Tensor
+
+from ..weights.backbones import CLIP_L
+from ..weights.files import WeightsError, read_state_dict
+
+_VISION = ("vision_model.", "visual_projection.")
+_TEXT = ("text_model.", "text_projection.")
+
+
+class Clip:
+    """Both halves of one CLIP model: a ComfyUI CLIP_VISION and a ComfyUI CLIP."""
+
+    def __init__(self, vision: comfy.clip_vision.ClipVisionModel, text: comfy.sd.CLIP):
+        self._vision, self._text = vision, text
+
+    def embed(self, frame: Tensor) -> Tensor:
+        """(3, height, width) in 0..1 -> (1, channels). CLIP's own view: the centre square, made 224 pixels wide."""
+        return self._vision.encode_image(frame.movedim(0, -1)[None])["image_embeds"]
+
+    def embed_text(self, prompt: str) -> Tensor:
+        """-> (channels), of the first 75 tokens, as CLIP takes no more."""
+        _, pooled = self._text.encode_from_tokens(self._text.tokenize(prompt), return_pooled=True)
+        return pooled[0]
+
+
+def load_clip(path: Path) -> Clip:
+    """The published ViT-L/14, both halves in one file. Raises WeightsError."""
+    state = read_state_dict(path)
+    # ComfyUI puts the identity where the text projection is missing, and takes other CLIPs without a word.
+    for key, shape in {"visual_projection.weight": (768, 1024), "text_projection.weight": (768, 768)}.items():
+        held = tuple(state[key].shape) if key in state else None
+        if held != shape:
+            found = "it is missing" if held is None else f"found {held}"
+            raise WeightsError(f"{path.name} must hold {key} of shape {shape}, {found}. Put {CLIP_L.where}.")
+    vision, text = ({key: value for key, value in state.items() if key.startswith(half)} for half in (_VISION, _TEXT))
+    return Clip(
+        comfy.clip_vision.load_clipvision_from_sd(vision),
+        comfy.sd.load_text_encoder_state_dicts([text], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION),
+    )

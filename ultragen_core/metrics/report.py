@@ -1,0 +1,121 @@
+"""Scores as numbers for programs, as text, and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+# ComfyUI's node API does not start without Pillow.
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .detail import FACTORS
+from .scores import CLIP_SCORE, CONSISTENCY, HD_FVD, HD_LPIPS, HD_MSE, Scores
+
+
+class Label(NamedTuple):
+    """How a metric is shown: its name in the paper, digits after the point, and which way is better."""
+
+    name: str
+    digits: int
+    better: str
+
+
+LABELS = {
+    HD_MSE: Label("HD-MSE", 2, "higher"),
+    HD_LPIPS: Label("HD-LPIPS", 4, "higher"),
+    HD_FVD: Label("HD-FVD", 2, "lower"),
+    CLIP_SCORE: Label("CLIP-L score", 4, "higher"),
+    CONSISTENCY: Label("Temporal consistency", 4, "higher"),
+}
+
+_WIDTH, _ROW, _MARGIN, _PLOT = 960, 96, 24, 520
+_INK, _FAINT, _LINE = (20, 20, 20), (120, 120, 120), (31, 119, 180)
+
+
+def numbers(scores: Scores) -> dict:
+    """Everything that was measured, ready for JSON: means over the videos, and each video's own."""
+    videos = [
+        {"frames": video.frames, "width": video.width, "height": video.height}
+        | {metric: video.mean(metric) for metric in video.curves}
+        | {
+            f"{metric}_by_factor": dict(zip(map(str, FACTORS), values, strict=True))
+            for metric, values in video.by_factor.items()
+        }
+        for video in scores.videos
+    ]
+    means = {metric: value for metric, value, _ in _found(scores)}
+    patches = {} if scores.patches is None else {"hd_fvd_patches": list(scores.patches)}
+    return means | patches | {"videos": videos}
+
+
+def text(scores: Scores) -> str:
+    """A table: metric, value, which way is better, and what the value is made of."""
+    rows = [
+        f"{LABELS[metric].name:<22}{value:>10.{LABELS[metric].digits}f}  {LABELS[metric].better:<8}{remark}".rstrip()
+        for metric, value, remark in _found(scores)
+    ]
+    return "\n".join([_title(scores), f"{'metric':<22}{'value':>10}  better", *rows])
+
+
+def picture(scores: Scores) -> Tensor:
+    """The same as an IMAGE, (1, height, width, 3) in 0..1, with a line over the frames for each video."""
+    rows = list(_found(scores))
+    image = Image.new("RGB", (_WIDTH, _MARGIN * 3 + _ROW * len(rows)), "white")
+    draw = ImageDraw.Draw(image)
+    small, large = ImageFont.load_default(16), ImageFont.load_default(26)
+    draw.text((_MARGIN, _MARGIN / 2), _title(scores), _FAINT, small)
+    for index, (metric, value, remark) in enumerate(rows):
+        label, top = LABELS[metric], _MARGIN * 2 + _ROW * index
+        draw.text((_MARGIN, top), f"{label.name} ({label.better} is better)", _INK, small)
+        draw.text((_MARGIN, top + 22), f"{value:.{label.digits}f}", _INK, large)
+        draw.text((_MARGIN, top + 56), remark, _FAINT, small)
+        curves = [video.curves[metric] for video in scores.videos if metric in video.curves]
+        if curves:
+            _plot(draw, curves, (_WIDTH - _MARGIN - _PLOT, top + 6), label.digits, small)
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
+
+
+def _plot(draw: ImageDraw.ImageDraw, curves: list[Tensor], corner: tuple[int, int], digits: int, font) -> None:
+    """Values over frames, each curve as wide as the box, with the lowest and the highest value beside it."""
+    left, top = corner
+    height, legend = _ROW - 30, 90
+    lowest, highest = (min(c.min().item() for c in curves), max(c.max().item() for c in curves))
+    span = highest - lowest or 1.0
+    right = left + _PLOT - legend
+    draw.line([(left, top + height), (right, top + height)], (220, 220, 220))
+    for curve in curves:
+        xs = np.linspace(left, right, len(curve))
+        ys = top + height * (1 - (curve.numpy() - lowest) / span)
+        points = list(zip(xs.tolist(), ys.tolist(), strict=True))
+        draw.line(points if len(points) > 1 else [(left, points[0][1]), (right, points[0][1])], _LINE, 2)
+    draw.text((right + 8, top - 8), f"{highest:.{digits}f}", _FAINT, font)
+    draw.text((right + 8, top + height - 12), f"{lowest:.{digits}f}", _FAINT, font)
+
+
+def _title(scores: Scores) -> str:
+    shapes = {(video.frames, video.width, video.height) for video in scores.videos}
+    each = ", ".join(f"{frames} frames of {width}x{height}" for frames, width, height in sorted(shapes))
+    return f"{len(scores.videos)} video{'s' if len(scores.videos) > 1 else ''}: {each}"
+
+
+def _found(scores: Scores) -> Iterator[tuple[str, float, str]]:
+    """What was measured, in the paper's order: metric, value, remark."""
+    for metric, label in LABELS.items():
+        value = scores.mean(metric)
+        if value is not None:
+            yield metric, value, _remark(scores, metric, label.digits)
+
+
+def _remark(scores: Scores, metric: str, digits: int) -> str:
+    if metric == HD_FVD:
+        ours, theirs = scores.patches
+        return f"{ours} patches against {theirs}"
+    if metric in scores.videos[0].by_factor:
+        means = np.mean([video.by_factor[metric] for video in scores.videos], axis=0)
+        parts = (f"1/{factor}: {mean:.{digits}f}" for factor, mean in zip(FACTORS, means, strict=True))
+        return ", ".join(parts)
+    return ""
