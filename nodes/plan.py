@@ -35,7 +35,7 @@ class UltraGenPlan(io.ComfyNode):
                 io.Model.Input("model", tooltip="A Wan model, patched or not, as the sampler would get it."),
                 io.Latent.Input("latent", tooltip="The empty latent that would be sampled; its size is what counts."),
             ],
-            outputs=[io.String.Output("text")],
+            outputs=[io.String.Output("text", tooltip="The lines of the plan.")],
             is_output_node=True,
         )
 

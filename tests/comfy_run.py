@@ -17,7 +17,7 @@ RULES = ("ultragen", "t3")
 
 
 @torch.no_grad()
-def velocity(model, x: Tensor, context: Tensor, sigma: float, loaded: float = 1.0) -> Tensor:
+def velocity(model, x: Tensor, context: Tensor, sigma: float, loaded: float = 1.0, **conditions) -> Tensor:
     """One evaluation through BaseModel.apply_model, as the sampler makes it: the raw output (x - denoised) / sigma.
 
     loaded: the part of the weights that may be loaded; the rest is cast layer by layer, as ComfyUI does on small cards.
@@ -32,7 +32,7 @@ def velocity(model, x: Tensor, context: Tensor, sigma: float, loaded: float = 1.
     try:
         options = {**model.model_options.get("transformer_options", {}), "wrappers": model.wrappers}
         t = torch.full((x.shape[0],), sigma)
-        denoised = model.model.apply_model(x, t, c_crossattn=context, transformer_options=options)
+        denoised = model.model.apply_model(x, t, c_crossattn=context, transformer_options=options, **conditions)
     finally:
         model.cleanup()
         if loaded < 1:

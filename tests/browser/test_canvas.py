@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,11 @@ OPENED = """() => {
 NODE = """() => {
     const [node] = app.graph._nodes;
     return [...node.inputs.map(slot => slot.name), ...(node.widgets ?? []).map(widget => widget.name)];
+}"""
+SET = """([kind, name, value]) => {
+    const widget = app.graph._nodes.find(node => node.type === kind).widgets.find(widget => widget.name === name);
+    widget.value = value;
+    widget.callback?.(value);
 }"""
 VIDEO = """() => {
     const video = document.querySelector("video");
@@ -71,6 +78,36 @@ def test_node_shows_what_it_says_at_its_end(any_canvas):
     any_canvas.shoot("said")
     any_canvas.run("() => app.graph._nodes[0].onExecuted({})")
     any_canvas.page.get_by_text("1920x1088, 81 frames").wait_for(state="hidden", timeout=10_000)
+
+
+def test_picture_of_the_plan_follows_the_widgets(any_canvas):
+    """On the shipped workflow: what is drawn is what Python draws for the widgets as they are."""
+    any_canvas.open(json.loads(workflow.SHIPPED.read_text()))
+    loader = {"checkpoint": "ultragen_1080p.ckpt", "attention_rule": "auto"}
+    picture = any_canvas.page.locator("svg", has_text="1920x1088, 81 frames: rule ultragen")
+    picture.wait_for(timeout=10_000)
+    assert texts(picture) == texts_of(any_canvas.server, {"node": loader})
+    any_canvas.shoot("plan")
+
+    latent = {"preset": "4K x 81 (3840x2176)"}
+    any_canvas.run(SET, ["UltraGenEmptyLatent", "preset", latent["preset"]])
+    any_canvas.run(SET, ["UltraGenLoadModel", "attention_rule", "t3"])
+    picture = any_canvas.page.locator("svg", has_text="3840x2176, 81 frames: rule t3")
+    picture.wait_for(timeout=10_000)
+    assert texts(picture) == texts_of(any_canvas.server, {"node": {**loader, "attention_rule": "t3"}, "latent": latent})
+    assert "strided of 1,344 tokens" in picture.locator("title").nth(1).text_content()
+    any_canvas.shoot("plan-t3")
+
+
+def texts(picture) -> list[str]:
+    return picture.first.locator("text").all_text_contents()
+
+
+def texts_of(server, asked: dict) -> list[str]:
+    return [
+        html.unescape(text)
+        for text in re.findall(r"<text[^>]*>(.*?)</text>", server.post("/ultragen/plan", asked)["picture"])
+    ]
 
 
 def test_chinese_nodes_and_help(canvas):

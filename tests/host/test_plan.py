@@ -1,0 +1,124 @@
+"""Plans against what models really do, and plans from files against those of the models loaded from them."""
+
+from __future__ import annotations
+
+import comfy.ldm.wan.model as wan
+import pytest
+import torch
+from comfy_run import velocity
+from support import seeded
+from wan_models import KINDS, load
+
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
+from ultragen_core.attention.gate import GateLine
+from ultragen_core.host.load import load_extras_file
+from ultragen_core.host.patch import Settings, apply
+from ultragen_core.host.plan import plan, plan_of, preview
+from ultragen_core.host.rules import t3_rule
+from ultragen_core.plan.picture import picture
+from ultragen_core.sizes import VideoSize
+from ultragen_core.wan import WAN_1_3B, WAN_5B
+
+SHAPE = (1, 16, 3, 16, 24)
+SIZE = VideoSize(192, 128, 9)
+CONTEXT = seeded(1, 512, 4096, seed=1)
+
+
+@pytest.mark.parametrize("rule", ["ultragen", "t3", "dense"])
+def test_operations_are_those_that_the_model_does(tiny, dense, rule, monkeypatch):
+    model = dense if rule == "dense" else apply(tiny, Settings(rule=rule))
+    assert plan_of(model, SHAPE).operations.attention == attended(model, monkeypatch)
+
+
+def test_vace_blocks_count(monkeypatch):
+    model = apply(load(KINDS["Wan2.1 VACE"]), Settings(LocalConfig(windows=(2, 3)), rule="ultragen"))
+    conditions = {"vace_context": seeded(1, 1, 96, 3, 16, 24), "vace_strength": [1.0]}
+    assert plan_of(model, SHAPE).operations.attention == attended(model, monkeypatch, **conditions)
+
+
+def attended(model, monkeypatch, **conditions) -> float:
+    """Operations of attention of one evaluation, by the sizes that it is called with."""
+    total, inner = 0.0, wan.optimized_attention
+
+    def counted(q, k, v, heads, **kwargs):
+        nonlocal total
+        total += 4 * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
+        return inner(q, k, v, heads=heads, **kwargs)
+
+    monkeypatch.setattr(wan, "optimized_attention", counted)
+    velocity(model, seeded(*SHAPE), CONTEXT, 0.5, **conditions)
+    return total
+
+
+def test_published_layout_in_words(tiny_path):
+    said = preview(VideoSize(1920, 1080, 81), None, "auto", None, LocalConfig(), GlobalConfig()).text()
+    assert said[:3] == [
+        "1920x1088, 81 frames: 21x68x120 = 171,360 tokens; rule ultragen in 24 of 30 blocks, dense 0-2, 27-29 (no extra"
+        " weights)",
+        "12 even blocks: local 4x4 of 10,710 tokens + hierarchical 2x2 of 10,710 tokens (at 1/2 of the resolution) +"
+        " global of 10,710 tokens (at 1/4 of the resolution)",
+        "12 odd blocks: local 5x5 of 7,056 tokens + hierarchical 3x3 of 4,620 tokens (at 1/2 of the resolution) +"
+        " global of 10,710 tokens (at 1/4 of the resolution)",
+    ]
+
+
+@pytest.mark.parametrize(("model", "fewer"), [(WAN_1_3B, 27.6), (WAN_5B, 6.3)])
+def test_t3_at_4k(model, fewer):
+    made = plan(t3_rule(model, GlobalConfig()), model, VideoSize(3840, 2176, 81))
+    assert made.against_dense() == f"{fewer} times fewer than dense attention" and not made.warnings
+    assert [len(kind.blocks) for kind in made.kinds] == [6] * 5
+
+
+def test_a_file_gives_the_plan_of_the_model_that_is_loaded_from_it(tiny, dense, tiny_path):
+    local, global_ = LocalConfig(windows=(2, 3)), GlobalConfig(dense_blocks=frozenset({2}))
+    for rule in ("auto", "t3"):
+        loaded = plan_of(apply(tiny, Settings(local, global_, rule=rule)), SHAPE)
+        for files in ((tiny_path, None), (tiny_path, tiny_path)):
+            made = preview(SIZE, files[0], rule, files[1], local, global_)
+            assert (made.kinds, made.operations, made.dense, made.warnings) == (
+                loaded.kinds,
+                loaded.operations,
+                loaded.dense,
+                loaded.warnings,
+            )
+    assert preview(SIZE, tiny_path, "dense", None, local, global_).operations == plan_of(dense, SHAPE).operations
+
+
+def test_gates_over_the_run(tiny, dense, tiny_path):
+    line = Settings(LocalConfig(gate=GateLine(0.2, 0.8)), GlobalConfig(gate=GateLine(0.0, 1.0)))
+    points = plan_of(apply(tiny, line), SHAPE).gates
+    assert [tuple(round(value, 4) for value in point) for point in (points[0], points[5], points[-1])] == [
+        (1.0, 0.2, 0.0),
+        (0.5, 0.5, 0.5),
+        (0.0, 0.8, 1.0),
+    ]
+    trained = load_extras_file(tiny_path).gates.values()
+    t = torch.tensor([500.0])
+    means = [
+        torch.stack([getattr(gates, name)(t) for gates in trained]).mean().item()
+        for name in ("hierarchical_gate", "global_gate")
+    ]
+    assert plan_of(tiny, SHAPE).gates[5][1:] == pytest.approx(means, abs=1e-6)
+    assert plan_of(dense, SHAPE).gates == ()
+
+
+def test_what_speaks_against_it(tiny, dense):
+    assert plan_of(tiny, SHAPE).warnings == ()
+    assert plan_of(apply(tiny, Settings(start_percent=0.3)), SHAPE).warnings == (
+        "attention is dense, at full cost, outside 30% to 100% of the run",
+    )
+    untrained = plan_of(apply(dense, Settings(rule="ultragen")), SHAPE)
+    assert untrained.warnings == ("without trained weights (experimental)",)
+    assert "Careful: without trained weights (experimental)" in untrained.text()
+    assert "without trained weights (experimental)" in picture(untrained)
+    with pytest.raises(ValueError, match="it has 48 channels, the model 16. Connect the VAE of the model"):
+        plan_of(tiny, (1, 48, 3, 16, 24))
+
+
+def test_the_picture_says_the_tokens_of_the_text(tiny):
+    made = plan_of(apply(tiny, Settings(LocalConfig(windows=(2, 3)))), SHAPE)
+    drawn = picture(made)
+    for kind in made.kinds:
+        for branch in kind.branches:
+            assert f"{branch} of {branch.tokens[0]:,} tokens" in drawn
+    assert drawn.count("stroke-dasharray") == 2  # the hierarchical borders of even and of odd blocks
