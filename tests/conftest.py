@@ -73,10 +73,10 @@ def new_server(tmp_path_factory):
     def make(base: Path | None = None, frontend: Path | None = None) -> Server:
         if base is None:
             base = make_base(tmp_path_factory.mktemp("comfyui"), DEMO_NODES)
-            tiny_bundle.write(base / "models")
-            placeholder = base / "models" / tiny_bundle.TEXT_ENCODER  # listed by loaders, never loaded
-            placeholder.parent.mkdir()
-            placeholder.touch()
+            tiny_bundle.write(base)
+            for name in tiny_bundle.PLACEHOLDERS:
+                (base / name).parent.mkdir(exist_ok=True)
+                (base / name).touch()
         return Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base, frontend=frontend)
 
     return make

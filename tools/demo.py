@@ -48,19 +48,19 @@ def start(cache: Path, name: str, args: argparse.Namespace) -> Server:
     python = Path(args.python) if args.comfyui else Path(sys.executable)
     base = make_base(cache / name, DEMO_NODES)
     server = Server(python, tree, base, args.port, args.gpu)
-    make_tiny_model(python, tree, base / "models")
+    make_tiny_models(python, tree, base)
     say("Starting ComfyUI ...")
     return server
 
 
-def make_tiny_model(python: Path, tree: Path, models: Path) -> None:
+def make_tiny_models(python: Path, tree: Path, base: Path) -> None:
     """Once, and again when its recipe changes."""
     recipe = b"".join((ROOT / "tools" / name).read_bytes() for name in ("tiny_bundle.py", "tiny_weights.py"))
-    stamp, digest = models / "recipe", hashlib.sha256(recipe).hexdigest()
+    stamp, digest = base / "recipe", hashlib.sha256(recipe).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:
         return
-    say("Making the tiny model ...")
-    command = [str(python), "-m", "tools.tiny_bundle", str(tree), str(models)]
+    say("Making the tiny models ...")
+    command = [str(python), "-m", "tools.tiny_bundle", str(tree), str(base)]
     made = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if made.returncode:
         reason = (made.stdout.strip().splitlines() or ["no output"])[-1]
@@ -71,7 +71,7 @@ def make_tiny_model(python: Path, tree: Path, models: Path) -> None:
 def queued_graph(server: Server, args: argparse.Namespace) -> dict:
     graph = workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
     graph = workflow.make_small(graph, args.width, args.height, args.frames, args.steps, args.seed)
-    return workflow.without_text_encoder(graph)
+    return workflow.with_stand_ins(graph)
 
 
 class Progress:
@@ -107,7 +107,7 @@ class Progress:
 
 def report(server: Server, outputs: dict, progress: Progress) -> None:
     took = time.monotonic() - progress.started
-    video_file = saved_video(server, outputs)
+    (video_file,) = saved_videos(server, outputs)
     sheet_file = video_file.with_suffix(".png")
     video = contact_sheet.draw(video_file, sheet_file)
     attention = REPORT.findall(server.log.read_text(errors="replace"))
@@ -121,9 +121,9 @@ def report(server: Server, outputs: dict, progress: Progress) -> None:
     say("The tiny model is untrained: it shows that everything runs, not what UltraGen can paint.")
 
 
-def saved_video(server: Server, outputs: dict) -> Path:
+def saved_videos(server: Server, outputs: dict) -> list[Path]:
     files = [file for output in outputs.values() for entries in output.values() for file in entries]
     videos = [file for file in files if isinstance(file, dict) and file.get("filename", "").endswith(".mp4")]
     if not videos:
         raise Trouble(f"The workflow ended without a video. {server.last_words()}")
-    return server.base / "output" / videos[-1]["subfolder"] / videos[-1]["filename"]
+    return [server.base / "output" / video["subfolder"] / video["filename"] for video in videos]

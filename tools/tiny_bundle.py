@@ -1,38 +1,64 @@
-"""A tiny model in the published formats, made up on the spot: an UltraGen checkpoint and a Wan 2.1 VAE.
+"""Tiny models in the published formats, made up on the spot, and what else the templates read.
 
-    python -m tools.tiny_bundle COMFYUI MODELS    writes MODELS/diffusion_models/... and MODELS/vae/...
+    python -m tools.tiny_bundle COMFYUI BASE    writes BASE/models/..., BASE/input/...
 
-The files carry the names that the shipped workflow asks for; every key and every rule of shapes is that of the real
-files. Nothing is trained: the videos are clouds of colour.
+The files carry the names that the templates ask for; every key and every rule of shapes is that of the real files.
+Nothing is trained: the videos are clouds of colour.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from tools.tiny_weights import DIM, LATENT_CHANNELS, dit_weight, vae_weight
+from tools.tiny_weights import DIM, dit_weight, vae_weight
 
-CHECKPOINT = "diffusion_models/ultragen_1080p.ckpt"
-VAE = "vae/wan_2.1_vae.safetensors"
-TEXT_ENCODER = "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors"
+CHECKPOINT = "models/diffusion_models/ultragen_1080p.ckpt"
+VAE, VAE_WAN22 = "models/vae/wan_2.1_vae.safetensors", "models/vae/wan2.2_vae.safetensors"
+IMAGE, LATENT = "input/example.png", "input/kept.latent"
+# Too large to be made up: listed by loaders, never loaded.
+PLACEHOLDERS = (
+    "models/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    "models/clip_vision/clip_vision_h.safetensors",
+)
 
 HEADS, FFN, BLOCKS, RANK = 2, 512, 4, 8
 DENSE_BLOCKS = (0, BLOCKS - 1)
 TEXT_DIM, TIME_DIM, VAE_DIM = 4096, 256, 16
+CHANNELS, CHANNELS_WAN22 = 16, 48
+VAE_SHAPE = {
+    "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "temperal_downsample": [False, True, True],
+}  # fmt: skip
+WIDTH, HEIGHT, FRAMES = 320, 176, 5  # of the image and the kept latent
 
 
-def write(models: Path) -> None:
-    """Write both files under `models`. ComfyUI must be importable."""
-    for name, make, save in [(CHECKPOINT, checkpoint, torch.save), (VAE, vae, save_file)]:
-        file = models / name
+def write(base: Path) -> None:
+    """Write every file under `base`, a ComfyUI base directory. ComfyUI must be importable."""
+    made = {
+        CHECKPOINT: (checkpoint, torch.save),
+        "models/diffusion_models/T3-Video-Wan2.1-T2V-1.3B.safetensors": (wan, save_file),
+        "models/diffusion_models/T3-Video-Wan2.2-T2V-5B.safetensors": (
+            partial(wan, channels=CHANNELS_WAN22),
+            save_file,
+        ),
+        "models/diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors": (wan, save_file),
+        "models/diffusion_models/wan2.1_i2v_720p_14B_fp16.safetensors": (partial(wan, kind="i2v"), save_file),
+        "models/loras/Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors": (lora, save_file),
+        VAE: (vae, save_file),
+        VAE_WAN22: (vae_wan22, save_file),
+        LATENT: (latent, save_file),
+        IMAGE: (image, lambda picture, file: picture.save(file, format="png")),
+    }
+    for name, (make, save) in made.items():
+        file = base / name
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
-        save(make(torch.Generator().manual_seed(0)), part)
+        save(make(generator=torch.Generator().manual_seed(0)), part)
         part.rename(file)
 
 
@@ -42,20 +68,40 @@ def checkpoint(generator: torch.Generator) -> dict[str, torch.Tensor]:
     for block in range(BLOCKS):
         if block not in DENSE_BLOCKS:
             shapes |= {f"blocks.{block}.self_attn.{key}": shape for key, shape in extra_shapes()}
-    return {key: dit_weight(key, shape, generator).to(torch.bfloat16) for key, shape in shapes.items()}
+    return _weights(shapes, CHANNELS, generator)
 
 
-def wan_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
+def wan(generator: torch.Generator, channels: int = CHANNELS, kind: str = "t2v") -> dict[str, torch.Tensor]:
+    """A Wan model in Wan's own keys: text-to-video, or with kind "i2v" image-to-video."""
+    return _weights(dict(wan_shapes(channels, kind)), channels, generator)
+
+
+def _weights(shapes: dict[str, tuple[int, ...]], channels: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return {key: dit_weight(key, shape, channels, generator).to(torch.bfloat16) for key, shape in shapes.items()}
+
+
+def wan_shapes(channels: int = CHANNELS, kind: str = "t2v") -> Iterator[tuple[str, tuple[int, ...]]]:
     """Keys and shapes from ComfyUI's own class."""
     import comfy.ops
     from comfy.ldm.wan.model import WanModel
 
+    image = channels + 4 if kind == "i2v" else 0  # its latent and a mask
     model = WanModel(
-        model_type="t2v", dim=DIM, num_heads=HEADS, ffn_dim=FFN, num_layers=BLOCKS,
-        text_dim=TEXT_DIM, freq_dim=TIME_DIM, in_dim=LATENT_CHANNELS, out_dim=LATENT_CHANNELS,
+        model_type=kind, dim=DIM, num_heads=HEADS, ffn_dim=FFN, num_layers=BLOCKS,
+        text_dim=TEXT_DIM, freq_dim=TIME_DIM, in_dim=channels + image, out_dim=channels,
         device="meta", operations=comfy.ops.disable_weight_init,
     )  # fmt: skip
     return ((key, tuple(tensor.shape)) for key, tensor in model.state_dict().items())
+
+
+def lora(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """A low-rank change of every query projection."""
+    shapes = {"lora_down": (RANK, DIM), "lora_up": (DIM, RANK)}
+    return {
+        f"diffusion_model.blocks.{block}.self_attn.q.{name}.weight": torch.randn(shape, generator=generator) / DIM
+        for block in range(BLOCKS)
+        for name, shape in shapes.items()
+    }
 
 
 def extra_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -80,19 +126,44 @@ def _layer(name: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def vae(generator: torch.Generator) -> dict[str, torch.Tensor]:
     """A Wan 2.1 VAE of a sixth of the width; ComfyUI reads the width off the file."""
-    from comfy.ldm.wan.vae import WanVAE
+    import comfy.ldm.wan.vae
 
-    model = WanVAE(
-        dim=VAE_DIM, z_dim=LATENT_CHANNELS, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
-        temperal_downsample=[False, True, True],
-    )  # fmt: skip
+    return _vae(comfy.ldm.wan.vae.WanVAE(dim=VAE_DIM, z_dim=CHANNELS, **VAE_SHAPE), generator)
+
+
+def vae_wan22(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """A Wan 2.2 VAE as narrow. ComfyUI makes it in one width only: the demo's node loads this file."""
+    import comfy.ldm.wan.vae2_2
+
+    sizes = {"dim": VAE_DIM, "dec_dim": VAE_DIM, "z_dim": CHANNELS_WAN22}
+    return _vae(comfy.ldm.wan.vae2_2.WanVAE(**sizes, **VAE_SHAPE), generator)
+
+
+def _vae(model: torch.nn.Module, generator: torch.Generator) -> dict[str, torch.Tensor]:
     return {key: vae_weight(key, tuple(tensor.shape), generator) for key, tensor in model.state_dict().items()}
 
 
+def latent(generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Drifting clouds, as UltraGen Save Video keeps a latent."""
+    frames = (FRAMES - 1) // 4 + 1
+    coarse = torch.randn(1, CHANNELS, frames, 3, 5, generator=generator)
+    size = (frames, HEIGHT // 8, WIDTH // 8)
+    smooth = torch.nn.functional.interpolate(coarse, size, mode="trilinear", align_corners=True)
+    return {"latent_tensor": smooth, "latent_format_version_0": torch.tensor([])}
+
+
+def image(generator: torch.Generator):
+    """A picture to start a video from: colours that run into each other."""
+    from PIL import Image
+
+    coarse = torch.randint(256, (3, 4, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(coarse.numpy()).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+
+
 if __name__ == "__main__":
-    comfyui_tree, models_folder = sys.argv[1:]
+    comfyui_tree, base_folder = sys.argv[1:]
     sys.path.insert(0, comfyui_tree)
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True  # ComfyUI picks a device on import, and may find none
-    write(Path(models_folder))
+    write(Path(base_folder))

@@ -12,12 +12,12 @@ import math
 import torch
 from torch import Generator, Tensor
 
-DIM, LATENT_CHANNELS = 256, 16
-PATCH = 4 * LATENT_CHANNELS  # Wan joins 2x2 pixels of the latent into one token
+DIM = 256
+PATCH = 4  # Wan joins 2x2 pixels of the latent into one token
 
 
-def dit_weight(key: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """One tensor of the transformer."""
+def dit_weight(key: str, shape: tuple[int, ...], channels: int, generator: Generator) -> Tensor:
+    """One tensor of a transformer for latents of `channels` channels; what more it is given (an image) it ignores."""
     noise = torch.randn(shape, generator=generator)
     if key.endswith(("norm_q.weight", "norm_k.weight")):
         return torch.full(shape, 2.0)
@@ -34,28 +34,34 @@ def dit_weight(key: str, shape: tuple[int, ...], generator: Generator) -> Tensor
         return mean + 0.1 * mean * noise
     if key.endswith("bias"):
         return 0.02 * noise
-    on_the_path = _path_weight(key, generator)
+    if key == "patch_embedding.weight":
+        weight = torch.zeros(shape)
+        weight[:, :channels] = _directions(channels)[0].reshape(DIM, channels, *shape[2:])
+        return weight
+    on_the_path = _path_weight(key, channels, generator)
     if on_the_path is not None:
         return on_the_path.reshape(shape)
     quiet = any(part in key for part in ("time_projection", "text_embedding", "self_attn", "cross_attn.o"))
     return (0.2 if quiet else 1.0) * noise / math.sqrt(math.prod(shape[1:]))
 
 
-def _path_weight(key: str, generator: Generator) -> Tensor | None:
+def _directions(channels: int) -> tuple[Tensor, Tensor]:
     """Patches of the latent go into some directions of the token space, what attention blurs goes into the others."""
     directions = torch.linalg.qr(torch.randn(DIM, DIM, generator=Generator().manual_seed(0)))[0]
-    patch, room = directions[:, :PATCH], directions[:, PATCH:]
-    if key == "patch_embedding.weight":
-        return patch
+    return directions[:, : PATCH * channels], directions[:, PATCH * channels :]
+
+
+def _path_weight(key: str, channels: int, generator: Generator) -> Tensor | None:
+    patch, room = _directions(channels)
     if key.endswith("self_attn.v.weight"):
         return torch.eye(DIM)
     if key.endswith("self_attn.o.weight"):
-        mixture = torch.randn(DIM - PATCH, PATCH, generator=generator) / 2
+        mixture = torch.randn(room.shape[1], patch.shape[1], generator=generator) / 2
         return room @ mixture @ patch.T + room @ room.T
     if key == "head.head.weight":
-        noise = patch.reshape(DIM, LATENT_CHANNELS, 4).permute(2, 1, 0).flatten(0, 1)
-        clouds = torch.randn(LATENT_CHANNELS, DIM, generator=generator) @ room @ room.T
-        return 0.5 * noise - 0.04 * clouds.repeat(4, 1)
+        noise = patch.reshape(DIM, channels, PATCH).permute(2, 1, 0).flatten(0, 1)
+        clouds = torch.randn(channels, DIM, generator=generator) @ room @ room.T
+        return 0.5 * noise - 0.04 * clouds.repeat(PATCH, 1)
     return None
 
 

@@ -1,4 +1,4 @@
-"""The shipped workflow as the demo queues it: in API format, small, and with a stand-in for the text encoder."""
+"""The templates as the demo and the tests queue them: in API format, small, and with stand-ins for large models."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tools.server import ROOT
 
+LEFT_OUT = ("CLIPLoader", "CLIPVisionLoader", "CLIPVisionEncode")
 SHIPPED = ROOT / "workflows" / "ultragen_t2v_1080p.json"
 
 
@@ -24,18 +25,25 @@ def make_small(graph: dict, width: int, height: int, frames: int, steps: int, se
     for node in small.values():
         changes = {
             "UltraGenEmptyLatent": {"preset": "custom", "width": width, "height": height, "frames": frames},
+            "WanImageToVideo": {"width": width, "height": height, "length": frames},
             "UltraGenModelSampling": {"steps": steps},
             "RandomNoise": {"noise_seed": seed},
+            "UltraGenSaveVideo": {"crop": "keep"},
         }.get(node["class_type"], {})
         node["inputs"] |= changes
     return small
 
 
-def without_text_encoder(graph: dict) -> dict:
-    """The same graph with the demo's text node in place of CLIPTextEncode and its loader."""
-    kept = {key: copy.deepcopy(node) for key, node in graph.items() if node["class_type"] != "CLIPLoader"}
+def with_stand_ins(graph: dict) -> dict:
+    """The same graph without the models that are too large to be made up: the demo's nodes take the place of the text
+    encoder and of Wan 2.2's VAE, and image-to-video goes without CLIP vision."""
+    kept = {key: copy.deepcopy(node) for key, node in graph.items() if node["class_type"] not in LEFT_OUT}
     for node in kept.values():
         if node["class_type"] == "CLIPTextEncode":
             node["class_type"] = "UltraGenDemoText"
             del node["inputs"]["clip"]
+        elif node["class_type"] == "WanImageToVideo":
+            del node["inputs"]["clip_vision_output"]
+        elif node["inputs"].get("vae_name") == "wan2.2_vae.safetensors":
+            node["class_type"] = "UltraGenDemoVAE22"
     return kept

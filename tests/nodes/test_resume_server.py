@@ -30,7 +30,7 @@ def graph(server, seed):
     """The shipped workflow, small, with a state after every step; its output is the latent."""
     made = workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
     made = workflow.make_small(made, width=160, height=96, frames=9, steps=STEP_COUNT, seed=seed)
-    made = workflow.without_text_encoder(made)
+    made = workflow.with_stand_ins(made)
     made[only(made, "UltraGenResume")]["inputs"]["unit"] = "steps"
     save = made[only(made, "UltraGenSaveVideo")]
     save["class_type"], save["inputs"] = "SaveLatent", {"samples": save["inputs"]["samples"]}

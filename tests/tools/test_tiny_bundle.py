@@ -16,15 +16,15 @@ REFERENCE = "tiny_ultragen.safetensors"
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
     tiny_bundle.write(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def checkpoint(models):
-    return torch.load(models / tiny_bundle.CHECKPOINT, weights_only=True)
+def checkpoint(base):
+    return torch.load(base / tiny_bundle.CHECKPOINT, weights_only=True)
 
 
 def test_checkpoint_has_exactly_the_published_keys_and_shapes(checkpoint):
@@ -36,19 +36,19 @@ def test_checkpoint_has_exactly_the_published_keys_and_shapes(checkpoint):
             assert checkpoint[key].shape == tensor.shape, key
 
 
-def test_weights_are_finite_and_the_same_every_time(models, checkpoint, tmp_path):
+def test_weights_are_finite_and_the_same_every_time(base, checkpoint, tmp_path):
     tiny_bundle.write(tmp_path)
     again = torch.load(tmp_path / tiny_bundle.CHECKPOINT, weights_only=True)
     assert all(torch.equal(tensor, again[key]) for key, tensor in checkpoint.items())
-    first, second = (load_file(folder / tiny_bundle.VAE) for folder in (models, tmp_path))
+    first, second = (load_file(folder / tiny_bundle.VAE) for folder in (base, tmp_path))
     assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
     assert all(tensor.isfinite().all() for tensor in [*checkpoint.values(), *first.values()])
 
 
-def test_comfyui_knows_the_vae_as_wans(models):
+def test_comfyui_knows_the_vae_as_wans(base):
     import comfy.sd
 
-    vae = comfy.sd.VAE(sd=load_file(models / tiny_bundle.VAE))
+    vae = comfy.sd.VAE(sd=load_file(base / tiny_bundle.VAE))
     assert type(vae.first_stage_model).__module__ == "comfy.ldm.wan.vae"
     pixels = vae.decode(torch.zeros(1, 16, 2, 4, 4))
     assert pixels.shape[-4:] == (5, 32, 32, 3)

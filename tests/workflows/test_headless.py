@@ -32,7 +32,7 @@ def queue(server, graph: dict, folder) -> subprocess.CompletedProcess:
 
 def test_client_queues_and_tells_the_files(server, tmp_path):
     graph = json.loads((HEADLESS / f"{workflow.SHIPPED.stem}.json").read_text())
-    graph = workflow.without_text_encoder(workflow.make_small(graph, width=96, height=64, frames=5, steps=1, seed=3))
+    graph = workflow.with_stand_ins(workflow.make_small(graph, width=96, height=64, frames=5, steps=1, seed=3))
     done = queue(server, graph, tmp_path)
     assert done.returncode == 0, done.stderr
     files = [file["filename"] for output in json.loads(done.stdout).values() for file in output.get("images", [])]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from tools import contact_sheet, workflow
-from tools.demo import REPORT, saved_video
+from tools.demo import saved_videos
 from tools.server import ROOT, Refused
+from tools.tiny_bundle import FRAMES, HEIGHT, WIDTH
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 UI_ONLY = {"MarkdownNote", "Note"}
@@ -73,15 +75,15 @@ def test_choices_are_among_the_options(file, object_info):
 
 
 def test_server_accepts_every_value(file, object_info, server):
-    """ComfyUI validates all nodes before it runs any: with a bad seed it objects to that alone and runs nothing."""
+    """ComfyUI validates all nodes before it runs any: with a bad rate it objects to that alone and runs nothing."""
     graph = workflow.to_api(file, object_info)
-    seed = next(key for key, node in graph.items() if node["class_type"] == "RandomNoise")
-    graph[seed]["inputs"]["noise_seed"] = -1
+    (save,) = (key for key, node in graph.items() if node["class_type"] == "UltraGenSaveVideo")
+    graph[save]["inputs"]["fps"] = 0
     with pytest.raises(Refused) as refused:
         server.queue(graph)
     complaints = refused.value.error["node_errors"]
-    assert list(complaints) == [seed]
-    assert [error["type"] for error in complaints[seed]["errors"]] == ["value_smaller_than_min"]
+    assert list(complaints) == [save]
+    assert [error["type"] for error in complaints[save]["errors"]] == ["value_smaller_than_min"]
 
 
 def test_model_links_name_the_chosen_files(file):
@@ -90,6 +92,12 @@ def test_model_links_name_the_chosen_files(file):
         for model in node["properties"].get("models", []):
             assert model["name"] == node["widgets_values"][0]
             assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith("/" + model["name"])
+
+
+def test_loaders_offer_every_file_for_download(file):
+    for node in json.loads(file.read_text())["nodes"]:
+        if node["type"].endswith(("Loader", "LoadModel", "LoaderModelOnly")):
+            assert node["properties"]["models"]
 
 
 def test_published_settings():
@@ -105,13 +113,36 @@ def test_published_settings():
     assert negative["widgets_values"][0].startswith("Aerial view, overexposed, low quality, deformation")
 
 
-def test_shipped_workflow_makes_a_video_with_ultragens_attention(object_info, server, tmp_path):
-    graph = workflow.to_api(workflow.SHIPPED, object_info)
-    graph = workflow.without_text_encoder(workflow.make_small(graph, width=96, height=64, frames=5, steps=2, seed=1))
-    outputs = server.run(graph)
-    video = contact_sheet.draw(saved_video(server, outputs), tmp_path / "sheet.png")
-    assert (video.codec, video.width, video.height, video.frames, video.fps) == ("h264", 96, 64, 5, 15)
-    assert "rule ultragen in 2 of 4 blocks (1-2)" in REPORT.findall(server.log.read_text())[-1]
+# What ComfyUI's log says of each. Blocks 1 and 2 of the tiny UltraGen have its weights; the other rules are for all.
+ULTRAGEN, UNTRAINED = "ultragen in 2 of 4 blocks (1-2)", "ultragen in 4 of 4 blocks (0-3)"
+T3 = "t3 in 4 of 4 blocks (0-3)"
+RULES = {
+    "ultragen_t2v_1080p": [ULTRAGEN],
+    "ultragen_t3_4k_wan21_1_3b": [T3],
+    "ultragen_t3_4k_wan22_5b": [T3],
+    "ultragen_few_steps_1080p": [ULTRAGEN],
+    "ultragen_i2v_1080p": [UNTRAINED],
+    "ultragen_two_pass_1080p": [ULTRAGEN],
+    "ultragen_batch_1080p": [ULTRAGEN] * 3,
+    "ultragen_decode_only": [],
+}
+# Of all others: that of the small run.
+SIZES = {"ultragen_two_pass_1080p": (192, 128, 5), "ultragen_decode_only": (WIDTH, HEIGHT, FRAMES)}
+
+
+def test_workflow_makes_videos_with_its_attention(file, object_info, server, tmp_path):
+    graph = workflow.to_api(file, object_info)
+    (rate,) = (node["inputs"]["fps"] for node in graph.values() if node["class_type"] == "UltraGenSaveVideo")
+    graph = workflow.with_stand_ins(workflow.make_small(graph, width=96, height=64, frames=5, steps=5, seed=1))
+    said = len(server.log.read_text())
+    videos = saved_videos(server, server.run(graph))
+
+    assert re.findall(r"rule (.*? blocks \(.*?\))", server.log.read_text()[said:]) == RULES[file.stem]
+    assert len(videos) == max(len(RULES[file.stem]), 1)
+    size = SIZES.get(file.stem, (96, 64, 5))
+    for video_file in videos:
+        video = contact_sheet.draw(video_file, tmp_path / "sheet.png")
+        assert (video.codec, video.fps, video.width, video.height, video.frames) == ("h264", rate, *size)
 
 
 def test_workflows_are_offered_as_templates(server):

@@ -1,0 +1,148 @@
+"""One graph in the format that ComfyUI's canvas saves: nodes stacked in columns of titled groups, linked by name."""
+
+from __future__ import annotations
+
+import uuid
+from typing import NamedTuple
+
+GAP, TITLE, MARGIN, TOP = 40, 80, 20, 60
+SHORTEST = 800  # of a column, in pixels
+NOTE_WIDTH = 480
+WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+# Pixels that a node takes in the taller one of the two renderers.
+HEIGHTS = {
+    "CFGGuider": 100, "CLIPLoader": 110, "CLIPTextEncode": 200, "CLIPVisionEncode": 80, "CLIPVisionLoader": 60,
+    "KSamplerSelect": 60, "LatentUpscaleBy": 90, "LoadImage": 320, "LoraLoaderModelOnly": 90, "RandomNoise": 90,
+    "SamplerCustomAdvanced": 130, "SplitSigmasDenoise": 80, "UNETLoader": 90, "UltraGenApply": 230,
+    "UltraGenEmptyLatent": 180, "UltraGenLoadLatent": 60, "UltraGenLoadModel": 130, "UltraGenModelSampling": 110,
+    "UltraGenPrompts": 320, "UltraGenResume": 110, "UltraGenVAETiling": 60, "VAELoader": 60, "WanImageToVideo": 230,
+}  # fmt: skip
+OURS, GREEN, RED, BROWN = (
+    {"color": color, "bgcolor": background}
+    for color, background in (("#223", "#335"), ("#232", "#353"), ("#322", "#533"), ("#432", "#653"))
+)
+COLORS = {"Prompt": GREEN, "Negative prompt": RED}
+
+
+class ModelFile(NamedTuple):
+    """Where a loader's file comes from, and the folder under models/ that it goes into."""
+
+    url: str
+    directory: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+class Out(NamedTuple):
+    """An output of a node, to be linked to inputs."""
+
+    node: dict
+    slot: int
+
+
+class Layout:
+    """Add groups from left to right and nodes to the last group, then `workflow` for the file's content."""
+
+    def __init__(self, name: str, object_info: dict, files: list[ModelFile]):
+        self.name, self.object_info = name, object_info
+        self.files = {file.name: file for file in files}
+        self.used: list[ModelFile] = []
+        self.nodes, self.links, self.groups = [], [], []
+        self.x, self.y, self.width = 0, 0, 0
+
+    def group(self, title: str, width: int | None = None) -> None:
+        """width: of its nodes in pixels, in a new column to the right; without it the group goes under the last."""
+        if width is not None:
+            self.x += self.width + GAP + MARGIN if self.groups else 0
+            self.y, self.width = TOP, width
+        else:
+            self._close(self.y)
+            self.y += TITLE
+        bounding = [self.x - MARGIN, self.y - TITLE, self.width + 2 * MARGIN, 0]
+        self.groups.append({"title": f"{len(self.groups) + 1}  {title}", "bounding": bounding})
+
+    def add(self, kind: str, title: str = "", **inputs) -> Out:
+        """Its first output. inputs: for each name an Out to link, or a widget's value; others keep their default."""
+        schema = self.object_info[kind]
+        specs = {name: (spec, group) for group in ("required", "optional")
+                 for name, spec in schema["input"].get(group, {}).items()}  # fmt: skip
+        assert inputs.keys() <= specs.keys(), f"{kind} has {list(specs)}, got {list(inputs)}"
+        ours = kind.startswith("UltraGen")
+        source = {"cnr_id": "ultragen"} if ours else {"cnr_id": "comfy-core", "ver": "0.3.75"}
+        node = {
+            "id": len(self.nodes) + 1, "type": kind,
+            "pos": [self.x, self.y], "size": [self.width, HEIGHTS.get(kind, 0)],
+            "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [],
+            "outputs": [{"name": name, "type": type_, "links": []}
+                        for name, type_ in zip(schema["output_name"], schema["output"], strict=True)],
+            **({"title": title} if title else {}),
+            "properties": {"Node name for S&R": kind, **source}, "widgets_values": [],
+            **COLORS.get(title, OURS if ours else {}),
+        }  # fmt: skip
+        for name, (spec, group) in specs.items():
+            self._input(node, name, spec, group == "optional", inputs.get(name))
+        node["inputs"].sort(key=lambda slot: "widget" in slot)
+        for index, slot in enumerate(node["inputs"]):
+            self._link(inputs.get(slot["name"]), node, index)
+        self.nodes.append(node)
+        self.y += node["size"][1] + GAP
+        return Out(node, 0)
+
+    def _input(self, node: dict, name: str, spec: list, optional: bool, given) -> None:
+        kind, options = (*spec, {})[:2]
+        linked = isinstance(given, Out)
+        choices = kind if isinstance(kind, list) else options.get("options", [])
+        widget = isinstance(kind, list) or kind in WIDGET_TYPES
+        if linked or not widget:
+            slot = {"name": name, "type": kind, "link": None}
+            extra = {"widget": {"name": name}} if widget else {"shape": 7} if optional else {}
+            node["inputs"].append(slot | extra)
+        if not widget:
+            return
+        if given is None or linked:
+            given = options.get("default", choices[0] if choices else "")
+        node["widgets_values"].append(given)
+        node["widgets_values"] += ["fixed"] if options.get("control_after_generate") else []
+        node["widgets_values"] += ["image"] if options.get("image_upload") else []
+        if (file := self.files.get(given)) is not None:
+            node["properties"]["models"] = [{"name": file.name, **file._asdict()}]
+            self.used.append(file)
+
+    def _link(self, source: Out | None, target: dict, index: int) -> None:
+        if not isinstance(source, Out):
+            return
+        output, slot = source.node["outputs"][source.slot], target["inputs"][index]
+        assert output["type"] == slot["type"], f"{source.node['type']} {output} -> {target['type']} {slot}"
+        slot["link"] = len(self.links) + 1
+        output["links"].append(slot["link"])
+        self.links.append([slot["link"], source.node["id"], source.slot, target["id"], index, slot["type"]])
+
+    def _close(self, bottom: int) -> None:
+        box = self.groups[-1]["bounding"]
+        box[3] = bottom - box[1]
+
+    def workflow(self, note: str) -> dict:
+        """What the file holds. note: Markdown, shown at the left; `used` has the files to name in it."""
+        bottom = max(TOP + SHORTEST, *(node["pos"][1] + node["size"][1] for node in self.nodes))
+        for group in self.groups:
+            if not group["bounding"][3]:
+                group["bounding"][3] = bottom + MARGIN - group["bounding"][1]
+        for node in self.nodes:
+            if not node["size"][1]:  # it shows a video: all the room that there is
+                node["size"][1] = bottom - node["pos"][1]
+        identity = len(self.nodes) + 1
+        read_me = {
+            "id": identity, "type": "MarkdownNote", "pos": [-NOTE_WIDTH - GAP, TOP], "size": [NOTE_WIDTH, bottom - TOP],
+            "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [], "outputs": [], "title": "Read me",
+            "properties": {}, "widgets_values": [note], **BROWN,
+        }  # fmt: skip
+        looks = {"color": "#3f789e", "font_size": 24, "flags": {}}
+        return {
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"ultragen/{self.name}")), "revision": 0,
+            "last_node_id": identity, "last_link_id": len(self.links),
+            "nodes": [*self.nodes, read_me], "links": self.links,
+            "groups": [{"id": number, **group, **looks} for number, group in enumerate(self.groups, 1)],
+            "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [600, 200]}}, "version": 0.4,
+        }  # fmt: skip
