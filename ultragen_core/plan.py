@@ -66,7 +66,7 @@ def ultragen_layer(grid: TokenGrid, spec: BlockSpec, extras: ExtrasShape) -> Ope
             windows = window_tokens(grid, branch, ratio)
             total += attention_in(windows, extras.channels)
             total += projections(sum(windows), extras.channels, 2 if branch.key_from_query else 3)
-            total += deltas(sum(windows), extras.channels, rank)
+            total += deltas(sum(windows), extras.channels, rank if branch.lora_strength else 0)
     return total
 
 
