@@ -21,7 +21,7 @@ DATA = ROOT / "tests" / "data"
 # Property tests: the same examples in every run, or many new ones: `tools/dev.py test --hypothesis-profile thorough`.
 settings.register_profile(
     "normal",
-    max_examples=100,
+    max_examples=200,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

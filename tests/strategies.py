@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.attention.grid import TokenGrid
+
+# Where an example takes a tenth of a second, or a whole one.
+few, very_few = (settings(max_examples=settings().max_examples // part) for part in (4, 20))
 
 shares = st.floats(0, 1)
 gates = st.none() | st.builds(GateLine, shares, shares)
