@@ -94,13 +94,15 @@ def test_weightless_run_is_labelled_and_runs(dense, caplog):
     assert "without trained weights (experimental)" in caplog.text
 
 
-def test_one_log_line_a_run_names_every_block(tiny, caplog):
+def test_one_log_line_a_run_names_every_block_and_one_a_bad_size(tiny, caplog):
     caplog.set_level("INFO")
     sample(tiny, SHAPE, CONTEXT, steps=2)
     lines = [record.message for record in caplog.records if record.message.startswith("UltraGen:")]
     assert lines == [
         "UltraGen: grid 3x8x12, rule ultragen in 2 of 4 blocks (1-2), even blocks local 4x4 + hierarchical 2x2 +"
-        " global, odd blocks local 5x5 + hierarchical 3x3 + global, dense 0, 3 (no extra weights)"
+        " global, odd blocks local 5x5 + hierarchical 3x3 + global, dense 0, 3 (no extra weights)",
+        "UltraGen: Frames of 192x128 cut badly into windows: features are resized by up to 25.0%. The nearest good"
+        " sizes: 384x384.",
     ]
 
 

@@ -47,6 +47,10 @@ class Published:
             )
         return windows
 
+    def table(self, grid: TokenGrid) -> list[Windows]:
+        """The counts of all blocks, which repeat from then on. Raises ValueError as `windows_of`."""
+        return [self.windows_of(index, grid) for index in range(len(self.windows))]
+
     def wanted(self, block_index: int, grid: TokenGrid) -> TokenGrid:
         """The extent of the published windows of a block, no larger than the grid; over all frames if it was so."""
         published = self.windows[block_index % len(self.windows)]

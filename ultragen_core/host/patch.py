@@ -11,7 +11,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..attention.config import BlockSpec, GlobalConfig, LocalConfig, block_spec
 from ..attention.gate import UNTRAINED_GATE, GateTable
-from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B
+from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, Published
 from ..weights.files import SOURCE
 from ..weights.published import fingerprint, same_base, untrained
 from .extras import LoadedExtras, build
@@ -99,8 +99,12 @@ def _rule(dm: wan.WanModel, settings: Settings, extras: LoadedExtras | None, bef
 
 
 def _t3_rule(dm: wan.WanModel, settings: Settings) -> T3Rule:
-    published = PUBLISHED_5B if dm.out_dim == WAN22_CHANNELS else PUBLISHED_1_3B
-    return T3Rule(published, *_choose_blocks(dm, settings.global_.dense_blocks or frozenset()))
+    return T3Rule(_published(dm), *_choose_blocks(dm, settings.global_.dense_blocks or frozenset()))
+
+
+def _published(dm: wan.WanModel) -> Published:
+    """What T3-Video was trained with for this kind of latent."""
+    return PUBLISHED_5B if dm.out_dim == WAN22_CHANNELS else PUBLISHED_1_3B
 
 
 def _ultragen_rule(dm: wan.WanModel, settings: Settings, extras: LoadedExtras | None) -> UltraGenRule:
@@ -122,7 +126,7 @@ def _ultragen_rule(dm: wan.WanModel, settings: Settings, extras: LoadedExtras | 
         without |= {i: "outer tenth" for i in range(count) if not count // 10 <= i < count - count // 10}
     blocks, dense = _choose_blocks(dm, chosen or frozenset(), without)
     specs = {i: block_spec(i, settings.local, settings.global_, extras.trained) for i in blocks}
-    return UltraGenRule(extras, specs, dense, _gate_table(settings, extras, specs))
+    return UltraGenRule(extras, specs, dense, _gate_table(settings, extras, specs), _published(dm).pixels)
 
 
 def _choose_blocks(

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..advice import t3_advice, ultragen_advice
 from ..attention.config import BlockSpec, BranchSpec, format_blocks
 from ..attention.gate import GateTable
 from ..attention.grid import TokenGrid
@@ -33,15 +34,22 @@ class Rule(Protocol):
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         """What runs where on this grid, for the log. Raises ValueError where the grid is none for this rule."""
 
+    def advice(self, grid: TokenGrid) -> list[str]:
+        """What is bad about this size, with better ones; one sentence each."""
+
 
 @dataclass(frozen=True)
 class UltraGenRule:
-    """UltraGen's three branches; `dense` says why the other blocks keep full attention."""
+    """UltraGen's three branches; `dense` says why the other blocks keep full attention.
+
+    pixels: of one token, per axis.
+    """
 
     extras: LoadedExtras
     specs: dict[int, BlockSpec]
     dense: dict[int, str]
     gates: GateTable
+    pixels: int
     name = "ultragen"
 
     def attentions(self, base, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
@@ -62,6 +70,9 @@ class UltraGenRule:
                 parts.append(f"{name} blocks {' + '.join(self._branches(grid, spec))}")
         parts += _dense(self.dense)
         return parts if self.extras.trained else [*parts, "without trained weights (experimental)"]
+
+    def advice(self, grid: TokenGrid) -> list[str]:
+        return ultragen_advice(grid, self.specs.values(), self.extras.shape, self.pixels)
 
     def _branches(self, grid: TokenGrid, spec: BlockSpec) -> list[str]:
         branches = [f"local {_windows(grid, spec.local)}"]
@@ -103,12 +114,9 @@ class T3Rule:
 
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         parts = [f"rule t3 in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
-        windows = [self.published.windows_of(index, grid) for index in range(len(self.published.windows))]
+        windows = self.published.table(grid)
         names = ["x".join(map(str, n)) + (" once" if coincide(grid, n) else "") for n in windows]
-        parts.append(f"windows (t x h x w) {', '.join(names)} in turn")
-        parts += _dense(self.dense)
-        if grid != self.published.grid:
-            parts.append(
-                f"a size that the weights were not trained for (experimental; {self.published.grid} is theirs)"
-            )
-        return parts
+        return [*parts, f"windows (t x h x w) {', '.join(names)} in turn", *_dense(self.dense)]
+
+    def advice(self, grid: TokenGrid) -> list[str]:
+        return t3_advice(grid, self.published)
