@@ -12,9 +12,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
+
+
+# Property tests: the same examples in every run, or many new ones: `tools/dev.py test --hypothesis-profile thorough`.
+settings.register_profile(
+    "normal",
+    max_examples=200,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=set(Phase) - {Phase.explain},  # which takes minutes where an example takes a tenth of a second
+)
+settings.register_profile(
+    "thorough", settings.get_profile("normal"), max_examples=20_000, derandomize=False, database=None
+)
+settings.load_profile("normal")
 
 
 def pytest_configure(config):

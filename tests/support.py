@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from ultragen_core.attention.engine import Engine
+from ultragen_core.plan.operations import Operations
 
 DATA = Path(__file__).resolve().parent / "data"
 
@@ -36,3 +40,24 @@ class ToyAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(channels, channels) for _ in range(4))
         self.norm_q, self.norm_k = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
         self.requires_grad_(False)
+
+
+def counted(run) -> Operations:
+    """Operations of run(engine) by the sizes that its attention and its linear layers are called with."""
+    attention = products = 0.0
+
+    def attend(q, k, v, heads):
+        nonlocal attention
+        attention += 4 * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
+        return dense_attention(q, k, v, heads)
+
+    def project(module, args, output):
+        nonlocal products
+        products += 2 * output.numel() * module.in_features if isinstance(module, nn.Linear) else 0
+
+    hook = register_module_forward_hook(project)
+    try:
+        run(Engine(attend))
+    finally:
+        hook.remove()
+    return Operations(attention, products)

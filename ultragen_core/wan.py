@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .sizes import SPATIAL_RATIO
+
 PATCH = 1, 2, 2  # latent pixels (t, h, w) that become one token, in every Wan model
 
 
@@ -46,6 +48,11 @@ class WanShape:
     def of_wan22_vae(self) -> bool:
         """Whether its latents are those of Wan 2.2's VAE: 48 channels, 16x."""
         return self.out_channels == 48
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels of one token, per axis."""
+        return PATCH[1] * SPATIAL_RATIO[self.out_channels]
 
     @property
     def feeding(self) -> frozenset[int]:

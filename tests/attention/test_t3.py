@@ -92,11 +92,19 @@ def test_other_sizes_get_equal_windows_of_about_the_published_cost(published, gr
     assert published.windows_of(0, grid) == (grid.t, 1, 1)
 
 
-def test_a_grid_without_divisors_is_refused():
-    """67 and 113 are prime; the size that the message names works."""
-    with pytest.raises(ValueError, match=r"1808x1072 pixels \(113x67 tokens\).*nearest size that does: 1792x1056\."):
-        PUBLISHED_1_3B.windows_of(1, TokenGrid(21, 67, 113))
-    assert all(PUBLISHED_1_3B.windows_of(block, TokenGrid(21, 66, 112)) for block in range(5))
+@pytest.mark.parametrize(
+    ("grid", "said", "good"),
+    [
+        ((21, 67, 113), "1808x1072, 81 frames (grid 21x67x113)", ((21, 66, 112), "1792x1056, 81 frames.")),
+        ((53, 5, 50), "800x80, 209 frames (grid 53x5x50)", ((52, 5, 50), "800x80, 205 frames.")),
+    ],
+)
+def test_a_grid_without_divisors_is_refused(grid, said, good):
+    """67 and 113 are prime, and so is 53, near which no frame fits; the size that the message names works."""
+    with pytest.raises(ValueError) as refusal:
+        PUBLISHED_1_3B.windows_of(3, TokenGrid(*grid))
+    assert said in str(refusal.value) and str(refusal.value).endswith(f"The nearest size that does: {good[1]}")
+    assert all(PUBLISHED_1_3B.windows_of(block, TokenGrid(*good[0])) for block in range(5))
 
 
 def test_a_wrong_grid_is_refused(attn):

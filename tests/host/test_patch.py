@@ -12,7 +12,7 @@ from support import relative_error, seeded
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.patch import Settings, apply
-from ultragen_core.host.rules import KEY
+from ultragen_core.host.rules import KEY, WITHOUT_WEIGHTS
 
 SHAPE = (1, 16, 3, 16, 24)
 LATENT, CONTEXT = seeded(*SHAPE), seeded(1, 16, 4096, seed=1)
@@ -91,16 +91,18 @@ def test_another_packs_patch_on_a_block_returns(tiny, dense):
 def test_weightless_run_is_labelled_and_runs(dense, caplog):
     caplog.set_level("INFO")
     sample(apply(dense, Settings(rule="ultragen")), SHAPE, CONTEXT, steps=1)
-    assert "without trained weights (experimental)" in caplog.text
+    assert WITHOUT_WEIGHTS in caplog.text
 
 
-def test_one_log_line_a_run_names_every_block(tiny, caplog):
+def test_one_log_line_a_run_names_every_block_and_one_a_bad_size(tiny, caplog):
     caplog.set_level("INFO")
     sample(tiny, SHAPE, CONTEXT, steps=2)
     lines = [record.message for record in caplog.records if record.message.startswith("UltraGen:")]
     assert lines == [
         "UltraGen: grid 3x8x12, rule ultragen in 2 of 4 blocks (1-2), even blocks local 4x4 + hierarchical 2x2 +"
-        " global, odd blocks local 5x5 + hierarchical 3x3 + global, dense 0, 3 (no extra weights)"
+        " global, odd blocks local 5x5 + hierarchical 3x3 + global, dense 0, 3 (no extra weights)",
+        "UltraGen: Frames of 192x128 cut badly into windows: features are resized by up to 25.0%. The nearest good"
+        " sizes: 384x384.",
     ]
 
 

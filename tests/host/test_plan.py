@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import comfy.ldm.wan.model as wan
 import pytest
 import torch
@@ -14,7 +16,7 @@ from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.load import load_extras_file
 from ultragen_core.host.patch import Settings, apply
 from ultragen_core.host.plan import plan, plan_of, preview
-from ultragen_core.host.rules import t3_rule
+from ultragen_core.host.rules import WITHOUT_WEIGHTS, t3_rule
 from ultragen_core.plan.picture import picture
 from ultragen_core.sizes import VideoSize
 from ultragen_core.wan import WAN_1_3B, WAN_5B
@@ -50,9 +52,10 @@ def attended(model, monkeypatch, **conditions) -> float:
     return total
 
 
-def test_published_layout_in_words(tiny_path):
-    said = preview(VideoSize(1920, 1080, 81), None, "auto", None, LocalConfig(), GlobalConfig()).text()
-    assert said[:3] == [
+def test_published_layout_in_words():
+    made = preview(VideoSize(1920, 1080, 81), None, "auto", None, LocalConfig(), GlobalConfig())
+    assert not made.warnings
+    assert made.text()[:3] == [
         "1920x1088, 81 frames: 21x68x120 = 171,360 tokens; rule ultragen in 24 of 30 blocks, dense 0-2, 27-29 (no extra"
         " weights)",
         "12 even blocks: local 4x4 of 10,710 tokens + hierarchical 2x2 of 10,710 tokens (at 1/2 of the resolution) +"
@@ -103,14 +106,12 @@ def test_gates_over_the_run(tiny, dense, tiny_path):
 
 
 def test_what_speaks_against_it(tiny, dense):
-    assert plan_of(tiny, SHAPE).warnings == ()
-    assert plan_of(apply(tiny, Settings(start_percent=0.3)), SHAPE).warnings == (
-        "attention is dense, at full cost, outside 30% to 100% of the run",
-    )
+    cut, part = plan_of(apply(tiny, Settings(start_percent=0.3)), SHAPE).warnings
+    assert cut.startswith("Frames of 192x128 cut badly into windows")
+    assert part == "Attention is dense, at full cost, outside 30% to 100% of the run."
     untrained = plan_of(apply(dense, Settings(rule="ultragen")), SHAPE)
-    assert untrained.warnings == ("without trained weights (experimental)",)
-    assert "Careful: without trained weights (experimental)" in untrained.text()
-    assert "without trained weights (experimental)" in picture(untrained)
+    assert untrained.warnings == (WITHOUT_WEIGHTS,)
+    assert f"Careful: {WITHOUT_WEIGHTS}" in untrained.text() and html.escape(WITHOUT_WEIGHTS) in picture(untrained)
     with pytest.raises(ValueError, match="it has 48 channels, the model 16. Connect the VAE of the model"):
         plan_of(tiny, (1, 48, 3, 16, 24))
 

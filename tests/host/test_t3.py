@@ -73,7 +73,11 @@ def test_every_block_follows_the_rule(tiny, caplog):
     sample(apply(tiny, Settings(rule="t3")), SHAPE, CONTEXT, steps=1)
     assert (
         "grid 3x8x12, rule t3 in 4 of 4 blocks (0-3), windows (t x h x w) 3x1x1 once, 1x1x2, 1x1x2, 1x1x1 once, 1x1x1"
-        " once in turn, a size that the weights were not trained for (experimental; 21x136x240 is theirs)"
+        " once in turn\n"
+    ) in caplog.text
+    assert (
+        "192x128, 9 frames is a size that the weights were not trained for (experimental; theirs is 3840x2176, 81"
+        " frames)."
     ) in caplog.text
 
 

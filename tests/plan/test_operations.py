@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import ToyAttention, dense_attention, seeded
-from torch.utils.flop_counter import FlopCounterMode
+from support import ToyAttention, counted, seeded
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
-from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape
 from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.grid import TokenGrid
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.attention.t3 import PUBLISHED_1_3B, t3_attention
-from ultragen_core.plan.operations import Operations, dense_layer, t3_layer, ultragen_layer
+from ultragen_core.plan.operations import dense_layer, t3_layer, ultragen_layer
 
 C = 24
 
 
-def counted(run) -> Operations:
-    """Operations of run(engine): attention by the sizes it is called with, linear layers by PyTorch's own counter."""
-    attention = 0.0
-
-    def attend(q, k, v, heads):
-        nonlocal attention
-        attention += 4 * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
-        return dense_attention(q, k, v, heads)
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run(Engine(attend))
-    return Operations(attention, counter.get_flop_counts()["Global"][torch.ops.aten.addmm])
-
-
 @pytest.mark.parametrize("block", [2, 3])
 @pytest.mark.parametrize("local", [{}, {"cross_window": "swin", "cut": "balanced"}, {"hierarchical": False}])
-def test_ultragen(block, local):
+@pytest.mark.parametrize("lora_strength", [0.0, 0.5])
+def test_ultragen(block, local, lora_strength):
     grid, shape, attn = TokenGrid(2, 17, 30), ExtrasShape(C, rank=4, refined=True), ToyAttention(C)
-    spec = block_spec(block, LocalConfig(**local), GlobalConfig(), trained=True)
+    spec = block_spec(block, LocalConfig(**local), GlobalConfig(lora_strength=lora_strength), trained=True)
     extras, gates = BlockExtras(shape), Gates(*torch.full((2, 1, 1, C), 0.5))
     x = seeded(1, grid.tokens, C)
     assert counted(lambda engine: ultragen_attention(attn, x, grid, spec, extras, gates, engine)) == ultragen_layer(

@@ -73,11 +73,15 @@ def attend(
     return in_pieces(attend_some, windows, 0, engine.tokens_at_a_time, overwrite)
 
 
+def map_side(length: int, spec: BranchSpec, ratio: int = 1) -> int:
+    """The side of the map that a branch attends on, after compression by `ratio` and resizing."""
+    side = max(length // ratio, 1)
+    return nearest_multiple(side, spec.num_windows) if spec.resize else side
+
+
 def branch_layout(grid: TokenGrid, spec: BranchSpec, ratio: int = 1) -> tuple[TokenGrid, list[Region]]:
-    """The map that a branch attends on, after compression by `ratio` and resizing, and the windows it is cut into."""
-    sides = (max(length // ratio, 1) for length in (grid.h, grid.w))
-    h, w = (nearest_multiple(side, spec.num_windows) if spec.resize else side for side in sides)
-    size = TokenGrid(grid.t, h, w)
+    """The map that a branch attends on, and the windows it is cut into."""
+    size = TokenGrid(grid.t, *(map_side(length, spec, ratio) for length in (grid.h, grid.w)))
     return size, cut_grid(size, spec.num_windows, spec.shifted)
 
 

@@ -6,13 +6,13 @@ It has no weights of its own; models are trained for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
 from torch import Tensor
 
+from ..sizes import VideoSize
 from .engine import Engine
 from .grid import TokenGrid, window_partition, window_unpartition, window_view
 from .layer import Projections, attend
@@ -40,16 +40,16 @@ class Published:
         """
         windows = self._nearest(block_index, grid)
         if windows is None:
-            good = min(
-                (other for other in self._neighbours(grid) if self._fits(other)),
-                key=lambda other: abs(other.h - grid.h) + abs(other.w - grid.w),
-            )
+            good = next(other for other in self._neighbours(grid) if self._fits(other))
             raise ValueError(
-                f"The t3 rule cuts frames into equal windows, and {grid.w * self.pixels}x{grid.h * self.pixels} pixels"
-                f" ({grid.w}x{grid.h} tokens) have too few divisors for that. The nearest size that does:"
-                f" {good.w * self.pixels}x{good.h * self.pixels}."
+                f"The t3 rule cuts videos into equal windows, and {self.size(grid)} (grid {grid}) have too few"
+                f" divisors for that. The nearest size that does: {self.size(good)}."
             )
         return windows
+
+    def table(self, grid: TokenGrid) -> list[Windows]:
+        """The counts of all blocks, which repeat from then on. Raises ValueError as `windows_of`."""
+        return [self.windows_of(index, grid) for index in range(len(self.windows))]
 
     def wanted(self, block_index: int, grid: TokenGrid) -> TokenGrid:
         """The extent of the published windows of a block, no larger than the grid; over all frames if it was so."""
@@ -57,12 +57,21 @@ class Published:
         t, h, w = map(min, window_grid(self.grid, published), grid)
         return TokenGrid(grid.t if published[0] == 1 else t, h, w)
 
+    def size(self, grid: TokenGrid) -> VideoSize:
+        return VideoSize(grid.w * self.pixels, grid.h * self.pixels, 4 * grid.t - 3)
+
     def _fits(self, grid: TokenGrid) -> bool:
         return all(self._nearest(index, grid) for index in range(len(self.windows)))
 
-    def _neighbours(self, grid: TokenGrid) -> Iterator[TokenGrid]:
-        sides = ([n for n in range(length - 8, length + 9) if n > 0] for length in grid[1:])
-        return (TokenGrid(grid.t, h, w) for h, w in product(*sides))
+    def _neighbours(self, grid: TokenGrid) -> list[TokenGrid]:
+        """Nearest first; other numbers of frames, which a large prime asks for, last."""
+        near = product(*([n for n in range(length - 8, length + 9) if n > 0] for length in grid))
+
+        def distance(other: tuple[int, int, int]) -> tuple[int, int]:
+            frames, *sides = (abs(a - b) for a, b in zip(other, grid, strict=True))
+            return frames, sum(sides)
+
+        return [TokenGrid(*other) for other in sorted(near, key=distance)]
 
     def _nearest(self, block_index: int, grid: TokenGrid) -> Windows | None:
         published = self.windows[block_index % len(self.windows)]

@@ -51,8 +51,8 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
     extras: the added weights; None keeps those that a patched model already has.
     Raises ValueError where model, settings and extras do not fit together.
     """
-    before = patched_by(model)
-    rule = _rule(wan_model(model), settings, extras, before.rule if before else None)
+    dm, before = wan_model(model), patched_by(model)
+    rule = _rule(dm, settings, extras, before.rule if before else None)
     runtime = Runtime(rule, (settings.start_percent, settings.end_percent), settings.bounded_memory)
     patched = model.clone()
     for kind, wrapper in (

@@ -48,7 +48,7 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
     if runtime is None or runtime.percent == (0.0, 1.0):
         return made
     start, end = runtime.percent
-    doubt = f"attention is dense, at full cost, outside {start:.0%} to {end:.0%} of the run"
+    doubt = f"Attention is dense, at full cost, outside {start:.0%} to {end:.0%} of the run."
     return replace(made, warnings=(*made.warnings, doubt))
 
 
@@ -111,7 +111,7 @@ def plan(rule: Rule | None, model: WanShape, size: VideoSize, weights: int = 0, 
         activations=(least + activations.passing // MOST_PIECES, least + activations.passing),
         decode=_decode(latent[1:]),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
-        warnings=tuple(rule.doubts(grid)) if rule else (),
+        warnings=tuple(rule.advice(grid)) if rule else (),
     )
 
 

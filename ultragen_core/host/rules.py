@@ -22,11 +22,13 @@ from ..attention.gate import UNTRAINED_GATE, GateTable
 from ..attention.grid import TokenGrid
 from ..attention.layer import ultragen_attention
 from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, Published, coincide, t3_attention
+from ..plan.advice import t3_advice, ultragen_advice
 from ..plan.kinds import Kind, t3_kind, ultragen_kind
 from ..wan import WanShape
 from .extras import LoadedExtras
 
 KEY = "ultragen"
+WITHOUT_WEIGHTS = "Without trained weights UltraGen's attention is experimental: its quality is unmeasured."
 
 
 class Rule(Protocol):
@@ -45,19 +47,16 @@ class Rule(Protocol):
     def kinds(self, grid: TokenGrid) -> list[Kind]:
         """What its blocks do on this grid. Raises ValueError where the grid is none for this rule."""
 
-    def doubts(self, grid: TokenGrid) -> list[str]:
-        """Why the result may disappoint on this grid."""
-
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         """What runs where on this grid, for the log. Raises ValueError like `kinds`."""
+
+    def advice(self, grid: TokenGrid) -> list[str]:
+        """Why the result may disappoint, and sizes that are better; one sentence each."""
 
 
 @dataclass(frozen=True)
 class UltraGenRule:
-    """UltraGen's three branches in `blocks`; `dense` says why the others keep full attention.
-
-    base_tokens: see WanShape; models without extra weights go by it.
-    """
+    """UltraGen's three branches in `blocks` of a model; `dense` says why the others keep full attention."""
 
     extras: LoadedExtras
     blocks: list[int]
@@ -65,12 +64,12 @@ class UltraGenRule:
     gates: GateTable
     local: LocalConfig
     global_: GlobalConfig
-    base_tokens: int
+    shape: WanShape
     name = "ultragen"
 
     def spec(self, index: int, grid: TokenGrid) -> BlockSpec:
         trained = self.extras.trained
-        near = windows_near(self.base_tokens, grid, self.extras.shape.hierarchical_ratio)
+        near = windows_near(self.shape.base_tokens, grid, self.extras.shape.hierarchical_ratio)
         return block_spec(index, self.local, self.global_, trained, TRAINED_WINDOWS if trained else near)
 
     def attentions(self, base, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
@@ -99,10 +98,12 @@ class UltraGenRule:
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         parts = [f"rule ultragen in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
         parts += [f"{kind.name} {' + '.join(map(str, kind.branches))}" for kind in self.kinds(grid)]
-        return [*parts, *dense_blocks(self), *self.doubts(grid)]
+        return [*parts, *dense_blocks(self)]
 
-    def doubts(self, grid: TokenGrid) -> list[str]:
-        return [] if self.extras.trained else ["without trained weights (experimental)"]
+    def advice(self, grid: TokenGrid) -> list[str]:
+        specs = [self.spec(parity, grid) for parity in {index % 2 for index in self.blocks}]
+        sizes = ultragen_advice(grid, specs, self.extras.shape, self.shape.token_pixels)
+        return sizes if self.extras.trained else [WITHOUT_WEIGHTS, *sizes]
 
 
 def dense_blocks(rule: Rule) -> list[str]:
@@ -132,25 +133,20 @@ class T3Rule:
 
     def kinds(self, grid: TokenGrid) -> list[Kind]:
         kinds = []
-        for turn in range(len(self.published.windows)):
-            if blocks := [index for index in self.blocks if index % len(self.published.windows) == turn]:
-                windows = self.published.windows_of(turn, grid)
-                kinds.append(
-                    t3_kind(f"blocks {len(self.published.windows)}n+{turn}", blocks, grid, windows, self.channels)
-                )
+        for turn, windows in enumerate(table := self.published.table(grid)):
+            if blocks := [index for index in self.blocks if index % len(table) == turn]:
+                kinds.append(t3_kind(f"blocks {len(table)}n+{turn}", blocks, grid, windows, self.channels))
         return kinds
 
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         parts = [f"rule t3 in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
-        windows = [self.published.windows_of(index, grid) for index in range(len(self.published.windows))]
+        windows = self.published.table(grid)
         names = ["x".join(map(str, n)) + (" once" if coincide(grid, n) else "") for n in windows]
         parts.append(f"windows (t x h x w) {', '.join(names)} in turn")
-        return [*parts, *dense_blocks(self), *self.doubts(grid)]
+        return [*parts, *dense_blocks(self)]
 
-    def doubts(self, grid: TokenGrid) -> list[str]:
-        if grid == self.published.grid:
-            return []
-        return [f"a size that the weights were not trained for (experimental; {self.published.grid} is theirs)"]
+    def advice(self, grid: TokenGrid) -> list[str]:
+        return t3_advice(grid, self.published)
 
 
 def ultragen_rule(shape: WanShape, local: LocalConfig, global_: GlobalConfig, extras: LoadedExtras) -> UltraGenRule:
@@ -163,7 +159,7 @@ def ultragen_rule(shape: WanShape, local: LocalConfig, global_: GlobalConfig, ex
         without |= {i: "outer tenth" for i in range(shape.blocks) if not outer <= i < shape.blocks - outer}
     blocks, dense = _choose_blocks(shape, chosen or frozenset(), without)
     gates = _gate_table(local, global_, extras, blocks)
-    return UltraGenRule(extras, blocks, dense, gates, local, global_, shape.base_tokens)
+    return UltraGenRule(extras, blocks, dense, gates, local, global_, shape)
 
 
 def t3_rule(shape: WanShape, global_: GlobalConfig) -> T3Rule:

@@ -40,7 +40,9 @@ class Runtime:
     rooms: dict[tuple[Activations, torch.device], Room] = field(default_factory=dict)
 
     def outer_sample(self, executor, noise: Tensor, *args, **kwargs):
-        """Wraps a whole sampling run: says once what will run, and corrects ComfyUI's estimate of the memory for it."""
+        """Wraps a whole sampling run: says once what will run and what is bad about its size, and corrects ComfyUI's
+        estimate of the memory for it.
+        """
         base = executor.class_obj.model_patcher.model
         dm = diffusion_model(base)
         self.noted.clear()
@@ -50,6 +52,8 @@ class Runtime:
         if hasattr(dm, "vace_blocks"):
             parts.append("VACE blocks as the blocks that they feed (experimental)")
         log.info("UltraGen: %s", ", ".join(parts))
+        for sentence in self.rule.advice(grid):
+            log.warning("UltraGen: %s", sentence)
         base.memory_required = lambda shape, cond_shapes=None: self.memory_required(base, shape)
         try:
             return executor(noise, *args, **kwargs)
