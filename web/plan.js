@@ -1,5 +1,6 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { display } from "./display.js";
 
 // A picture of what a run would do, on the nodes that decide it. Python draws it; this gathers what the canvas says.
 
@@ -121,10 +122,5 @@ function add(node) {
         if (!svg) return element.textContent ? 45 : 0;
         return ((node.size[0] - SIDES) * svg.getAttribute("height")) / svg.getAttribute("width");
     };
-    node.addDOMWidget(NAME, NAME, element, {
-        serialize: false,
-        hideOnZoom: false,
-        getMinHeight: height,
-        getMaxHeight: height,
-    });
+    display(node, NAME, element, height);
 }

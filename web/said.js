@@ -1,4 +1,5 @@
 import { app } from "../../scripts/app.js";
+import { display } from "./display.js";
 
 // ComfyUI itself shows how far a running node is, and the video that it made. What a node says at its end, such as the
 // size that it chose or the files that it wrote, would stay in the server's answer.
@@ -40,10 +41,5 @@ function add(node) {
     // Six pixels a letter: the element itself cannot be measured before it is drawn.
     const lines = () => element.textContent.split("\n").map((line) => Math.ceil((6 * line.length) / (node.size[0] - 40)));
     const height = () => 4 + LINE * Math.min(MOST_LINES, lines().reduce((a, b) => a + b, 0));
-    return node.addDOMWidget(NAME, NAME, element, {
-        serialize: false,
-        hideOnZoom: false,
-        getMinHeight: height,
-        getMaxHeight: height,
-    });
+    return display(node, NAME, element, height);
 }
