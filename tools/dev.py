@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything a developer types: `python3 tools/dev.py {demo,test,serve}`. Needs Python 3.10 and nothing installed."""
+"""Everything a developer types: `python3 tools/dev.py COMMAND` (--help lists them). Needs Python 3.10, nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, default=8)
     demo.add_argument("--seed", type=int, default=0)
     serve = commands.add_parser("serve", help="ComfyUI with the pack and the tiny model, to look at in a browser")
-    for command in (demo, serve):
+    templates = commands.add_parser("templates", help="write workflows/ anew: every template and its thumbnail")
+    for command in (demo, serve, templates):
         command.add_argument(
             "--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"), help="your own install"
         )
@@ -69,9 +70,9 @@ def main() -> int:
         from tools import suite
 
         return suite.run(cache, rest)
-    from tools import demo
+    from tools import demo, templates
 
-    return (demo.run if args.command == "demo" else demo.serve)(cache, args)
+    return {"demo": demo.run, "serve": demo.serve, "templates": templates.run}[args.command](cache, args)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,17 @@ import uuid
 from typing import NamedTuple
 
 GAP, TITLE, MARGIN, TOP = 40, 80, 20, 60
+VIEW_WIDTH, SIDEBAR = 1400, 90  # pixels of the screen that the graph is shown in, and those left of it
 SHORTEST = 800  # of a column, in pixels
 NOTE_WIDTH = 480
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 # Pixels that a node takes in the taller one of the two renderers.
 HEIGHTS = {
-    "CFGGuider": 100, "CLIPLoader": 110, "CLIPTextEncode": 200, "CLIPVisionEncode": 80, "CLIPVisionLoader": 60,
-    "KSamplerSelect": 60, "LatentUpscaleBy": 90, "LoadImage": 320, "LoraLoaderModelOnly": 90, "RandomNoise": 90,
-    "SamplerCustomAdvanced": 130, "SplitSigmasDenoise": 80, "UNETLoader": 90, "UltraGenApply": 230,
-    "UltraGenEmptyLatent": 180, "UltraGenLoadLatent": 60, "UltraGenLoadModel": 130, "UltraGenModelSampling": 110,
-    "UltraGenPrompts": 320, "UltraGenResume": 110, "UltraGenVAETiling": 60, "VAELoader": 60, "WanImageToVideo": 230,
+    "CFGGuider": 110, "CLIPLoader": 120, "CLIPTextEncode": 200, "CLIPVisionEncode": 90, "CLIPVisionLoader": 60,
+    "KSamplerSelect": 60, "LatentUpscaleBy": 100, "LoadImage": 320, "LoraLoaderModelOnly": 100, "RandomNoise": 100,
+    "SamplerCustomAdvanced": 130, "SplitSigmasDenoise": 90, "UNETLoader": 100, "UltraGenApply": 250,
+    "UltraGenEmptyLatent": 210, "UltraGenLoadLatent": 100, "UltraGenLoadModel": 150, "UltraGenModelSampling": 140,
+    "UltraGenPrompts": 320, "UltraGenResume": 120, "UltraGenVAETiling": 100, "VAELoader": 60, "WanImageToVideo": 240,
 }  # fmt: skip
 OURS, GREEN, RED, BROWN = (
     {"color": color, "bgcolor": background}
@@ -132,17 +133,19 @@ class Layout:
         for node in self.nodes:
             if not node["size"][1]:  # it shows a video: all the room that there is
                 node["size"][1] = bottom - node["pos"][1]
-        identity = len(self.nodes) + 1
+        identity, left, right = len(self.nodes) + 1, -NOTE_WIDTH - GAP, self.x + self.width + MARGIN
         read_me = {
-            "id": identity, "type": "MarkdownNote", "pos": [-NOTE_WIDTH - GAP, TOP], "size": [NOTE_WIDTH, bottom - TOP],
+            "id": identity, "type": "MarkdownNote", "pos": [left, TOP], "size": [NOTE_WIDTH, bottom - TOP],
             "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [], "outputs": [], "title": "Read me",
             "properties": {}, "widgets_values": [note], **BROWN,
         }  # fmt: skip
+        scale = round(min(0.6, VIEW_WIDTH / (right - left)), 2)
+        view = {"scale": scale, "offset": [round(SIDEBAR / scale) - left, 200]}
         looks = {"color": "#3f789e", "font_size": 24, "flags": {}}
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"ultragen/{self.name}")), "revision": 0,
             "last_node_id": identity, "last_link_id": len(self.links),
             "nodes": [*self.nodes, read_me], "links": self.links,
             "groups": [{"id": number, **group, **looks} for number, group in enumerate(self.groups, 1)],
-            "config": {}, "extra": {"ds": {"scale": 0.6, "offset": [600, 200]}}, "version": 0.4,
+            "config": {}, "extra": {"ds": view}, "version": 0.4,
         }  # fmt: skip

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
-from tools.server import ROOT
+from tools import demo, workflow
+from tools.console import say
+from tools.server import ROOT, Server
 from tools.template_graphs import TEMPLATES
 from tools.template_layout import Layout
 from tools.template_parts import FILES
 
 FOLDER = ROOT / "workflows"
+WIDTH, HEIGHT, FRAMES, STEPS = 512, 288, 5, 6
+BAND = 64  # rows at the bottom of a thumbnail, for its title
+TOY = "a small run, untrained model"
+
+
+def run(cache: Path, args: argparse.Namespace) -> int:
+    with demo.start(cache, "templates", args) as server:
+        object_info = server.get("/object_info")
+        for seed, name in enumerate(TEMPLATES):
+            file = FOLDER / f"{name}.json"
+            content = make(name, object_info)
+            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            videos = small_run(server, file, object_info, seed)
+            thumbnail(videos, content).save(file.with_suffix(".jpg"), quality=80)
+            say(f"{file.name}, {file.with_suffix('.jpg').stat().st_size // 1024} KiB of thumbnail")
+    return 0
 
 
 def make(name: str, object_info: dict) -> dict:
@@ -18,7 +39,32 @@ def make(name: str, object_info: dict) -> dict:
     return layout.workflow(TEMPLATES[name](layout))
 
 
-def write(object_info: dict) -> None:
-    for name in TEMPLATES:
-        text = json.dumps(make(name, object_info), indent=2, ensure_ascii=False)
-        (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+def small_run(server: Server, file: Path, object_info: dict, seed: int) -> list[Path]:
+    graph = workflow.to_api(file, object_info)
+    graph = workflow.make_small(graph, WIDTH, HEIGHT, FRAMES, STEPS, seed)
+    return demo.saved_videos(server, server.run(workflow.with_stand_ins(graph)))
+
+
+def thumbnail(videos: Sequence[Path], content: dict):
+    """The last frame of each video side by side, above the title of the graph's note: a PIL image."""
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+    title = content["nodes"][-1]["widgets_values"][0].splitlines()[0].removeprefix("# ")
+    what, _, which = title.partition(": ")
+    picture = Image.new("RGB", (WIDTH, HEIGHT + BAND), "#202020")
+    share = WIDTH // len(videos)
+    for index, video in enumerate(videos):
+        picture.paste(ImageOps.fit(last_frame(video), (share - (len(videos) > 1), HEIGHT)), (index * share, 0))
+    draw = ImageDraw.Draw(picture)
+    draw.text((12, HEIGHT + 8), what, "white", ImageFont.load_default(22))
+    draw.text((12, HEIGHT + 38), which, "#c0c0c0", ImageFont.load_default(15))
+    draw.text((WIDTH - 12, HEIGHT + 14), TOY, "#808080", ImageFont.load_default(12), anchor="ra")
+    return picture
+
+
+def last_frame(video: Path):
+    import av
+
+    with av.open(str(video)) as container:
+        *_, frame = container.decode(video=0)
+        return frame.to_image()

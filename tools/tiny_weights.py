@@ -72,6 +72,8 @@ def vae_weight(key: str, shape: tuple[int, ...], generator: Generator) -> Tensor
     if ".residual." in key or "to_qkv" in key or "proj" in key:
         return 0.3 * torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
     mixture = torch.randn(shape[:2], generator=generator) / math.sqrt(shape[1])
+    if key == "decoder.head.2.weight":  # Wan 2.2's makes 2x2 pixels at a time: the same colour for all four
+        mixture = mixture[:3].repeat_interleave(shape[0] // 3, 0)
     if "time_conv" in key:
         mixture = torch.eye(shape[1]).repeat(shape[0] // shape[1], 1)
     kernel = torch.ones(())

@@ -1,0 +1,40 @@
+"""What lies in workflows/ is what `tools/dev.py templates` writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tools import templates
+from tools.template_graphs import TEMPLATES
+
+
+def without_output_names(content: dict) -> dict:
+    """ComfyUI 0.3.75 names the outputs of newer nodes by their type."""
+    for node in content["nodes"]:
+        node["outputs"] = [{**output, "name": ""} for output in node["outputs"]]
+    return content
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_file_is_as_written(name, server):
+    content = json.loads((templates.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    made = templates.make(name, server.get("/object_info"))
+    assert without_output_names(content) == without_output_names(made)
+
+
+def test_each_template_has_a_thumbnail_and_nothing_else_lies_there():
+    assert {file.name for file in templates.FOLDER.iterdir()} == {
+        f"{name}.{end}" for name in TEMPLATES for end in ("json", "jpg")
+    }
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_thumbnail_is_small(name):
+    from PIL import Image
+
+    file = templates.FOLDER / f"{name}.jpg"
+    assert file.stat().st_size <= 60_000
+    with Image.open(file) as picture:
+        assert picture.size == (templates.WIDTH, templates.HEIGHT + templates.BAND)
