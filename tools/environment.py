@@ -19,6 +19,7 @@ from tools.console import Trouble, say
 TORCH = ["torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0"]
 TESTS = [
     "pytest==9.2.0",
+    "pytest-xdist==3.8.0",
     "hypothesis==6.170.15",
     "ruff==0.17.6",
     "triton==3.6.0; sys_platform == 'linux'",

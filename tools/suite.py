@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Pure torch, and the tools that install packs: one run is enough.
 NEWEST_ONLY = ("tests/attention", "tests/install", "tests/weights")
 NO_TESTS_COLLECTED = 5
+MOST_WORKERS = 4  # each has its own ComfyUI server
 
 
 def run(cache: Path, arguments: Sequence[str]) -> int:
@@ -36,8 +37,10 @@ def run(cache: Path, arguments: Sequence[str]) -> int:
 
 def _pytest(release: comfyui.Release, cache: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
     say(f"\nTests on ComfyUI {release.version}")
-    environment = {**os.environ, "COMFYUI_PATH": str(comfyui.tree_of(release, cache))}
-    return _call([_tool("pytest"), *options, *arguments], environment)
+    # Toy tensors gain nothing from threads, and threads of several processes are in each other's way.
+    environment = {**os.environ, "COMFYUI_PATH": str(comfyui.tree_of(release, cache)), "OMP_NUM_THREADS": "1"}
+    workers = ["-n", "auto", "--maxprocesses", str(MOST_WORKERS), "--dist", "loadfile"]
+    return _call([_tool("pytest"), *workers, *options, *arguments], environment)
 
 
 def _call(command: list[str], environment: dict[str, str] | None = None) -> int:

@@ -69,8 +69,11 @@ def test_empty_latent_of_another_vae(pack):
         def temporal_compression_decode(self):
             return 4
 
-    output = node(pack, "UltraGenEmptyLatent").execute("custom", 1280, 720, 121, 1, Wan22())
-    assert output.result[0]["samples"].shape == (1, 48, 31, 46, 80)
+    def shape(*widgets):
+        return node(pack, "UltraGenEmptyLatent").execute(*widgets, 1, Wan22()).result[0]["samples"].shape
+
+    assert shape("custom", 1280, 720, 121) == (1, 48, 31, 46, 80)
+    assert shape("4K x 81 (3840x2176)", 0, 0, 0) == (1, 48, 21, 136, 240)  # what T3-Video's 5B was trained on
 
 
 @pytest.mark.parametrize(
