@@ -56,7 +56,7 @@ def t2v_1080p(layout: Layout) -> str:
         "Wan 2.1 1.3B with UltraGen's hierarchical attention makes 1920x1088, 81 frames, at 15 fps in one go: no"
         " upscaler. It is best at landscapes and scenery, weaker at people and fast motion.",
         "**Settings** are the published ones: 30 steps of euler, CFG 5, shift 5, seed 0 and an English negative prompt."
-        " To try it quickly, set the size to *custom*, 960x544, 33 frames.",
+        " To try it quickly, set the size to *custom*, 960x576, 33 frames.",
         "**Memory.** 8 GB cards are enough.",
         RESUME,
         LOG,

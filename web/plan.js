@@ -75,14 +75,21 @@ function question(node) {
     if (!patch) return null;
     const file = (other) => ["checkpoint", "unet_name"].map((name) => values(other)[name]).find(Boolean);
     const loader = file(patch) ? patch : upstream(patch, file);
-    const latent = node.graph?._nodes.find((other) => other.comfyClass === "UltraGenEmptyLatent");
     return {
         node: values(patch),
         model: loader ? file(loader) : null,
         local: values(source(patch, "local_config")),
         global: values(source(patch, "global_config")),
-        latent: values(latent),
+        latent: size(node.graph?._nodes ?? []),
     };
+}
+
+function size(nodes) {
+    const latent = nodes.find((node) => node.comfyClass === "UltraGenEmptyLatent");
+    if (latent) return values(latent);
+    // Core's own nodes, such as WanImageToVideo.
+    const { width, height, length } = nodes.map(values).find((all) => all.width && all.height && all.length) ?? {};
+    return width ? { preset: "custom", width, height, frames: length } : null;
 }
 
 function upstream(node, matches) {

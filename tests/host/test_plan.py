@@ -111,7 +111,8 @@ def test_what_speaks_against_it(tiny, dense):
     assert part == "Attention is dense, at full cost, outside 30% to 100% of the run."
     untrained = plan_of(apply(dense, Settings(rule="ultragen")), SHAPE)
     assert untrained.warnings == (WITHOUT_WEIGHTS,)
-    assert f"Careful: {WITHOUT_WEIGHTS}" in untrained.text() and html.escape(WITHOUT_WEIGHTS) in picture(untrained)
+    assert f"Careful: {WITHOUT_WEIGHTS}" in untrained.text()
+    assert html.escape(WITHOUT_WEIGHTS[:40]) in picture(untrained)
     with pytest.raises(ValueError, match="it has 48 channels, the model 16. Connect the VAE of the model"):
         plan_of(tiny, (1, 48, 3, 16, 24))
 

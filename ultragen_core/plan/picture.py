@@ -4,6 +4,7 @@ colour, so that it suits light and dark.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from html import escape
 
@@ -11,6 +12,7 @@ from .kinds import Branch, Kind
 from .report import GatePoint, Plan, gib, windows_text
 
 WIDTH, MARGIN, LINE = 420, 10, 14  # pixels
+LETTERS = 68  # of a line
 FRAME_HEIGHT = 110
 PLOT = 110, 60  # of the gates
 COLOURS = {
@@ -30,8 +32,9 @@ def picture(plan: Plan) -> str:
         parts += drawn
         y += height
     for warning in plan.warnings:
-        y += LINE
-        parts.append(_text(MARGIN, y, f"\N{WARNING SIGN} {warning}", "#e0a000"))
+        for line in textwrap.wrap(f"\N{WARNING SIGN} {warning}", LETTERS):
+            y += LINE
+            parts.append(_text(MARGIN, y, line, "#e0a000"))
     size = f'width="{WIDTH}" height="{y + MARGIN}" viewBox="0 0 {WIDTH} {y + MARGIN}"'
     style = 'font-family="sans-serif" font-size="11" fill="currentColor"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(parts)}</svg>'
