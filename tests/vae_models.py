@@ -39,23 +39,23 @@ def toy_vae(width: int = 16):
     return comfy.sd.VAE(sd=narrow("2.1", channels=16, width=width).state_dict())
 
 
-def kit() -> Kit:
-    return Kit(lambda conv: (conv.weight, conv.bias), torch.device("cpu"), torch.float32, lambda: None)
+def kit(dtype: torch.dtype = torch.float32) -> Kit:
+    return Kit(lambda conv: (conv.weight, conv.bias), torch.device("cpu"), dtype, lambda: None)
 
 
 def tiled_decode(model: torch.nn.Module, z: torch.Tensor, tile: int) -> torch.Tensor:
     head, tail = decode.split(decoder_layers(model))
     shelf = Shelf(z.shape[2], tuple(z.shape[-2:]), torch.device("cpu"))
-    decode.whole_frames(head, z, kit(), shelf, lambda: None)
+    decode.whole_frames(head, z, kit(z.dtype), shelf, lambda: None)
     size = output_size(tail, shelf.size)
-    out = torch.full((1, 3, 4 * z.shape[2] - 3, *size), float("nan"))
+    out = torch.full((1, 3, 4 * z.shape[2] - 3, *size), float("nan"), dtype=z.dtype)
 
     def emit(frames: slice, window: Window, pixels: torch.Tensor) -> None:
         rows, columns = window.inside(Window.whole(size))
         assert out[:, :, frames, rows, columns].isnan().all(), "a piece was written twice"
         out[:, :, frames, rows, columns] = pixels
 
-    decode.in_tiles(tail, shelf, Cut(size, tile, size[0] // shelf.size[0]), kit(), emit, lambda: None)
+    decode.in_tiles(tail, shelf, Cut(size, tile, size[0] // shelf.size[0]), kit(z.dtype), emit, lambda: None)
     return out
 
 

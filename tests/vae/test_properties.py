@@ -63,11 +63,12 @@ def test_every_layer_is_given_what_the_next_ones_need(tiled_layers, version, dir
 
 @pytest.fixture(scope="module")
 def vaes():
-    return {version: narrow(version, width=8) for version in UNITS}
+    return {version: narrow(version, width=8).double() for version in UNITS}
 
 
 @very_few
 @given(versions, st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14)), st.sampled_from([64, 80, 200]))
 def test_decode_equals_core(vaes, version, latent, tile):
-    z = seeded(1, 4, *latent)
-    assert error(tiled_decode(vaes[version], z, tile), vaes[version].decode(z)) < 2e-6
+    """In float64, where rounding hides nothing: in float32 core itself was seen 2.8e-6 off at this width."""
+    z = seeded(1, 4, *latent).double()
+    assert error(tiled_decode(vaes[version], z, tile), vaes[version].decode(z)) < 1e-12

@@ -58,6 +58,7 @@ class Published:
         return TokenGrid(grid.t if published[0] == 1 else t, h, w)
 
     def size(self, grid: TokenGrid) -> VideoSize:
+        """The video that this is the token grid of; Wan makes one latent frame of four, but for the first."""
         return VideoSize(grid.w * self.pixels, grid.h * self.pixels, 4 * grid.t - 3)
 
     def _fits(self, grid: TokenGrid) -> bool:
