@@ -1,4 +1,5 @@
-"""The `templates` command: workflows/*.json anew, each with a thumbnail from a small run of that very graph."""
+"""The `templates` command: workflows/*.json anew, each with a thumbnail from a small run of that very graph, and what
+is made of them: the blueprint in subgraphs/ and the examples in API format in docs/headless."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import demo, workflow
+from tools import blueprint, demo, workflow
 from tools.console import say
 from tools.server import ROOT, Server
 from tools.template_graphs import TEMPLATES
@@ -15,6 +16,8 @@ from tools.template_layout import Layout
 from tools.template_parts import FILES
 
 FOLDER = ROOT / "workflows"
+BLUEPRINT = ROOT / "subgraphs" / f"{blueprint.NAME}.json"
+HEADLESS = [ROOT / "docs" / "headless" / f"{name}.json" for name in ("ultragen_t2v_1080p", "ultragen_t3_4k_wan21_1_3b")]
 WIDTH, HEIGHT, FRAMES, STEPS = 512, 288, 5, 6
 BAND = 64  # rows at the bottom of a thumbnail, for its title
 TOY = "a small run, untrained model"
@@ -26,11 +29,18 @@ def run(cache: Path, args: argparse.Namespace) -> int:
         for seed, name in enumerate(TEMPLATES):
             file = FOLDER / f"{name}.json"
             content = make(name, object_info)
-            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write(file, content)
             videos = small_run(server, file, object_info, seed)
             thumbnail(videos, content).save(file.with_suffix(".jpg"), quality=80)
             say(f"{file.name}, {file.with_suffix('.jpg').stat().st_size // 1024} KiB of thumbnail")
+        write(BLUEPRINT, blueprint.make(json.loads((FOLDER / f"{blueprint.SOURCE}.json").read_text(encoding="utf-8"))))
+        for example in HEADLESS:
+            write(example, workflow.to_api(FOLDER / example.name, object_info))
     return 0
+
+
+def write(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def make(name: str, object_info: dict) -> dict:

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from tools.tiny_weights import DIM, dit_weight, vae_weight
+from tools.workflow import KEPT_LATENT
 
 CHECKPOINT = "models/diffusion_models/ultragen_1080p.ckpt"
 VAE, VAE_WAN22 = "models/vae/wan_2.1_vae.safetensors", "models/vae/wan2.2_vae.safetensors"
-IMAGE, LATENT = "input/example.png", "input/kept.latent"
+IMAGE, LATENT = "input/example.png", f"input/{KEPT_LATENT}"
 # Too large to be made up: listed by loaders, never loaded.
 PLACEHOLDERS = (
     "models/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tools.server import ROOT
 
+KEPT_LATENT = "kept.latent"  # in the input folder, small
 LEFT_OUT = ("CLIPLoader", "CLIPVisionLoader", "CLIPVisionEncode")
 SHIPPED = ROOT / "workflows" / "ultragen_t2v_1080p.json"
 
@@ -28,6 +29,7 @@ def make_small(graph: dict, width: int, height: int, frames: int, steps: int, se
             "WanImageToVideo": {"width": width, "height": height, "length": frames},
             "UltraGenModelSampling": {"steps": steps},
             "RandomNoise": {"noise_seed": seed},
+            "UltraGenLoadLatent": {"latent": KEPT_LATENT},
             "UltraGenSaveVideo": {"crop": "keep"},
         }.get(node["class_type"], {})
         node["inputs"] |= changes

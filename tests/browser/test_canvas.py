@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import workflow
+from tools import blueprint, templates, workflow
 from tools.server import ROOT
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
@@ -57,6 +57,28 @@ def test_workflow_opens_whole_and_queues_what_python_makes_of_it(file: Path, any
     queued = {key: (node["class_type"], node["inputs"]) for key, node in any_canvas.prompt().items()}
     expected = workflow.to_api(file, object_info)
     assert queued == {key: (node["class_type"], node["inputs"]) for key, node in expected.items()}
+
+
+def test_blueprint_is_the_1080p_template_as_one_node(any_canvas):
+    offered = any_canvas.server.get("/global_subgraphs").values()
+    assert [entry["name"] for entry in offered].count(blueprint.NAME) == 1
+    any_canvas.open(json.loads(templates.BLUEPRINT.read_text()))
+    any_canvas.shoot("blueprint")
+    assert any_canvas.run(NODE)[-3:] == ["text", "preset", "noise_seed"]
+    template = workflow.to_api(workflow.SHIPPED, any_canvas.server.get("/object_info"))
+    assert without_ids(any_canvas.prompt()) == without_ids(template)
+
+
+def without_ids(graph: dict) -> list[tuple]:
+    """Types and values of the nodes, with the types of those that they are linked to."""
+
+    def value(given):
+        return (graph[given[0]]["class_type"], given[1]) if isinstance(given, list) else given
+
+    return sorted(
+        (node["class_type"], sorted((name, str(value(given))) for name, given in node["inputs"].items()))
+        for node in graph.values()
+    )
 
 
 def test_every_node_can_be_added_and_has_its_inputs(any_canvas):

@@ -1,4 +1,4 @@
-"""What lies in workflows/ is what `tools/dev.py templates` writes."""
+"""What lies in workflows/ and subgraphs/ is what `tools/dev.py templates` writes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tools import templates
+from tools import blueprint, templates
 from tools.template_graphs import TEMPLATES
 
 
@@ -22,6 +22,11 @@ def test_file_is_as_written(name, server):
     content = json.loads((templates.FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     made = templates.make(name, server.get("/object_info"))
     assert without_output_names(content) == without_output_names(made)
+
+
+def test_blueprint_is_made_of_its_template():
+    source = json.loads((templates.FOLDER / f"{blueprint.SOURCE}.json").read_text(encoding="utf-8"))
+    assert json.loads(templates.BLUEPRINT.read_text(encoding="utf-8")) == blueprint.make(source)
 
 
 def test_each_template_has_a_thumbnail_and_nothing_else_lies_there():

@@ -1,4 +1,4 @@
-"""What docs/headless shows: the shipped workflow in API format, and the lines that queue it."""
+"""What docs/headless shows: templates in API format, and the lines that queue them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import json
 import subprocess
 import sys
 
-from tools import workflow
+import pytest
+
+from tools import templates, workflow
 from tools.server import ROOT
 
 HEADLESS = ROOT / "docs" / "headless"
 
 
-def test_api_format_is_that_of_the_shipped_workflow(server):
-    shown = json.loads((HEADLESS / f"{workflow.SHIPPED.stem}.json").read_text())
-    assert shown == workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
+@pytest.mark.parametrize("example", templates.HEADLESS, ids=lambda file: file.stem)
+def test_api_format_is_that_of_the_template(example, server):
+    shown = json.loads(example.read_text(encoding="utf-8"))
+    assert shown == workflow.to_api(templates.FOLDER / example.name, server.get("/object_info"))
     readme = " ".join((HEADLESS / "README.md").read_text().split())
+    assert f"({example.name})" in readme
     ids = {node["class_type"]: key for key, node in reversed(shown.items())}
     assert f"The prompt is the text of node {ids['CLIPTextEncode']}, " in readme
     assert (
