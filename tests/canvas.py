@@ -25,8 +25,6 @@ VERSION = comfyui_version.__version__
 FRONTENDS = ["pinned"] if VERSION == comfyui.OLDEST.version else ["pinned", "newest"]
 # The oldest's frontend loses the words of custom nodes when it loads a language (Comfy-Org/ComfyUI_frontend#7214).
 TRANSLATES_NODES = VERSION != comfyui.OLDEST.version
-# The oldest's frontend loses the words of custom nodes when it loads a language (Comfy-Org/ComfyUI_frontend#7214).
-TRANSLATES_NODES = VERSION != comfyui.OLDEST.version
 RENDERERS = ["litegraph", "vue"]
 
 # The page opens a workflow of its own at last.

@@ -210,8 +210,8 @@ def batch_1080p(layout: Layout) -> str:
         " `.json` file into ComfyUI's `input` folder, press R and choose it in `file`.",
         "**Order.** ComfyUI runs each node for all prompts before the next node starts: all videos are sampled first"
         " and saved at the end. All of them start from the same seed.",
-        "**Cut off?** Queue the same list again: finished prompts are still in ComfyUI's memory unless it was"
-        " restarted, and UltraGen Resume goes on within the one that was cut off.",
+        "**Cut off?** Queue the same list again: UltraGen Resume goes on within the prompt that was cut off, but those"
+        " before it are sampled anew. Long lists are safer queued one by one.",
         "**Settings** are the published ones, as in ultragen_t2v_1080p.",
         LOG,
         ULTRAGEN_LINKS,
