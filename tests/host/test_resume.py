@@ -14,6 +14,7 @@ from support import seeded
 
 from ultragen_core.host.fingerprint import RunningNode
 from ultragen_core.host.load import load_model
+from ultragen_core.host.patch import Settings, apply
 from ultragen_core.host.resume import MINUTES, STEPS, Keeping, Stepwise, resumable
 from ultragen_core.sampling import flow_sigmas
 from ultragen_core.states import StateFolder
@@ -161,7 +162,8 @@ def test_out_of_memory_inside_a_step_loses_that_step_alone(model, states):
             raise comfy.model_management.OOM_EXCEPTION("out of memory")
         return executor(x, t, *args, **kwargs)
 
-    patched = model.clone()
+    # Bounded memory would try the evaluation again, with fewer tokens at a time.
+    patched = apply(model, Settings(bounded_memory=False))
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "failing", failing)
     sampler = resuming(states, every=60, unit=MINUTES)
     with pytest.raises(comfy.model_management.OOM_EXCEPTION):

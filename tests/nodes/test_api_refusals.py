@@ -85,6 +85,7 @@ def sampled(load_node, **apply):
             "extras": "none",
             "start_percent": 0.0,
             "end_percent": 1.0,
+            "bounded_memory": True,
         }
         graph["2"] = {"class_type": "UltraGenApply", "inputs": inputs | apply}
     graph["3"] = {"class_type": "UltraGenModelSampling", "inputs": {"model": [max(graph), 0], "shift": 5.0, "steps": 1}}
