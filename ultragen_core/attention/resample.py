@@ -21,6 +21,7 @@ REFINEMENT_PARTS = 8
 
 @torch.compiler.disable  # a compiled graph would build the matrix in every call
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a matrix made for sampling may serve training next
 def _interpolation(length: int, target: int, antialias: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Bilinear resizing of one axis as a matrix (target, length), by PyTorch's own definition of it."""
     columns = torch.eye(length)[None, None]
