@@ -50,7 +50,8 @@ class States:
         state = {"step": step, "data": data, "model": get_model_state_dict(self._model, options=LEARNING)}
         state["optimizer"] = get_optimizer_state_dict(self._model, self._optimizer, options=LEARNING)
         with self._averages.applied():
-            state["averages"] = get_model_state_dict(self._model, options=LEARNING)
+            # Copies: what is gathered of a model on the CPU are its own tensors, which are about to change back.
+            state["averages"] = {k: v.clone() for k, v in get_model_state_dict(self._model, options=LEARNING).items()}
         if writes:
             with finished_file(self._folder / f"state-{step:06}.pt") as part:
                 torch.save(state, part)
