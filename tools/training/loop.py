@@ -56,8 +56,7 @@ class Training:
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, recipe.learning_rate, BETAS, weight_decay=recipe.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.averages = AveragedWeights(self.learning)
+        self.averages = AveragedWeights([p for p in self.model.parameters() if p.requires_grad])
         self.states = States(keeping.out, self.model, self.optimizer.optimizer, self.averages)
         self.curve = Curve(keeping.out)
         self.step = self._resume()
@@ -127,7 +126,8 @@ class Training:
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.learning, self.recipe.clip)
+                    # Of all parameters: accelerate knows a sharded model by its whole list of them.
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         self.averages.update(self.recipe.ema_decay(self.step))
