@@ -29,10 +29,15 @@ class UltraGenDemoText(io.ComfyNode):
 
     @classmethod
     def execute(cls, text):
-        tokens = torch.zeros(1, TOKENS, CHANNELS)
-        for position, word in enumerate(text.lower().split()[:TOKENS]):
-            tokens[0, position] = torch.randn(CHANNELS, generator=torch.Generator().manual_seed(_seed(word)))
-        return io.NodeOutput([[tokens, {}]])
+        return io.NodeOutput([[word_vectors(text)[None], {}]])
+
+
+def word_vectors(text: str) -> torch.Tensor:
+    """(512, 4096)."""
+    tokens = torch.zeros(TOKENS, CHANNELS)
+    for position, word in enumerate(text.lower().split()[:TOKENS]):
+        tokens[position] = torch.randn(CHANNELS, generator=torch.Generator().manual_seed(_seed(word)))
+    return tokens
 
 
 class UltraGenDemoVAE22(io.ComfyNode):

@@ -55,24 +55,25 @@ def in_pieces(
 ) -> Tensor:
     """function(x), which keeps the shape and does not mix the items of axis `dim`, a piece at a time.
 
-    overwrite: x may be overwritten with the result.
+    overwrite: x may be overwritten with the result, where no backward pass needs it.
     """
     parts = pieces(x, dim, tokens_at_a_time)
     if len(parts) == 1:
         return function(x)
-    out = x if overwrite else torch.empty_like(x)
+    out = x if overwrite and not torch.is_grad_enabled() else torch.empty_like(x)
     for part in parts:
         out.narrow(dim, *part).copy_(function(x.narrow(dim, *part)))
     return out
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:
-    """The Triton kernels, where they can stand in for plain PyTorch on x; they have no backward pass.
+    """The Triton kernels, where they can stand in for plain PyTorch on x.
 
+    They have no backward pass, and x alone does not say whether one will come: it may be the weights that learn.
     Under torch.compile the compiler fuses the plain functions itself. ULTRAGEN_TRITON=0 in the environment switches the
     kernels off.
     """
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return None
     return _working_kernels(x.device)
 

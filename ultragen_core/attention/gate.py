@@ -23,8 +23,8 @@ def timestep_embedding(t: Tensor) -> Tensor:
 class Gate(nn.Module):
     """g = sigmoid(Linear(SiLU(Linear(SiLU(Linear(sin256(t))))))): (b,) -> (b, 1, c), the weight of the local side.
 
-    The paper writes alpha on the global side; the published weights gate the local one. Computed in float32 whatever
-    the weights' dtype.
+    The paper writes alpha on the global side; the published weights gate the local one. Computed at least in float32
+    whatever the weights' dtype.
     """
 
     def __init__(self, channels: int, **factory):
@@ -34,9 +34,10 @@ class Gate(nn.Module):
         self.projection = nn.Linear(channels, channels, **factory)
 
     def forward(self, t: Tensor) -> Tensor:
-        x = timestep_embedding(t)
+        dtype = torch.promote_types(self.projection.weight.dtype, torch.float32)
+        x = timestep_embedding(t).to(dtype)
         for linear in (self.embedding_in, self.embedding_out, self.projection):
-            x = F.linear(x, linear.weight.float(), linear.bias.float())
+            x = F.linear(x, linear.weight.to(dtype), linear.bias.to(dtype))
             x = x.sigmoid() if linear is self.projection else F.silu(x)
         return x[:, None]
 

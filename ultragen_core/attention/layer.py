@@ -127,7 +127,8 @@ def ultragen_attention(
 
 
 def dense_attention(attn: Projections, x: Tensor, table: Tensor, engine: Engine) -> Tensor:
-    """Full attention with bounded memory: x (b, s, c), which is overwritten with the result, and returned.
+    """Full attention with bounded memory: x (b, s, c), which is overwritten with the result, and returned; where a
+    backward pass may need it, the result lies elsewhere.
 
     table: cosine and sine of every token's rotations, float32 (s, head_dim / 2, 2).
     Only keys and values of the whole sequence are held; queries go by a piece at a time.
@@ -141,7 +142,8 @@ def dense_attention(attn: Projections, x: Tensor, table: Tensor, engine: Engine)
     k, v = torch.empty_like(x), in_pieces(attn.v, x, 1, engine.tokens_at_a_time)
     for part in parts:
         k.narrow(1, *part).copy_(rotated(attn.k, attn.norm_k, *part))
+    out = torch.empty_like(x) if torch.is_grad_enabled() else x
     for part in parts:
         q = rotated(attn.q, attn.norm_q, *part)
-        x.narrow(1, *part).copy_(attn.o(engine.attention(q, k, v, attn.num_heads)))
-    return x
+        out.narrow(1, *part).copy_(attn.o(engine.attention(q, k, v, attn.num_heads)))
+    return out

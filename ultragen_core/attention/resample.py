@@ -21,6 +21,7 @@ REFINEMENT_PARTS = 8
 
 @torch.compiler.disable  # a compiled graph would build the matrix in every call
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a matrix made for sampling may serve training next
 def _interpolation(length: int, target: int, antialias: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Bilinear resizing of one axis as a matrix (target, length), by PyTorch's own definition of it."""
     columns = torch.eye(length)[None, None]
@@ -38,9 +39,15 @@ def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
         _interpolation(length, target, antialias, x.dtype, x.device)
         for length, target in zip(x.shape[2:4], size, strict=True)
     )
+
+    def resized(part: Tensor) -> Tensor:
+        return columns @ (rows @ part.flatten(-2)).unflatten(-1, part.shape[-2:])
+
+    if torch.is_grad_enabled():
+        return resized(x)  # in the backward pass each piece of a map costs as much as the whole
     out = x.new_empty(*x.shape[:2], *size, x.shape[-1])
     for index, frame in enumerate(x.unbind(1)):  # one at a time: the product in between may be as large as the map
-        out[:, index] = columns @ (rows @ frame.flatten(-2)).unflatten(-1, frame.shape[-2:])
+        out[:, index] = resized(frame)
     return out
 
 
@@ -117,15 +124,20 @@ def refine_blend(coarse: Tensor, conv: nn.Module | None, y: Tensor, gate: Tensor
         return kernels.refine_blend_(coarse, weight, bias, y, gate)
     coarse = resize(coarse, (size[0], coarse.shape[3]))
     gate = gate.expand(-1, -1, y.shape[-1])[:, :, None, None].to(y.dtype)
-    out = torch.empty_like(y) if torch.is_grad_enabled() else y
-    step = -(-y.shape[-1] // REFINEMENT_PARTS)
-    for start in range(0, y.shape[-1], step):
-        part = slice(start, start + step)
+
+    def blended(part: slice) -> Tensor:
         # Depthwise 3D convolutions are several times faster on channel-first memory, the copy included.
         wide = _widen(coarse[..., part], size[1])
         refined = F.conv3d(wide, weight[part], bias[part], padding=1, groups=wide.shape[1])
-        out[..., part] = torch.lerp(rearrange(refined, "b c t h w -> b t h w c"), y[..., part], gate[..., part])
-    return out
+        return torch.lerp(rearrange(refined, "b c t h w -> b t h w c"), y[..., part], gate[..., part])
+
+    if torch.is_grad_enabled():
+        return blended(slice(None))
+    step = -(-y.shape[-1] // REFINEMENT_PARTS)
+    for start in range(0, y.shape[-1], step):
+        part = slice(start, start + step)
+        y[..., part] = blended(part)
+    return y
 
 
 def _widen(x: Tensor, columns: int) -> Tensor:

@@ -21,6 +21,7 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 
 @torch.compiler.disable  # a compiled graph would build the table in every call
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a table made for sampling may serve training next
 def rope_table(
     grid: TokenGrid, head_dim: int, device: torch.device, scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
 ) -> Tensor:
@@ -45,9 +46,11 @@ def rope_table(
 
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate pairs of neighbouring channels, in float32: x (b, tokens, heads, head_dim) -> the same shape and dtype."""
+    """Rotate pairs of neighbouring channels, at least in float32: x (b, tokens, heads, head_dim) -> the same shape and
+    dtype.
+    """
     cos, sin = table[:, None].unbind(-1)
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
     rotated = pairs[..., :1] * torch.stack((cos, sin), -1)
     return rotated.addcmul_(pairs[..., 1:], torch.stack((-sin, cos), -1)).flatten(-2).to(x.dtype)
 

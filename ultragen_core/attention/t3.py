@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+import torch
 from torch import Tensor
 
 from ..sizes import VideoSize
@@ -120,6 +121,8 @@ def t3_attention(attn: Projections, x: Tensor, grid: TokenGrid, windows: Windows
     x, extent = x.unflatten(1, grid), window_grid(grid, windows)
     y = window_unpartition(attend(attn, window_partition(x, windows), extent, engine), windows, extent)
     if not coincide(grid, windows):
+        if torch.is_grad_enabled():
+            y = y.clone()  # it may be what attention itself keeps for its backward pass
         strided = window_view(y, windows, strided=True)
         strided.add_(_remote(attn, x, windows, extent, engine).view_as(strided)).mul_(0.5)
     return attn.o(y.flatten(1, 3))

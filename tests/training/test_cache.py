@@ -1,0 +1,112 @@
+"""Videos and captions become what training reads."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from support import seeded
+
+from tools.console import Trouble
+from tools.demo_nodes import word_vectors
+from tools.training.cache import Cache, fill
+from tools.training.data import captions, clips
+from tools.training.encoders import latent_format, text_encoder, video_encoder
+from ultragen_core.sizes import VideoSize
+from ultragen_core.video.codecs import CODECS
+from ultragen_core.video.encoder import VideoWriter
+
+SIZE = VideoSize(64, 48, 5)
+CAPTIONS = {"one.mkv": "a quiet lake", "two.mkv": "a red moon"}
+
+
+def write_video(path, frames: np.ndarray) -> None:
+    height, width = frames.shape[1:3]
+    with VideoWriter(path, CODECS["FFV1 lossless RGB"], (width, height), Fraction(15), 0, len(frames)) as writer:
+        for frame in frames:
+            writer.write(frame)
+        writer.finish(lambda: None)
+
+
+def drawn(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "captions.json").write_text(json.dumps(CAPTIONS))
+    write_video(tmp_path / "videos" / "one.mkv", drawn(12, 48, 64))
+    write_video(tmp_path / "videos" / "two.mkv", drawn(5, 48, 64, seed=1))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("stride", "starts"), [(1, [0, 5]), (2, [0])])
+def test_clips_follow_each_other(dataset, stride, starts):
+    whole = drawn(12, 48, 64)
+    made = list(clips(dataset / "videos" / "one.mkv", SIZE, stride))
+    assert len(made) == len(starts)
+    for clip, start in zip(made, starts, strict=True):
+        expected = whole[start : start + 5 * stride : stride]
+        assert np.array_equal((clip.numpy() * 255).round(), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 128), (100, 128), (96, 200), (24, 32), (30, 90)])
+def test_frames_cover_the_size_around_their_centre(tmp_path, height, width):
+    """A picture of two halves keeps its border in the middle, whatever its shape."""
+    frames = np.zeros((5, height, width, 3), np.uint8)
+    frames[:, :, width // 2 :] = 255
+    write_video(tmp_path / "x.mkv", frames)
+    (clip,) = clips(tmp_path / "x.mkv", SIZE, 1)
+    assert clip.shape == (5, 48, 64, 3)
+    assert clip[:, :, :28].max() < 0.05 and clip[:, :, 36:].min() > 0.95
+
+
+def test_the_cache_holds_exact_latents_and_texts(dataset, tmp_path):
+    from save_run import narrow_vae
+
+    vae = narrow_vae()
+    cache = Cache(tmp_path / "cache")
+    fill(dataset, cache, SIZE, 1, video_encoder(vae), text_encoder("words"))
+    cache = Cache(cache.folder)
+    assert cache.names == ["one-000", "one-001", "two-000"] and cache.latent_shape() == (16, 2, 6, 8)
+    clip = cache.clip(1)
+    pixels = torch.from_numpy(drawn(12, 48, 64)[5:10] / np.float32(255))
+    expected = latent_format(16).process_in(vae.encode(pixels))[0]
+    assert (clip.latent - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert clip.caption == "a quiet lake"
+    assert torch.equal(clip.text, word_vectors("a quiet lake").bfloat16().float()) and not clip.text[3:].any()
+    assert cache.empty_text().shape == (512, 4096) and not cache.empty_text().any()
+
+
+def test_only_what_is_new_is_encoded(dataset, tmp_path):
+    encoded = []
+
+    def encode(clip):
+        encoded.append(clip)
+        return seeded(16, 2, 6, 8)
+
+    cache = Cache(tmp_path / "cache")
+    for expected, changed in ((3, {}), (3, {}), (4, {"two.mkv": "another caption"})):
+        (dataset / "captions.json").write_text(json.dumps(CAPTIONS | changed))
+        fill(dataset, cache, SIZE, 1, encode, word_vectors)
+        assert len(encoded) == expected
+    assert Cache(cache.folder).clip(2).caption == "another caption"
+
+
+def test_a_folder_that_is_none_of_the_kind_is_refused(dataset, tmp_path):
+    (dataset / "videos" / "two.mkv").unlink()
+    with pytest.raises(Trouble, match=r"missing: two.mkv \(1 of 2\)"):
+        captions(dataset)
+    with pytest.raises(Trouble, match='must be json such as {"video001.mp4": "a caption"}'):
+        captions(tmp_path / "nowhere")
+    cache = Cache(tmp_path / "cache")
+    for index in (1, 2):
+        cache.write(f"clip{index}", seeded(16, index, 6, 8), word_vectors("x"), "x")
+    with pytest.raises(Trouble, match=r"has \(16, 1, 6, 8\) \(clip1\), \(16, 2, 6, 8\) \(clip2\)"):
+        Cache(cache.folder).latent_shape()
+    with pytest.raises(Trouble, match="has none"):
+        Cache(tmp_path / "empty").latent_shape()

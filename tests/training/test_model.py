@@ -1,0 +1,128 @@
+"""The model that learns is the model that ComfyUI samples with, and the right parts of it learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comfy_run import velocity
+from safetensors.torch import load_file
+from support import DATA, relative_error, seeded
+
+from tools.console import Trouble
+from tools.training.model import build, random_base
+from ultragen_core.host.load import load_extras_file, load_model
+from ultragen_core.host.patch import Settings, apply
+from ultragen_core.weights.files import read_state_dict
+
+X, TEXT = seeded(2, 16, 2, 8, 10), 0.1 * seeded(2, 512, 4096, seed=1)
+T = torch.tensor([900.0, 20.0])
+BRANCHES = {"global": "global_branch|global_gate", "hierarchical": "hierarchical_branch|hierarchical_gate"}
+
+
+@pytest.fixture
+def model(base, recipe):
+    def make(recomputed=False, **changes):
+        return build(read_state_dict(base), base.name, recipe(**changes), recomputed)
+
+    return make
+
+
+def gradients(model) -> dict[str, torch.Tensor | None]:
+    model(X, T, TEXT).square().mean().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_velocities_of_the_published_model(tiny_path, recipe):
+    """Numbers of the published code; with the checkpoint's own extras, whatever the recipe says of new ones."""
+    golden, plain = load_file(DATA / "model_io.safetensors"), load_file(DATA / "no_antialias.safetensors")
+    model = build(read_state_dict(tiny_path), tiny_path.name, recipe())
+    for case in (0, 1):
+        key = f"case{case}.t431.velocity"
+        x, text = golden[f"case{case}.latent"], golden[f"case{case}.context"].float()
+        with torch.no_grad():
+            assert relative_error(model(x, torch.tensor([431.0]), text), plain.get(key, golden[key])) < 5e-6
+
+
+@pytest.mark.parametrize("trains", ["full", "extras", "lora"])
+def test_what_is_published_paints_the_same_in_comfyui(training, base, trains, tmp_path):
+    run = training(tmp_path, trains=trains)
+    run.run()
+    path = tmp_path / f"{trains}-000003.safetensors"
+    if trains == "full":
+        loaded = load_model(path, model_options={"dtype": torch.float32})
+    elif trains == "extras":
+        plain = load_model(base, "dense", {"dtype": torch.float32})
+        loaded = apply(plain, Settings(), load_extras_file(path))
+    else:
+        loaded = _with_lora(base, path, run)
+    with run.averages.applied(), torch.no_grad():
+        trained = run.bare(X[:1], T[:1], TEXT[:1])
+    assert relative_error(velocity(loaded, X[:1], TEXT[:1], 0.9), trained) < 5e-6
+    untrained = build(read_state_dict(base), base.name, run.recipe)
+    with torch.no_grad():
+        assert relative_error(trained, untrained(X[:1], T[:1], TEXT[:1])) > 1e-3, "nothing was learnt"
+
+
+def _with_lora(base, path, run):
+    """ComfyUI's LoRA loader on the base with the extras that the LoRA was trained on."""
+    import comfy.sd
+
+    from tools.training.model import initial_extras
+    from ultragen_core.weights.extras_file import save_extras
+
+    save_extras(initial_extras(run.recipe, 128, 4), path.with_name("initial.safetensors"))
+    plain = load_model(base, "dense", {"dtype": torch.float32})
+    patched = apply(plain, Settings(), load_extras_file(path.with_name("initial.safetensors")))
+    return comfy.sd.load_lora_for_models(patched, None, load_file(path), 1.0, 0.0)[0]
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"rule": "dense"}, {"trains": "extras"}, {"trains": "lora"}, {"without": ("global",)},
+    {"without": ("delta", "hierarchical")}, {"trains": "extras", "without": ("delta",)},
+])  # fmt: skip
+def test_all_that_learns_gets_gradients_and_nothing_else_does(model, changes):
+    """Processes that share a run wait for every gradient: a weight without one would stop them."""
+    model = model(**changes)
+    got = gradients(model)
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, gradient in got.items() if gradient is not None}
+    kinds = {"extras": ".extras." in str(learning), "lora": "lora_A.default" in str(learning)}
+    trains = changes.get("trains", "full")
+    assert kinds == {"extras": trains != "lora" and changes.get("rule") != "dense", "lora": trains == "lora"}
+    assert (trains == "full") == ("wan.head.head.weight" in learning)
+    for name in changes.get("without", ()):
+        parts = BRANCHES.get(name, "lora_").split("|")
+        assert not [key for key in learning for part in parts if part in key]
+
+
+def test_extras_start_as_the_paper_says(model):
+    attn = model().wan.blocks[1].self_attn
+    x = seeded(3, 128)
+    for branch, ratio in ((attn.extras.global_branch, 4), (attn.extras.hierarchical_branch, 2)):
+        assert torch.all(branch.compress.weight == ratio**-2) and torch.all(branch.refine.weight == 1 / 27)
+        assert not any(adapter(x).any() for adapter in (branch.q, branch.k, branch.v))
+    assert torch.all(attn.gates.global_gate(T) == 0.5) and torch.all(attn.gates.hierarchical_gate(T) == 0.5)
+
+
+def test_recomputed_activations_give_the_same_gradients(model):
+    kept, recomputed = (gradients(model(recomputed)) for recomputed in (False, True))
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
+def test_mixed_precision_stays_near_float32(model):
+    model = model()
+    with torch.no_grad():
+        exact = model(X, T, TEXT)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = model(X, T, TEXT)
+    assert 0 < relative_error(mixed, exact) < 2e-2
+
+
+def test_other_models_are_refused(base, recipe):
+    image_to_video = read_state_dict(base) | {"img_emb.proj.0.bias": torch.zeros(1)}
+    with pytest.raises(Trouble, match="x is of the kind i2v"):
+        build(image_to_video, "x", recipe())
+    with pytest.raises(Trouble, match="x holds no Wan model"):
+        build({"decoder.conv1.weight": torch.zeros(1)}, "x", recipe())
+    with pytest.raises(Trouble, match="a multiple of that, got 100"):
+        random_base(100, 1, 1, 0)

@@ -1,0 +1,131 @@
+"""A run is the same run however it was interrupted and however many processes share it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+from tools.console import Trouble
+from tools.training.curve import Curve
+
+# Of 20 steps on five clips of noise: pinned, so that no change of the arithmetic goes unseen.
+LOSSES = (2.377204, 2.080008, 1.917105, 1.893843, 1.930454)
+
+
+def command(base, cache, folder, *more: str) -> list[str]:
+    """The run of the fixture `training`, as users type it."""
+    files = ["--model", str(base), "--cache", str(cache.folder), "--out", str(folder)]
+    recipe = ["--rank", "4", "--dense-blocks", "0,3", "--batch", "4"]
+    return [sys.executable, str(ROOT / "tools" / "train.py"), "train", *files, *recipe, *more]
+
+
+def weights(folder, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"full-{step:06}.safetensors")
+
+
+def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    worst = max(((one[key] - other[key]).abs().max() / other[key].abs().max().clamp(min=1)).item() for key in one)
+    assert worst <= tolerance
+
+
+def test_the_loss_of_twenty_steps(training, tmp_path):
+    training(tmp_path, steps=20).run()
+    losses = [row.loss for row in Curve(tmp_path).rows()]
+    assert losses[::4] == pytest.approx(LOSSES, rel=1e-4)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_run_that_was_killed_ends_with_the_same_weights(training, base, cache, tmp_path):
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    options = ["--learning-rate", "2e-3", "--steps", "1000", "--state-every", "2", "--micro-batch", "4"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command(base, cache, killed, *options), stdout=log, stderr=subprocess.STDOUT)
+    try:
+        while process.poll() is None and not (killed / "state-000004.pt").is_file():
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    resumed = training(killed, steps=12)
+    assert 4 <= resumed.step < 12, (tmp_path / "log").read_text()
+    resumed.run()
+    training(undisturbed, steps=12).run()
+    assert_near(weights(killed, 12), weights(undisturbed, 12), 0)
+    steps = [[row[:4] for row in Curve(folder).rows()] for folder in (killed, undisturbed)]
+    assert steps[0] == steps[1] and len(steps[0]) == 12
+
+
+def test_two_processes_end_with_the_weights_of_one(training, base, cache, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    options = ["--learning-rate", "5e-4", "--steps", "3", "--micro-batch", "1", "--keep-activations"]
+    processes = [
+        subprocess.Popen(
+            command(base, cache, tmp_path / "two", *options),
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]
+    training(tmp_path / "one", learning_rate=5e-4).run()
+    assert [process.wait() for process in processes] == [0, 0]
+    assert_near(weights(tmp_path / "two", 3), weights(tmp_path / "one", 3), 1e-5)
+    losses = [[row.loss for row in Curve(tmp_path / name).rows()] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("trains", ["extras", "lora"])
+def test_what_learns_alone_goes_on_too(training, trains, tmp_path):
+    training(tmp_path / "once", trains=trains, steps=2).run()
+    training(tmp_path / "twice", trains=trains, steps=1).run()
+    training(tmp_path / "twice", trains=trains, steps=2).run()
+    once, twice = (load_file(tmp_path / name / f"{trains}-000002.safetensors") for name in ("once", "twice"))
+    assert_near(once, twice, 0)
+
+
+def test_what_a_run_leaves(training, tmp_path):
+    from save_run import narrow_vae
+
+    keeping = {"state_every": 1, "publish_every": 2, "preview_every": 3, "preview_steps": 2, "preview_clips": 2}
+    training(tmp_path, vae=narrow_vae(), keeping=keeping).run()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {
+        "full-000002.safetensors", "full-000003.safetensors", "state-000002.pt", "state-000003.pt",
+        "preview-000003.mp4", "loss.csv", "loss.svg", "recipe.json",
+    }  # fmt: skip
+    from ultragen_core.video.reader import read_frames
+
+    frames = list(read_frames(str(tmp_path / "preview-000003.mp4")))
+    assert [tuple(frame.shape) for frame in frames] == [(64, 2 * 80, 3)] * 5
+
+
+def test_previews_do_not_change_the_weights(training, tmp_path):
+    from save_run import narrow_vae
+
+    for name, keeping in (("with", {"preview_every": 1, "preview_steps": 1}), ("without", {})):
+        training(tmp_path / name, vae=narrow_vae(), keeping=keeping, steps=2).run()
+    assert_near(weights(tmp_path / "with", 2), weights(tmp_path / "without", 2), 0)
+
+
+def test_another_recipe_or_other_clips_are_refused(training, cache, tmp_path, monkeypatch):
+    training(tmp_path, steps=1).run()
+    with pytest.raises(Trouble, match=r"holds another: shift 5.0 -> 3.0; learning_rate 0.002 -> 0.001\."):
+        training(tmp_path, learning_rate=1e-3, shift=3.0, steps=1)
+    monkeypatch.setattr(cache, "names", cache.names[1:])
+    with pytest.raises(Trouble, match="with the clips that it began with"):
+        training(tmp_path, steps=2)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(training, tmp_path):
+    with pytest.raises(Trouble, match="4 clips do not divide by 1 processes with 3 at once"):
+        training(tmp_path, micro_batch=3)

@@ -1,0 +1,50 @@
+"""Training on your own videos (docs/training.md): `COMFYUI_PATH=/path/to/ComfyUI python3 tools/train.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# `tools` is imported as a package: its own folder on the path would put tools/server.py before ComfyUI's server.py.
+sys.path[0] = str(ROOT)
+
+from tools.console import Trouble  # noqa: E402
+from ultragen_core.weights.files import WeightsError  # noqa: E402
+
+
+def find_comfyui() -> None:
+    """Make ComfyUI importable, on the CPU where there is nothing else."""
+    comfyui = os.environ.get("COMFYUI_PATH")
+    if not comfyui or not (Path(comfyui) / "comfy").is_dir():
+        raise Trouble("Training needs ComfyUI's classes: set COMFYUI_PATH to its folder.")
+    sys.path.insert(0, comfyui)
+    import comfy.cli_args
+    import torch
+
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
+
+
+def parser() -> argparse.ArgumentParser:
+    from tools.training import commands
+
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    commands.add_to(top.add_subparsers(required=True))
+    return top
+
+
+def main() -> None:
+    # ComfyUI reads the command line when it is imported: take ours away first.
+    arguments, sys.argv = sys.argv[1:], sys.argv[:1]
+    find_comfyui()
+    options = parser().parse_args(arguments)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (Trouble, WeightsError) as trouble:
+        sys.exit(str(trouble))

@@ -1,0 +1,54 @@
+"""A folder of videos as the authors lay it out, cut into clips: `videos/` and `captions.json`, {file name: caption}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tools.console import Trouble
+from ultragen_core.sizes import VideoSize
+from ultragen_core.video.reader import read_frames
+
+
+def captions(folder: Path) -> dict[Path, str]:
+    """{video file: caption}, in order of names. Raises Trouble."""
+    path = folder / "captions.json"
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Trouble(f'{path} must be json such as {{"video001.mp4": "a caption"}}: {error}.') from None
+    files = {folder / "videos" / name: caption for name, caption in sorted(texts.items())}
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise Trouble(
+            f"Every video of captions.json lies in {folder / 'videos'}, missing: {', '.join(missing[:5]) or 'all'}"
+            f" ({len(missing)} of {len(files)}). Put them there or take them out of the json."
+        )
+    return files
+
+
+def clips(file: Path, size: VideoSize, stride: int) -> Iterator[Tensor]:
+    """Clips of a video one after another, each `size.frames` of every `stride`-th frame: (frames, height, width, 3).
+
+    Frames are scaled to cover the size and cut around their centre; what is left of the video after the last whole clip
+    is left out.
+    """
+    frames = islice(read_frames(str(file)), 0, None, stride)
+    while len(clip := [_covering(frame, size) for frame in islice(frames, size.frames)]) == size.frames:
+        yield torch.stack(clip)
+
+
+def _covering(frame: Tensor, size: VideoSize) -> Tensor:
+    scale = max(size.height / frame.shape[0], size.width / frame.shape[1])
+    target = [max(round(side * scale), wanted) for side, wanted in zip(frame.shape, (size.height, size.width))]  # noqa: B905
+    if scale != 1:
+        x = frame.movedim(-1, 0)[None]
+        frame = F.interpolate(x, target, mode="bicubic", antialias=True)[0].movedim(0, -1).clamp(0, 1)
+    top, left = (frame.shape[0] - size.height) // 2, (frame.shape[1] - size.width) // 2
+    return frame[top : top + size.height, left : left + size.width]

@@ -1,0 +1,154 @@
+"""The run: accelerate spreads it over what there is, this says what a step is and what is kept of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tools.console import ProgressLine, Trouble
+
+from .cache import Cache
+from .checkpoint import States, publish
+from .curve import Curve, Row
+from .ema import AveragedWeights
+from .model import Velocity
+from .objective import Samples, generator, loss_of
+from .preview import sample, write_video
+from .recipe import Recipe, agree, option
+
+BETAS = 0.9, 0.95
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What a run leaves in its folder, and when; none of it changes the weights."""
+
+    out: Path = option(Path("training"), "folder of the run; one that has begun there goes on")
+    state_every: int = option(100, "steps from one state, to go on from, to the next")
+    publish_every: int = option(0, "steps from one weights file to the next; 0: at the end alone")
+    preview_every: int = option(0, "steps from one video to the next; 0: none")
+    preview_clips: int = option(1, "captions that are previewed, the first of the cache")
+    preview_steps: int = option(30, "sampling steps of a preview")
+    preview_cfg: float = option(5.0, "classifier-free guidance of a preview")
+    fps: float = option(15.0, "frames a second of a preview")
+
+
+class Training:
+    """One run, from its newest state on.
+
+    micro_batch: clips that a process computes at once. vae: decodes the previews.
+    """
+
+    def __init__(self, recipe: Recipe, keeping: Keeping, model: Velocity, cache: Cache, micro_batch: int = 1, vae=None):
+        self.recipe, self.keeping, self.bare, self.cache, self.vae = recipe, keeping, model, cache, vae
+        self.micro_batch, self.accelerator = micro_batch, Accelerator()
+        self.accelerator.gradient_accumulation_steps = self._accumulated(self.accelerator.num_processes)
+        keeping.out.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            agree(recipe, keeping.out)
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learning, recipe.learning_rate, BETAS, weight_decay=recipe.weight_decay)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.averages = AveragedWeights([p for p in self.model.parameters() if p.requires_grad])
+        self.states = States(keeping.out, self.model, self.optimizer.optimizer, self.averages)
+        self.curve = Curve(keeping.out)
+        self.step = self._resume()
+
+    def _accumulated(self, processes: int) -> int:
+        together = processes * self.micro_batch
+        if self.recipe.batch % together:
+            raise Trouble(
+                f"A batch is shared evenly: {self.recipe.batch} clips do not divide by {processes} processes with"
+                f" {self.micro_batch} at once. Set --batch to a multiple of {together}, or --micro-batch to another."
+            )
+        return self.recipe.batch // together
+
+    def _resume(self) -> int:
+        state = self.states.newest()
+        if state is None:
+            return 0
+        if state["data"] != self.cache.fingerprint():
+            raise Trouble(
+                f"A run goes on with the clips that it began with, {self.cache.folder} holds others now. Give it the"
+                " same ones, or name another folder in --out."
+            )
+        self.states.restore(state)
+        return state["step"]
+
+    def run(self) -> None:
+        """Every step that is left."""
+        main, keeping, line = self.accelerator.is_main_process, self.keeping, ProgressLine()
+        if main:
+            self.curve.begin(self.step)
+        batches = self._batches()
+        while self.step < self.recipe.steps:
+            row = self._one_step(batches)
+            self.step = row.step
+            if main:
+                self.curve.add(row)
+                line.show(self._progress(row))
+            last = self.step == self.recipe.steps
+            if last or self.step % keeping.state_every == 0:
+                self.states.save(self.step, main, self.cache.fingerprint())
+                if main:
+                    self.curve.draw()
+            if keeping.preview_every and self.step % keeping.preview_every == 0:
+                self._preview()
+            if last or (keeping.publish_every and self.step % keeping.publish_every == 0):
+                with self.averages.applied():
+                    publish(keeping.out, self.step, self.model, self.bare, self.recipe, main)
+        line.end()
+        self.accelerator.wait_for_everyone()
+
+    def _batches(self) -> Iterator[list[Tensor]]:
+        """This process's micro-batches of all steps that are left, read ahead by a worker."""
+        batch, rank, processes = self.recipe.batch, self.accelerator.process_index, self.accelerator.num_processes
+        steps = range(self.step, self.recipe.steps)
+        numbers = [step * batch + place for step in steps for place in range(rank, batch, processes)]
+        samples, pinned = Samples(self.cache, self.recipe), self.accelerator.device.type == "cuda"
+        return iter(DataLoader(samples, self.micro_batch, sampler=numbers, num_workers=1, pin_memory=pinned))
+
+    def _one_step(self, batches: Iterator[list[Tensor]]) -> Row:
+        started, rate, losses = time.perf_counter(), self.recipe.rate(self.step), []
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for _ in range(self.accelerator.gradient_accumulation_steps):
+            numbers, latents, texts = (part.to(self.accelerator.device) for part in next(batches))
+            with self.accelerator.accumulate(self.model):
+                loss = loss_of(self.model, numbers, latents, texts, self.recipe)
+                self.accelerator.backward(loss)
+                losses.append(loss.detach())
+                if self.accelerator.sync_gradients:
+                    # Of all parameters: accelerate knows a sharded model by its whole list of them.
+                    norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+        self.averages.update(self.recipe.ema_decay(self.step))
+        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        return Row(self.step + 1, loss, rate, float(norm), time.perf_counter() - started)
+
+    def _progress(self, row: Row) -> str:
+        steps = self.recipe.steps
+        left = f"{(steps - self.step) * row.seconds / 60:.0f} min left"
+        return f"step {self.step}/{steps}, loss {row.loss:.4f}, {row.seconds:.2f} s a step, {left}"
+
+    def _preview(self) -> None:
+        """All processes sample, as a sharded model needs, and one writes."""
+        device, shape = self.accelerator.device, (1, *self.cache.latent_shape())
+        empty, latents = self.cache.empty_text().to(device), []
+        with self.averages.applied():
+            for index in range(min(self.keeping.preview_clips, len(self.cache.names))):
+                noise = torch.randn(
+                    shape, generator=generator(device, self.recipe.seed, "preview", index), device=device
+                )
+                text, choice = self.cache.clip(index).text.to(device), (self.recipe.shift, self.keeping.preview_cfg)
+                latents.append(sample(self.model, noise, text, empty, self.keeping.preview_steps, *choice))
+        if self.accelerator.is_main_process:
+            write_video(self.vae, latents, self.keeping.out / f"preview-{self.step:06}.mp4", self.keeping.fps)

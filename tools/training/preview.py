@@ -1,0 +1,44 @@
+"""A video of what the model paints by now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ultragen_core.host.vae import decode
+from ultragen_core.sampling import flow_sigmas
+from ultragen_core.video.codecs import PREVIEW
+from ultragen_core.video.encoder import VideoWriter
+from ultragen_core.video.frames import quantise
+
+from .encoders import latent_format
+
+CRF = 17
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module, noise: Tensor, text: Tensor, empty: Tensor, steps: int, shift: float, cfg: float
+) -> Tensor:
+    """Euler steps of flow matching from noise (1, c, t, h, w) to a latent; text, empty: (512, text channels)."""
+    sigmas = flow_sigmas(steps, shift).to(noise.device)
+    texts, x = torch.stack((text, empty)), noise
+    for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+        positive, negative = model(x.repeat(2, 1, 1, 1, 1), (1000 * now).expand(2), texts).float().chunk(2)
+        x = x + (then - now) * (negative + cfg * (positive - negative))
+    return x
+
+
+def write_video(vae, latents: Sequence[Tensor], path: Path, fps: float) -> None:
+    """Latents (1, c, t, h, w), decoded exactly, side by side."""
+    decoded = [decode(vae, latent_format(latent.shape[1]).process_out(latent))[0] for latent in latents]
+    frames = torch.cat(decoded, dim=2).clamp(0, 1)
+    size = frames.shape[2], frames.shape[1]
+    with VideoWriter(path, PREVIEW, size, Fraction(fps).limit_denominator(1000), CRF, len(frames)) as writer:
+        for frame in quantise(frames, 8):
+            writer.write(frame.numpy())
+        writer.finish(lambda: None)
