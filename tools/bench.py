@@ -28,6 +28,7 @@ def main() -> None:
     import bench_attention
     import bench_model
     import bench_plot
+    import bench_training
     import bench_vae
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,6 +37,7 @@ def main() -> None:
     bench_attention.add_parser(subjects)
     bench_model.add_parser(subjects)
     bench_plot.add_parser(subjects)
+    bench_training.add_parser(subjects)
     chosen = parser.parse_args(arguments)
     chosen.run(chosen)
 
