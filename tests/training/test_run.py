@@ -20,11 +20,11 @@ from tools.training.curve import Curve
 LOSSES = (2.377204, 2.080008, 1.917105, 1.893843, 1.930454)
 
 
-def command(base, cache, folder, *more: str) -> list[str]:
-    """The run of the fixture `training`, as users type it."""
+def arguments(base, cache, folder, *more: str) -> list[str]:
+    """Of tools/train.py, for the run of the fixture `training`."""
     files = ["--model", str(base), "--cache", str(cache.folder), "--out", str(folder)]
     recipe = ["--rank", "4", "--dense-blocks", "0,3", "--batch", "4"]
-    return [sys.executable, str(ROOT / "tools" / "train.py"), "train", *files, *recipe, *more]
+    return ["train", *files, *recipe, *more]
 
 
 def weights(folder, step: int) -> dict[str, torch.Tensor]:
@@ -48,7 +48,8 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(training, base, cache,
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     options = ["--learning-rate", "2e-3", "--steps", "1000", "--state-every", "2", "--micro-batch", "4"]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command(base, cache, killed, *options), stdout=log, stderr=subprocess.STDOUT)
+        script = [sys.executable, str(ROOT / "tools" / "train.py"), *arguments(base, cache, killed, *options)]
+        process = subprocess.Popen(script, stdout=log, stderr=subprocess.STDOUT)
     try:
         while process.poll() is None and not (killed / "state-000004.pt").is_file():
             time.sleep(0.01)
@@ -64,24 +65,37 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(training, base, cache,
     assert steps[0] == steps[1] and len(steps[0]) == 12
 
 
-def test_two_processes_end_with_the_weights_of_one(training, base, cache, tmp_path):
+@pytest.fixture(scope="module")
+def two_processes(base, cache, tmp_path_factory):
+    """The folder with what they left: of tools/train.py in `run`, of whole weights in `one`, of sharded in `two`."""
+    folder = tmp_path_factory.mktemp("two_processes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    options = ["--learning-rate", "5e-4", "--steps", "3", "--micro-batch", "1", "--keep-activations"]
+    script = [sys.executable, str(ROOT / "tests" / "training" / "two_processes.py"), str(base), str(folder)]
+    options = arguments(base, cache, folder / "run", "--learning-rate", "5e-4", "--steps", "3", "--keep-activations")
     processes = [
-        subprocess.Popen(
-            command(base, cache, tmp_path / "two", *options),
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
-        )
+        subprocess.Popen([*script, *options], env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"
     ]
-    training(tmp_path / "one", learning_rate=5e-4).run()
-    assert [process.wait() for process in processes] == [0, 0]
-    assert_near(weights(tmp_path / "two", 3), weights(tmp_path / "one", 3), 1e-5)
-    losses = [[row.loss for row in Curve(tmp_path / name).rows()] for name in ("one", "two")]
+    try:
+        assert [process.wait(timeout=400) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    return folder
+
+
+def test_two_processes_end_with_the_weights_of_one(two_processes, training, tmp_path):
+    training(tmp_path, learning_rate=5e-4).run()
+    assert_near(weights(two_processes / "run", 3), weights(tmp_path, 3), 1e-5)
+    losses = [[row.loss for row in Curve(folder).rows()] for folder in (two_processes / "run", tmp_path)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_sharded_weights_are_kept_and_published_whole(two_processes):
+    assert_near(weights(two_processes / "two", 3), weights(two_processes / "one", 3), 1e-5)
 
 
 @pytest.mark.parametrize("trains", ["extras", "lora"])
