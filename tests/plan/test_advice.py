@@ -39,7 +39,7 @@ def advice(kind, w, h):
 def test_windows_cover_every_axis(kind):
     """Rows and columns are cut alike and apart, so that every length stands for all frames with such a side."""
     for length, spec in product(LENGTHS, kind[0]):
-        for branch, ratio, _ in branches(spec, kind[1]):
+        for branch, ratio, _ in branches(spec, kind[1]).values():
             size, regions = branch_layout(TokenGrid(1, length, length), branch, ratio)
             rows = {(region.rows.start, region.rows.stop, region.windows[1]) for region in regions}
             starts, stops, counts = zip(*sorted(rows), strict=True)
@@ -60,7 +60,7 @@ def test_every_size_has_a_cost(kind):
 
 def test_there_is_advice_exactly_where_a_size_cuts_badly_and_it_names_good_ones(kind):
     specs, extras = kind
-    cuts = [(branch, ratio) for spec in specs for branch, ratio, _ in branches(spec, extras)]
+    cuts = [(branch, ratio) for spec in specs for branch, ratio, _ in branches(spec, extras).values()]
     for length in LENGTHS:
         bad = any(resized(length, *cut) > MOST_RESIZED or uneven(length, *cut) > MOST_UNEVEN for cut in cuts)
         said = advice(kind, length, 240)
@@ -77,7 +77,7 @@ def test_what_is_said():
     for size in PRESETS.values():
         assert not advice(trained, size.width // 16, size.height // 16)
     published = [resized(length, branch, ratio) for length in (68, 120) for spec in trained[0]
-                 for branch, ratio, _ in branches(spec, trained[1])]  # fmt: skip
+                 for branch, ratio, _ in branches(spec, trained[1]).values()]  # fmt: skip
     assert max(published) == pytest.approx(0.029, abs=5e-4)
     assert advice(trained, 80, 45) == [
         "Frames of 1280x720 cut badly into windows: features are resized by up to 6.7%. The nearest good sizes:"

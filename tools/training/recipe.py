@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tools.console import Trouble
-from ultragen_core.attention.config import BlockSpec, CrossWindow, GlobalConfig, LocalConfig, block_spec, parse_blocks
+from ultragen_core.attention.config import (
+    BlockSpec,
+    CrossWindow,
+    GlobalConfig,
+    LocalConfig,
+    block_spec,
+    outer_blocks,
+    parse_blocks,
+)
 
 Trained = Literal["full", "extras", "lora"]
 Switch = Literal["hierarchical", "global", "delta"]
@@ -69,9 +77,8 @@ class Recipe:
 
     def hierarchical_blocks(self, blocks: int) -> list[int]:
         """The blocks that get extras, of a base model with none."""
-        outer = blocks // 10
         chosen = parse_blocks(self.dense_blocks)
-        dense = {i for i in range(blocks) if not outer <= i < blocks - outer} if chosen is None else chosen
+        dense = outer_blocks(blocks) if chosen is None else chosen
         return [index for index in range(blocks) if index not in dense]
 
     def spec(self, block_index: int) -> BlockSpec:

@@ -48,9 +48,13 @@ class Activations:
         maps = HELD_MAPS + (HELD_MAPS_VACE if shape.vace_blocks else 0)
         return cls(tokens, maps * tokens * shape.channels * itemsize + rotations, passing, latents)
 
+    def needed(self, pieces: int) -> int:
+        """With the tokens worked on in so many pieces."""
+        return self.held + self.latents + KERNELS + self.passing // pieces
+
     def planned(self, bounded: bool) -> int:
         """What ComfyUI is asked to leave free."""
-        return self.held + self.latents + KERNELS + self.passing // (PLANNED_PIECES if bounded else 1)
+        return self.needed(PLANNED_PIECES if bounded else 1)
 
     def room(self, free: int) -> Room:
         """What fits into `free` bytes."""

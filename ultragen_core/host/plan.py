@@ -22,7 +22,7 @@ from ..weights.files import read_outline
 from ..weights.published import outline
 from .extras import LoadedExtras
 from .load import trained_rule
-from .memory import KERNELS, MOST_PIECES, Activations
+from .memory import MOST_PIECES, Activations
 from .model import shape_of, token_grid
 from .patch import patched_by, wan_model
 from .rules import Rule, UltraGenRule, dense_blocks, t3_rule, ultragen_rule
@@ -96,11 +96,9 @@ def plan(rule: Rule | None, model: WanShape, size: VideoSize, weights: int = 0, 
     attentions = [*range(model.blocks), *model.feeding]
     rest = rest_of_block(grid.tokens, model) * len(attentions)
     activations = Activations.of(model, grid, 1, ITEMSIZE)
-    least = activations.held + activations.latents + KERNELS
     return Plan(
         size=size,
         grid=grid,
-        model=model,
         rule=f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention",
         dense=tuple(dense_blocks(rule)) if rule else (),
         kinds=kinds,
@@ -108,8 +106,8 @@ def plan(rule: Rule | None, model: WanShape, size: VideoSize, weights: int = 0, 
         dense_operations=full * len(attentions) + rest,
         gates=_gates(rule) if gates_known else (),
         weights=weights,
-        activations=(least + activations.passing // MOST_PIECES, least + activations.passing),
-        decode=_decode(latent[1:]),
+        activations=(activations.needed(MOST_PIECES), activations.needed(1)),
+        decode=_decode(latent[1:], model.of_wan22_vae),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
         warnings=tuple(rule.advice(grid)) if rule else (),
     )
@@ -125,10 +123,9 @@ def _gates(rule: Rule | None) -> tuple[GatePoint, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def _decode(latent: tuple[int, ...]) -> tuple[int, int]:
+def _decode(latent: tuple[int, ...], wan22: bool) -> tuple[int, int]:
     """Bytes on the device to decode latents (c, t, h, w) with Wan's published VAEs: smallest and usual tiles."""
     common = {"z_dim": latent[0], "temperal_downsample": [False, True, True]}
-    wan22 = latent[0] == 48
     with torch.device("meta"):
         vae = comfy.ldm.wan.vae2_2.WanVAE(dim=160, **common) if wan22 else comfy.ldm.wan.vae.WanVAE(dim=96, **common)
     needs = decode_needs(decoder_layers(vae), latent, torch.bfloat16)

@@ -16,6 +16,7 @@ from ..attention.config import (
     LocalConfig,
     block_spec,
     format_blocks,
+    outer_blocks,
     windows_near,
 )
 from ..attention.gate import UNTRAINED_GATE, GateTable
@@ -126,10 +127,8 @@ class T3Rule:
     extras = None
 
     def attentions(self, base, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
-        return {
-            index: partial(t3_attention, grid=grid, windows=self.published.windows_of(index, grid))
-            for index in self.blocks
-        }
+        table = self.published.table(grid)
+        return {index: partial(t3_attention, grid=grid, windows=table[index % len(table)]) for index in self.blocks}
 
     def kinds(self, grid: TokenGrid) -> list[Kind]:
         kinds = []
@@ -154,9 +153,7 @@ def ultragen_rule(shape: WanShape, local: LocalConfig, global_: GlobalConfig, ex
     chosen = global_.dense_blocks
     without = {index: "no extra weights" for index in range(shape.blocks) if index not in extras.blocks}
     if chosen is None and not extras.trained:
-        # The published weights keep 3 of 30 blocks dense at either end.
-        outer = shape.blocks // 10
-        without |= {i: "outer tenth" for i in range(shape.blocks) if not outer <= i < shape.blocks - outer}
+        without |= dict.fromkeys(sorted(outer_blocks(shape.blocks)), "outer tenth")
     blocks, dense = _choose_blocks(shape, chosen or frozenset(), without)
     gates = _gate_table(local, global_, extras, blocks)
     return UltraGenRule(extras, blocks, dense, gates, local, global_, shape)

@@ -36,7 +36,7 @@ def ultragen_advice(grid: TokenGrid, specs: Iterable[BlockSpec], extras: ExtrasS
 
     pixels: of one token, per axis.
     """
-    cuts = {(branch, ratio) for spec in specs for branch, ratio, _ in branches(spec, extras)}
+    cuts = {(branch, ratio) for spec in specs for branch, ratio, _ in branches(spec, extras).values()}
 
     def worst(measure, *lengths: int) -> float:
         return max((measure(length, *cut) for length in lengths for cut in cuts), default=0.0)

@@ -10,7 +10,7 @@ from ..attention.extras import ExtrasShape
 from ..attention.grid import Region, TokenGrid
 from ..attention.layer import branch_layout
 from ..attention.t3 import Windows, coincide, window_grid
-from .operations import Operations, t3_layer, ultragen_layer, window_tokens
+from .operations import Operations, branches, t3_layer, ultragen_layer, window_tokens
 
 # Branches whose windows are always one, or have no borders that could be drawn.
 WHOLE_FRAME = ("global", "strided")
@@ -44,12 +44,8 @@ class Kind(NamedTuple):
 
 
 def ultragen_kind(name: str, blocks: Sequence[int], grid: TokenGrid, spec: BlockSpec, extras: ExtrasShape) -> Kind:
-    branches = (
-        ("local", spec.local, 1),
-        ("hierarchical", spec.hierarchical, extras.hierarchical_ratio),
-        ("global", spec.global_, extras.global_ratio),
-    )
-    drawn = tuple(_ultragen_branch(name, grid, branch, ratio) for name, branch, ratio in branches if branch is not None)
+    cuts = branches(spec, extras).items()
+    drawn = tuple(_ultragen_branch(branch, grid, cut, ratio) for branch, (cut, ratio, _) in cuts)
     return Kind(name, tuple(blocks), drawn, ultragen_layer(grid, spec, extras))
 
 
@@ -73,8 +69,8 @@ def t3_kind(name: str, blocks: Sequence[int], grid: TokenGrid, windows: Windows,
     rows, columns = (tuple(i / count for i in range(count + 1)) for count in (nh, nw))
     tokens = (window_grid(grid, windows).tokens,) * 2
     time = f"{nt} in time" if nt > 1 else "all frames"
-    branches = [Branch("neighbours", rows, columns, tokens, time)]
+    drawn = [Branch("neighbours", rows, columns, tokens, time)]
     if not coincide(grid, windows):
         steps = "x".join(map(str, windows))
-        branches.append(Branch("strided", (0.0, 1.0), (0.0, 1.0), tokens, f"every {steps}th token"))
-    return Kind(name, tuple(blocks), tuple(branches), t3_layer(grid, windows, channels))
+        drawn.append(Branch("strided", (0.0, 1.0), (0.0, 1.0), tokens, f"every {steps}th token"))
+    return Kind(name, tuple(blocks), tuple(drawn), t3_layer(grid, windows, channels))

@@ -59,7 +59,7 @@ def t3_layer(grid: TokenGrid, windows: Windows, channels: int) -> Operations:
 
 def ultragen_layer(grid: TokenGrid, spec: BlockSpec, extras: ExtrasShape) -> Operations:
     total = projections(grid.tokens, extras.channels)
-    for branch, ratio, rank in branches(spec, extras):
+    for branch, ratio, rank in branches(spec, extras).values():
         windows = window_tokens(grid, branch, ratio)
         total += attention_in(windows, extras.channels)
         total += projections(sum(windows), extras.channels, 2 if branch.key_from_query else 3)
@@ -67,11 +67,18 @@ def ultragen_layer(grid: TokenGrid, spec: BlockSpec, extras: ExtrasShape) -> Ope
     return total
 
 
-def branches(spec: BlockSpec, extras: ExtrasShape) -> list[tuple[BranchSpec, int, int]]:
+def branches(spec: BlockSpec, extras: ExtrasShape) -> dict[str, tuple[BranchSpec, int, int]]:
     """The branches that are switched on, each with its compression ratio and the rank of its deltas."""
-    coarse = ((spec.hierarchical, extras.hierarchical_ratio), (spec.global_, extras.global_ratio))
-    ranks = [(branch, ratio, extras.rank if branch.lora_strength else 0) for branch, ratio in coarse if branch]
-    return [(spec.local, 1, 0), *ranks]
+    coarse = {
+        "hierarchical": (spec.hierarchical, extras.hierarchical_ratio),
+        "global": (spec.global_, extras.global_ratio),
+    }
+    ranks = {
+        name: (branch, ratio, extras.rank if branch.lora_strength else 0)
+        for name, (branch, ratio) in coarse.items()
+        if branch
+    }
+    return {"local": (spec.local, 1, 0), **ranks}
 
 
 def rest_of_block(tokens: int, shape: WanShape) -> Operations:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from ..attention.grid import TokenGrid
 from ..sizes import VideoSize
-from ..wan import WanShape
 from .kinds import Branch, Kind
 from .operations import Operations
 
@@ -35,7 +34,6 @@ class Plan:
 
     size: VideoSize
     grid: TokenGrid
-    model: WanShape
     rule: str
     dense: tuple[str, ...]
     kinds: tuple[Kind, ...]
