@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import seeded
 
 SHAPE = 16, 2, 8, 10  # of a latent
 TEXT = 512, 4096
@@ -14,6 +13,8 @@ TEXT = 512, 4096
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """A file with a plain Wan model of 4 blocks whose head is not zero, so that every weight gets a gradient."""
+    from support import seeded
+
     from tools.training.model import random_base
 
     state = random_base(channels=128, blocks=4, ffn_channels=64, seed=0)
@@ -26,6 +27,8 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """Five clips of noise, with captions of three random words."""
+    from support import seeded
+
     from tools.training.cache import Cache
 
     folder = tmp_path_factory.mktemp("cache")

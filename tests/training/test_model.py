@@ -102,6 +102,8 @@ def test_extras_start_as_the_paper_says(model):
         assert torch.all(branch.compress.weight == ratio**-2) and torch.all(branch.refine.weight == 1 / 27)
         assert not any(adapter(x).any() for adapter in (branch.q, branch.k, branch.v))
     assert torch.all(attn.gates.global_gate(T) == 0.5) and torch.all(attn.gates.hierarchical_gate(T) == 0.5)
+    near_local = model(gate=0.9).wan.blocks[1].self_attn.gates
+    assert torch.allclose(near_local.global_gate(T), torch.tensor(0.9))
 
 
 def test_recomputed_activations_give_the_same_gradients(model):

@@ -12,7 +12,7 @@ from torch import nn
 from tools.console import Trouble
 from tools.training.curve import Curve, Row, smoothed
 from tools.training.ema import AveragedWeights
-from tools.training.objective import Samples, loss_of, shifted
+from tools.training.objective import Sample, Samples, loss_of, padded, shifted
 from tools.training.preview import sample
 from tools.training.recipe import Recipe
 from ultragen_core.sampling import flow_sigmas
@@ -46,7 +46,7 @@ def test_a_true_velocity_costs_nothing_and_leads_to_the_clip():
         return (x - clip) / (t / 1000)[:, None, None, None, None]
 
     assert loss_of(model, (0,), clip, seeded(1, 512, 8), Recipe()).item() < 1e-9
-    noise, text = seeded(*clip.shape, seed=1), seeded(512, 8)
+    noise, text = seeded(*clip.shape, seed=1), seeded(1, 3, 8)
     assert torch.allclose(sample(model, noise, text, text, 7, 5.0, 5.0), clip, atol=1e-4)
 
 
@@ -54,8 +54,8 @@ def test_guidance_goes_from_the_empty_caption_to_the_prompt_and_beyond():
     def model(x, t, texts):
         return texts.mean((1, 2))[:, None, None, None, None].expand_as(x)
 
-    x = sample(model, torch.zeros(1, 1, 1, 2, 2), torch.full((2, 4), 3.0), torch.full((2, 4), 1.0), 4, 5.0, 2.0)
-    assert torch.allclose(x, torch.tensor(-(1.0 + 2 * (3.0 - 1.0))))
+    x = sample(model, torch.zeros(2, 1, 1, 2, 2), torch.full((2, 2, 4), 3.0), torch.full((2, 2, 4), 1.0), 4, 5.0, 2.0)
+    assert x.shape[0] == 2 and torch.allclose(x, torch.tensor(-(1.0 + 2 * (3.0 - 1.0))))
 
 
 def test_every_clip_comes_once_an_epoch_and_some_captions_are_dropped(cache):
@@ -71,6 +71,16 @@ def test_every_clip_comes_once_an_epoch_and_some_captions_are_dropped(cache):
     assert 30 < dropped < 70
     again = samples[17]
     assert torch.equal(again.latent, drawn[17].latent) and torch.equal(again.text, drawn[17].text)
+
+
+def test_texts_of_a_batch_are_as_long_as_its_longest():
+    texts = seeded(1, 8), seeded(0, 8), seeded(3, 8)
+    batch = [Sample(number, seeded(16, 2, 4, 4, seed=number), text) for number, text in enumerate(texts)]
+    numbers, latents, together = Samples.together(batch)
+    assert numbers.tolist() == [0, 1, 2] and latents.shape == (3, 16, 2, 4, 4) and together.shape == (3, 3, 8)
+    assert padded(together).shape == (3, 512, 8)
+    for text, whole in zip(texts, padded(together), strict=True):
+        assert torch.equal(whole[: len(text)], text) and not whole[len(text) :].any()
 
 
 def test_averages_follow_the_weights():
@@ -100,6 +110,7 @@ def test_rates_rise_and_fall():
     ({"trains": "extras", "rule": "dense"}, "Extras belong to the rule ultragen"),
     ({"batch": 0}, "batch must be at least 1, got 0"),
     ({"dense_blocks": "3-1"}, "from lower to higher"),
+    ({"gate": 1.0}, "gate must be between 0 and 1, got 1.0"),
 ])  # fmt: skip
 def test_recipes_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(Trouble, match=message):

@@ -18,7 +18,6 @@ from ultragen_core.sizes import VideoSize
 
 from .data import captions, clips
 
-TEXT_TOKENS = 512
 EMPTY = "empty"  # the file with the text tensor of the empty caption
 Encode = Callable[[Tensor], Tensor]
 """encode(clip (frames, height, width, 3) in 0..1) -> latent (c, t, h, w), normalised as the transformer takes it."""
@@ -28,7 +27,7 @@ EncodeText = Callable[[str], Tensor]
 
 @dataclass(frozen=True)
 class Clip:
-    """latent: (c, t, h, w). text: (512, text channels), zeros after the caption's end."""
+    """latent: (c, t, h, w). text: (tokens, text channels), up to the caption's end."""
 
     latent: Tensor
     text: Tensor
@@ -67,12 +66,11 @@ class Cache:
 
     def clip(self, index: int) -> Clip:
         with safe_open(self.folder / f"{self.names[index]}.safetensors", "pt") as file:
-            text = _padded(file.get_tensor("text"))
-            return Clip(file.get_tensor("latent").float(), text, file.metadata()["caption"])
+            return Clip(file.get_tensor("latent").float(), file.get_tensor("text"), file.metadata()["caption"])
 
     def empty_text(self) -> Tensor:
         with safe_open(self.folder / f"{EMPTY}.safetensors", "pt") as file:
-            return _padded(file.get_tensor("text"))
+            return file.get_tensor("text")
 
     def latent_shape(self) -> tuple[int, ...]:
         """(c, t, h, w) of every latent. Raises Trouble where there are none, or of several sizes."""
@@ -94,12 +92,6 @@ def _trimmed(text: Tensor) -> Tensor:
     """Without the zeros after the end."""
     used = text.any(-1).nonzero()
     return text[: int(used.max()) + 1 if len(used) else 0].cpu().to(torch.bfloat16).contiguous()
-
-
-def _padded(text: Tensor) -> Tensor:
-    padded = torch.zeros(TEXT_TOKENS, text.shape[-1])
-    padded[: text.shape[0]] = text.float()
-    return padded
 
 
 def fill(dataset: Path, cache: Cache, size: VideoSize, stride: int, encode: Encode, encode_text: EncodeText) -> None:

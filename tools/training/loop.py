@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from tools.console import ProgressLine, Trouble
@@ -19,7 +22,7 @@ from .checkpoint import States, publish
 from .curve import Curve, Row
 from .ema import AveragedWeights
 from .model import Velocity
-from .objective import Samples, generator, loss_of
+from .objective import Samples, generator, loss_of, padded
 from .preview import sample, write_video
 from .recipe import Recipe, agree, option
 
@@ -31,6 +34,7 @@ class Keeping:
     """What a run leaves in its folder, and when; none of it changes the weights."""
 
     out: Path = option(Path("training"), "folder of the run; one that has begun there goes on")
+    minutes: float = option(0.0, "end in order after so many, to go on when called again; 0: run to the last step")
     state_every: int = option(100, "steps from one state, to go on from, to the next")
     publish_every: int = option(0, "steps from one weights file to the next; 0: at the end alone")
     preview_every: int = option(0, "steps from one video to the next; 0: none")
@@ -82,20 +86,22 @@ class Training:
         self.states.restore(state)
         return state["step"]
 
-    def run(self) -> None:
-        """Every step that is left."""
+    def run(self) -> bool:
+        """Every step that is left, or those that the time allows. Returns whether the run is at its end."""
         main, keeping, line = self.accelerator.is_main_process, self.keeping, ProgressLine()
         if main:
             self.curve.begin(self.step)
-        batches = self._batches()
-        while self.step < self.recipe.steps:
+        batches, ends = self._batches(), time.monotonic() + 60 * (keeping.minutes or math.inf)
+        last = ended = self.step >= self.recipe.steps
+        while not ended:
             row = self._one_step(batches)
             self.step = row.step
             if main:
                 self.curve.add(row)
                 line.show(self._progress(row))
             last = self.step == self.recipe.steps
-            if last or self.step % keeping.state_every == 0:
+            ended = last or self._is_up(ends)
+            if ended or self.step % keeping.state_every == 0:
                 self.states.save(self.step, main, self.cache.fingerprint())
                 if main:
                     self.curve.draw()
@@ -106,23 +112,32 @@ class Training:
                     publish(keeping.out, self.step, self.model, self.bare, self.recipe, main)
         line.end()
         self.accelerator.wait_for_everyone()
+        return last
 
-    def _batches(self) -> Iterator[list[Tensor]]:
+    def _is_up(self, ends: float) -> bool:
+        """By the clock of the first process, so that all end after the same step."""
+        up = torch.tensor(time.monotonic() >= ends, device=self.accelerator.device)
+        return bool(broadcast(up))
+
+    def _batches(self) -> Iterator[tuple[Tensor, ...]]:
         """This process's micro-batches of all steps that are left, read ahead by a worker."""
         batch, rank, processes = self.recipe.batch, self.accelerator.process_index, self.accelerator.num_processes
         steps = range(self.step, self.recipe.steps)
         numbers = [step * batch + place for step in steps for place in range(rank, batch, processes)]
         samples, pinned = Samples(self.cache, self.recipe), self.accelerator.device.type == "cuda"
-        return iter(DataLoader(samples, self.micro_batch, sampler=numbers, num_workers=1, pin_memory=pinned))
+        loader = DataLoader(
+            samples, self.micro_batch, sampler=numbers, num_workers=1, pin_memory=pinned, collate_fn=samples.together
+        )
+        return iter(loader)
 
-    def _one_step(self, batches: Iterator[list[Tensor]]) -> Row:
+    def _one_step(self, batches: Iterator[tuple[Tensor, ...]]) -> Row:
         started, rate, losses = time.perf_counter(), self.recipe.rate(self.step), []
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for _ in range(self.accelerator.gradient_accumulation_steps):
             numbers, latents, texts = (part.to(self.accelerator.device) for part in next(batches))
             with self.accelerator.accumulate(self.model):
-                loss = loss_of(self.model, numbers, latents, texts, self.recipe)
+                loss = loss_of(self.model, numbers, latents, padded(texts), self.recipe)
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
                 if self.accelerator.sync_gradients:
@@ -142,13 +157,12 @@ class Training:
     def _preview(self) -> None:
         """All processes sample, as a sharded model needs, and one writes."""
         device, shape = self.accelerator.device, (1, *self.cache.latent_shape())
-        empty, latents = self.cache.empty_text().to(device), []
+        choice, latents = (self.keeping.preview_steps, self.recipe.shift, self.keeping.preview_cfg), []
         with self.averages.applied():
             for index in range(min(self.keeping.preview_clips, len(self.cache.names))):
-                noise = torch.randn(
-                    shape, generator=generator(device, self.recipe.seed, "preview", index), device=device
-                )
-                text, choice = self.cache.clip(index).text.to(device), (self.recipe.shift, self.keeping.preview_cfg)
-                latents.append(sample(self.model, noise, text, empty, self.keeping.preview_steps, *choice))
+                random = generator(device, self.recipe.seed, "preview", index)
+                noise = torch.randn(shape, generator=random, device=device)
+                texts = pad_sequence([self.cache.clip(index).text, self.cache.empty_text()], batch_first=True)
+                latents.append(sample(self.model, noise, *padded(texts.to(device)).split(1), *choice))
         if self.accelerator.is_main_process:
             write_video(self.vae, latents, self.keeping.out / f"preview-{self.step:06}.mp4", self.keeping.fps)

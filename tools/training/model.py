@@ -137,24 +137,24 @@ def _wan_model(base: StateDict, name: str) -> wan.WanModel:
 
 
 def initial_extras(recipe: Recipe, channels: int, blocks: int) -> Extras:
-    """Where training starts: average pooling, deltas of zero, gates half open."""
+    """Where training starts: average pooling, deltas of zero, gates open by `recipe.gate`, for the paper half."""
     shape = ExtrasShape(channels, recipe.rank, refined=True)
     hierarchical = recipe.hierarchical_blocks(blocks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         extras = {index: initial_block(shape) for index in hierarchical}
-        gates = {index: _initial_gates(channels) for index in hierarchical}
+        gates = {index: _initial_gates(channels, recipe.gate) for index in hierarchical}
     return Extras(shape, extras, gates)
 
 
-def _initial_gates(channels: int) -> StateDict:
+def _initial_gates(channels: int, local: float) -> StateDict:
     gates = BlockGates(channels)
     for gate in gates.children():
         for layer in (gate.embedding_in, gate.embedding_out):
             nn.init.normal_(layer.weight, std=0.02)  # as Wan's own embedding of time
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(gate.projection.weight)
-        nn.init.zeros_(gate.projection.bias)
+        nn.init.constant_(gate.projection.bias, math.log(local / (1 - local)))
     return gates.state_dict()
 
 

@@ -12,9 +12,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .cache import Cache
 from .recipe import Recipe
+
+TEXT_TOKENS = 512
 
 
 def generator(device: torch.device, *what: object) -> torch.Generator:
@@ -24,11 +27,19 @@ def generator(device: torch.device, *what: object) -> torch.Generator:
 
 
 class Sample(NamedTuple):
-    """number: of the sample since the run began. latent: (c, t, h, w). text: (512, text channels)."""
+    """number: of the sample since the run began. latent: (c, t, h, w). text: as of a Clip."""
 
     number: int
     latent: Tensor
     text: Tensor
+
+
+def padded(texts: Tensor) -> Tensor:
+    """(b, tokens, text channels) -> (b, 512, text channels) in float32, as Wan takes texts: zeros after their ends.
+
+    On the model's device, because most of what is made here is zeros.
+    """
+    return F.pad(texts.float(), (0, 0, 0, TEXT_TOKENS - texts.shape[1]))
 
 
 class Samples(torch.utils.data.Dataset):
@@ -43,6 +54,12 @@ class Samples(torch.utils.data.Dataset):
         clip = self.cache.clip(int(order[position]))
         dropped = torch.rand(1, generator=self._random("caption", number)).item() < self.recipe.caption_dropout
         return Sample(number, clip.latent, self.empty if dropped else clip.text)
+
+    @staticmethod
+    def together(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers (b,), latents (b, c, t, h, w) and texts (b, tokens of the longest, text channels) for `padded`."""
+        numbers, latents, texts = zip(*samples, strict=True)
+        return torch.tensor(numbers), torch.stack(latents), pad_sequence(texts, batch_first=True)
 
     def _random(self, *what: object) -> torch.Generator:
         return generator(torch.device("cpu"), self.recipe.seed, *what)

@@ -24,11 +24,11 @@ CRF = 17
 def sample(
     model: nn.Module, noise: Tensor, text: Tensor, empty: Tensor, steps: int, shift: float, cfg: float
 ) -> Tensor:
-    """Euler steps of flow matching from noise (1, c, t, h, w) to a latent; text, empty: (512, text channels)."""
+    """Euler steps of flow matching from noise (b, c, t, h, w) to latents; text, empty: (b, 512, text channels)."""
     sigmas = flow_sigmas(steps, shift).to(noise.device)
-    texts, x = torch.stack((text, empty)), noise
+    texts, x = torch.cat((text, empty)), noise
     for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
-        positive, negative = model(x.repeat(2, 1, 1, 1, 1), (1000 * now).expand(2), texts).float().chunk(2)
+        positive, negative = model(x.repeat(2, 1, 1, 1, 1), (1000 * now).expand(len(texts)), texts).float().chunk(2)
         x = x + (then - now) * (negative + cfg * (positive - negative))
     return x
 

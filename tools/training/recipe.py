@@ -37,6 +37,7 @@ class Recipe:
     rule: Literal["ultragen", "dense"] = option("ultragen", "dense: Wan's own attention, for a base of your own")
     rank: int = option(64, "of the low-rank deltas, where the base has no extras yet, and of a LoRA")
     dense_blocks: str = option("auto", "blocks without extras, as 0-2,27-29; auto: the outer tenth at either end")
+    gate: float = option(0.5, "the local branch's share where training of new extras starts")
     cross_window: CrossWindow = option("paper", "how the borders of windows move from block to block (ablation)")
     without: tuple[Switch, ...] = option((), "branches and deltas that are switched off (ablation)")
     steps: int = option(1000, "in the whole run")
@@ -57,6 +58,8 @@ class Recipe:
         for name, least in (("rank", 1), ("steps", 1), ("batch", 1), ("warmup", 0)):
             if getattr(self, name) < least:
                 raise Trouble(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if not 0 < self.gate < 1:
+            raise Trouble(f"gate must be between 0 and 1, got {self.gate}.")
         try:
             parse_blocks(self.dense_blocks)
         except ValueError as error:
