@@ -14,7 +14,7 @@ from tools.console import say
 
 ROOT = Path(__file__).resolve().parent.parent
 # Pure torch, training, and the tools that install packs: one run is enough.
-NEWEST_ONLY = ("tests/attention", "tests/install", "tests/training", "tests/weights")
+NEWEST_ONLY = ("tests/attention", "tests/install", "tests/miniature", "tests/training", "tests/weights")
 NO_TESTS_COLLECTED = 5
 MOST_WORKERS = 4  # each has its own ComfyUI server
 

@@ -1,0 +1,133 @@
+"""ComfyUI's Wan 2.1 VAE over whole clips, for training: its own loops go chunk by chunk and remember in lists.
+
+A clip has 1 + 4n frames. Only the modules' weights are used, so that both ComfyUI versions give the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import comfy.ldm.wan.vae
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHANNELS = 16
+SHAPE = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "temperal_downsample": [False, True, True]}
+
+
+def new_vae(width: int) -> nn.Module:
+    """With random weights, but for residual blocks, which add nothing yet: what learns first is the linear part, as
+    deep as it is, and no learning rate that this stands makes it forget the colours.
+    """
+    vae = comfy.ldm.wan.vae.WanVAE(dim=width, z_dim=CHANNELS, **SHAPE)
+    for module in vae.modules():
+        kind = type(module).__name__
+        if isinstance(module, nn.Conv2d | nn.Conv3d):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+        elif kind == "RMS_norm":
+            nn.init.ones_(module.gamma)
+    for module in vae.modules():
+        kind = type(module).__name__
+        if kind in ("ResidualBlock", "AttentionBlock"):
+            nn.init.zeros_((module.residual[-1] if kind == "ResidualBlock" else module.proj).weight)
+    return vae
+
+
+def encode(vae: nn.Module, clip: Tensor, branches: bool = True) -> tuple[Tensor, Tensor]:
+    """(b, 3, frames, height, width) in -1..1 -> means and logarithms of variances, each (b, 16, t, h, w).
+
+    branches: without them residual blocks and the attention hand on what they get.
+    """
+    x = _blocks(vae.encoder.downsamples, causal(vae.encoder.conv1, clip), branches)
+    x = _middle(vae.encoder, x) if branches else x
+    return causal(vae.conv1, _end(vae.encoder, x)).chunk(2, dim=1)
+
+
+def decode(vae: nn.Module, latent: Tensor, branches: bool = True) -> Tensor:
+    """(b, 16, t, h, w) -> (b, 3, frames, height, width), around -1..1."""
+    x = causal(vae.decoder.conv1, causal(vae.conv2, latent))
+    x = _middle(vae.decoder, x) if branches else x
+    return _end(vae.decoder, _blocks(vae.decoder.upsamples, x, branches))
+
+
+def causal(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """Zeros before the first frame and around each."""
+    rows, columns = (side // 2 for side in conv.kernel_size[1:])
+    return F.conv3d(F.pad(x, (columns, columns, rows, rows, conv.kernel_size[0] - 1, 0)), conv.weight, conv.bias)
+
+
+def _blocks(modules: nn.Sequential, x: Tensor, branches: bool) -> Tensor:
+    for module in modules:
+        x = _resampled(module, x) if type(module).__name__ == "Resample" else _residual(module, x, branches)
+    return x
+
+
+def _residual(block: nn.Module, x: Tensor, branches: bool = True) -> Tensor:
+    skip = x if isinstance(block.shortcut, nn.Identity) else causal(block.shortcut, x)
+    if not branches:
+        return skip
+    norm1, _, conv1, norm2, _, _, conv2 = block.residual
+    return skip + causal(conv2, F.silu(_norm(norm2, causal(conv1, F.silu(_norm(norm1, x))))))
+
+
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+    return x * (norm.scale / length).to(x.dtype) * norm.gamma.to(x.dtype)
+
+
+def _middle(coder: nn.Module, x: Tensor) -> Tensor:
+    before, attention, after = coder.middle
+    x = _residual(before, x)
+    frames = _frames(x)
+    q, k, v = (part.flatten(2).transpose(1, 2) for part in attention.to_qkv(_norm(attention.norm, frames)).chunk(3, 1))
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(2, frames.shape[2:])
+    return _residual(after, x + _clips(attention.proj(mixed), len(x)))
+
+
+def _end(coder: nn.Module, x: Tensor) -> Tensor:
+    norm, _, conv = coder.head
+    return causal(conv, F.silu(_norm(norm, x)))
+
+
+def _resampled(module: nn.Module, x: Tensor) -> Tensor:
+    """Each frame by the module's own layers. The clip's first frame stays one frame, and what doubles the others does
+    not see it; what halves them does.
+    """
+    if module.mode == "upsample3d" and x.shape[2] > 1:
+        doubled = causal(module.time_conv, x[:, :, 1:]).unflatten(1, (2, -1)).movedim(1, 3).flatten(2, 3)
+        x = torch.cat((x[:, :, :1], doubled), dim=2)
+    x = _clips(module.resample(_frames(x)), len(x))
+    if module.mode == "downsample3d" and x.shape[2] > 1:
+        halved = F.conv3d(x, module.time_conv.weight, module.time_conv.bias, stride=(2, 1, 1))
+        x = torch.cat((x[:, :, :1], halved), dim=2)
+    return x
+
+
+def _frames(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _clips(frames: Tensor, batch: int) -> Tensor:
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def folded(vae: nn.Module, mean: Sequence[float] | Tensor, deviation: Tensor) -> dict[str, Tensor]:
+    """The VAE's weights, with latents that have Wan 2.1's published means and deviations where they had these.
+
+    A change of scale and offset per channel, folded into the two 1x1x1 convolutions beside the latents, so that the
+    narrow VAE runs wherever Wan 2.1's does.
+    """
+    published = comfy.latent_formats.Wan21()
+    target, spread = published.latents_mean.flatten(), published.latents_std.flatten()
+    state = {key: tensor.detach().clone() for key, tensor in vae.state_dict().items()}
+    scale = spread.to(deviation) / deviation
+    offset = target.to(deviation) - scale * mean
+    weight, bias = state["conv1.weight"], state["conv1.bias"]
+    weight[:CHANNELS] *= scale.view(-1, 1, 1, 1, 1)
+    bias[:CHANNELS] = bias[:CHANNELS] * scale + offset
+    bias[CHANNELS:] += 2 * scale.log()  # of the variances
+    state["conv2.bias"] -= state["conv2.weight"].flatten(1) @ (offset / scale)
+    state["conv2.weight"] /= scale.view(1, -1, 1, 1, 1)
+    return state
