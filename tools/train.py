@@ -28,10 +28,13 @@ def find_comfyui() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
+    from tools.miniature import commands as miniature
     from tools.training import commands
 
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    commands.add_to(top.add_subparsers(required=True))
+    choices = top.add_subparsers(required=True)
+    commands.add_to(choices)
+    miniature.add_to(choices)
     return top
 
 

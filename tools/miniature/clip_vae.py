@@ -13,26 +13,58 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHANNELS = 16
+CONSTANT, LOGVAR = 4.0, -6.0
+NOISE = 0.1  # of the weights that a new VAE starts with, as a share of what keeps a signal's size
 SHAPE = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "temperal_downsample": [False, True, True]}
 
 
+@torch.no_grad()
 def new_vae(width: int) -> nn.Module:
-    """With random weights, but for residual blocks, which add nothing yet: what learns first is the linear part, as
-    deep as it is, and no learning rate that this stands makes it forget the colours.
+    """Where training starts: colours are averaged on the way down and repeated on the way up, as UltraGen's coarse
+    branches start, and all else is small random weights.
+
+    Residual blocks add nothing yet and latents are hardly noisy. At the two ends, where norms take away how large
+    channels are, half of them are constant and so keep it.
     """
     vae = comfy.ldm.wan.vae.WanVAE(dim=width, z_dim=CHANNELS, **SHAPE)
     for module in vae.modules():
         kind = type(module).__name__
         if isinstance(module, nn.Conv2d | nn.Conv3d):
-            nn.init.kaiming_uniform_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
+            _carry(module)
         elif kind == "RMS_norm":
             nn.init.ones_(module.gamma)
     for module in vae.modules():
         kind = type(module).__name__
         if kind in ("ResidualBlock", "AttentionBlock"):
             nn.init.zeros_((module.residual[-1] if kind == "ResidualBlock" else module.proj).weight)
+    for coder, modules in ((vae.encoder, vae.encoder.downsamples), (vae.decoder, vae.decoder.upsamples)):
+        last = next(module for module in reversed(modules) if type(module).__name__ == "Resample")
+        for conv in (last.resample[1], *([last.time_conv] if last.mode == "downsample3d" else [])):
+            constant = conv.out_channels // 2
+            nn.init.zeros_(conv.weight[constant:])
+            nn.init.constant_(conv.bias[constant:], CONSTANT)
+        # Near zero SiLU halves, and the norm divides by the constants' length.
+        coder.head[-1].weight *= 2 * CONSTANT * 0.5**0.5
+    nn.init.constant_(vae.conv1.bias[CHANNELS:], LOGVAR)
     return vae
+
+
+def _carry(conv: nn.Module) -> None:
+    """Weights that hand colours on from channel to channel, as means over what the stride joins."""
+    nn.init.kaiming_uniform_(conv.weight, nonlinearity="linear")
+    conv.weight *= NOISE
+    nn.init.zeros_(conv.bias)
+    taps = tuple(
+        # A stride of two reaches from a pixel to the next, and from a frame back: not to what is padded.
+        slice(size - 2, size) if stride > 1 and axis == 0 and conv.weight.ndim == 5
+        else slice(0, 2) if stride > 1 else slice(size - 1, size) if axis == 0 and conv.weight.ndim == 5
+        else slice(size // 2, size // 2 + 1)
+        for axis, (size, stride) in enumerate(zip(conv.kernel_size, conv.stride, strict=True))
+    )  # fmt: skip
+    count = conv.weight[(0, 0, *taps)].numel()
+    for out in range(conv.out_channels):
+        conv.weight[(out, out % conv.in_channels, *taps)] += 1 / count
+    # (upsampling in time makes two frames of one: both are copies)
 
 
 def encode(vae: nn.Module, clip: Tensor, branches: bool = True) -> tuple[Tensor, Tensor]:

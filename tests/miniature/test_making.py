@@ -1,0 +1,135 @@
+"""The whole miniature and its ablation at toy size: parts that go on, files that ComfyUI loads, numbers that say so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from comfy_run import velocity
+from safetensors.torch import load_file
+from support import relative_error, seeded
+
+from ultragen_core.sizes import VideoSize
+
+CPU = torch.device("cpu")
+LOW, HIGH = VideoSize(32, 32, 17), VideoSize(80, 64, 17)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    from tools.miniature.make import Miniature
+    from tools.miniature.vae_training import VAERecipe
+    from tools.training.recipe import Recipe
+
+    steps = {"steps": 2, "batch": 2, "learning_rate": 1e-3}
+    return Miniature(
+        measured=2, vae=VAERecipe(width=4, sizes=(LOW,), clips=2, side=16, batch=2, steps=3, linear_steps=1, warmup=1),
+        channels=128, blocks=2, ffn_channels=64, low=LOW, low_clips=3, dense=Recipe(rule="dense", **steps),
+        high=HIGH, high_clips=2, ultragen=Recipe(rank=4, dense_blocks="0", gate=0.9, **steps),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(toy, tmp_path_factory):
+    from tools.miniature.make import Making
+
+    making = Making(toy, tmp_path_factory.mktemp("miniature"), CPU, 60)
+    assert making.run()
+    return making
+
+
+def test_parts_that_are_cut_off_go_on_to_the_same_weights(toy, made, tmp_path):
+    from tools.miniature.make import Making
+
+    calls = 0
+    while not Making(toy, tmp_path, CPU, 0).run():
+        calls += 1
+        assert calls < 10
+    assert calls == 4  # a step each: the VAE has three, the others two
+    for file in (made.vae_file.name, *(f"{rule}/full-000002.safetensors" for rule in ("dense", "ultragen"))):
+        once, in_parts = load_file(made.folder / file), load_file(tmp_path / file)
+        assert once.keys() == in_parts.keys() and all(torch.equal(once[key], in_parts[key]) for key in once)
+
+
+def test_what_is_made_runs_in_comfyui(made, toy):
+    from tools.miniature.clip_vae import decode
+    from tools.training.encoders import load_vae
+    from tools.training.model import build
+    from ultragen_core.host.load import load_model
+
+    file = made.model_file(toy.ultragen)
+    assert all(tensor.dtype == torch.float16 for tensor in load_file(file).values())
+    x, text = seeded(1, 16, 5, 8, 10), 0.1 * seeded(1, 512, 4096)
+    trained = build(load_file(file), file.name, toy.ultragen)
+    with torch.no_grad():
+        expected = trained(x, torch.tensor([900.0]), text)
+    assert (
+        relative_error(velocity(load_model(file, model_options={"dtype": torch.float32}), x, text, 0.9), expected)
+        < 5e-6
+    )
+    latent = seeded(1, 16, 2, 4, 6)
+    with torch.no_grad():
+        pictures = (decode(made.vae(), latent) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert torch.allclose(load_vae(made.vae_file).decode(latent), pictures, atol=2e-2)
+
+
+def test_the_ablation_trains_and_judges_variants(made, monkeypatch):
+    """Three of those that are trained: what the switches of a recipe do is tested with the trainer."""
+    from tools.miniature import ablation as module
+    from ultragen_core.metrics.scores import CONSISTENCY, HD_LPIPS, HD_MSE
+
+    monkeypatch.setattr(module, "TRAINED", dict(list(module.TRAINED.items())[:3]))
+    metrics = HD_MSE, HD_LPIPS, CONSISTENCY  # HD-FVD needs larger frames
+    study = module.Study(steps=2, seeds=(3,), videos=2, sampling_steps=2, held_out=1, levels=2, metrics=metrics)
+    ablation = module.Ablation(study, made)
+    assert ablation.run()
+    results = ablation.results()
+    assert {result["variant"] for result in results} == {*module.TRAINED, module.DENSE, module.UNTRAINED}
+    at_equal_steps = {result["variant"]: result for result in results if result["steps"] in (0, 2)}
+    assert len(at_equal_steps) == 5
+    assert len({result["loss"] for result in at_equal_steps.values()}) == 5, "variants that compute the same"
+    for result in results:
+        assert result["seed"] == 3 and result["loss"] > 0 and result["seam_ratio"] > 0
+        assert all(0 <= result[name] <= 1 for name in ("time", "ground", "weather", "side"))
+        assert all(result[name] >= 0 for name in metrics)
+
+    file = next(ablation.folder.glob("*.json"))  # what is there stays
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"loss": -1}))
+    assert ablation.run() and json.loads(file.read_text())["loss"] == -1
+
+
+def test_seams_are_found_where_windows_meet():
+    from tools.miniature.judge import seam_ratio
+
+    smooth = torch.linspace(0, 1, 160).expand(2, 96, 160)[..., None].expand(2, 96, 160, 3).clone()
+    smooth += torch.linspace(0, 1, 96)[None, :, None, None]
+    assert seam_ratio(smooth, (4, 5)) == pytest.approx(1, abs=0.05)
+    stepped = smooth.clone()
+    stepped[:, :, 80:] += 0.1  # between the second and the third of four windows
+    assert seam_ratio(stepped, (4, 5)) > 2
+    elsewhere = smooth.clone()
+    elsewhere[:, :, 16:] += 0.1
+    assert seam_ratio(elsewhere, (4, 5)) < 1
+
+
+def test_stand_ins_see_differences():
+    from tools.miniature.judge import stand_ins
+
+    networks, frame = stand_ins(CPU), torch.rand(3, 64, 64)
+    assert networks.distance(frame[None], frame[None]) == 0
+    assert networks.distance(frame[None], frame[None].flip(-1)) > 0
+    assert networks.features(torch.rand(2, 3, 16, 224, 224)).shape == (2, 32)
+    assert networks.embed(frame).shape == (1, 32)
+
+
+def test_agreement_counts_attributes():
+    from tools.miniature.judge import agreement
+    from tools.miniature.scenes import CHECKED, scene
+
+    numbers = range(10, 14)
+    said = [dataclasses.asdict(scene(number)) for number in numbers]
+    assert agreement(said, numbers) == dict.fromkeys(CHECKED, 1.0)
+    said[0] = said[0] | {"time": "never"}
+    assert agreement(said, numbers) == dict.fromkeys(CHECKED, 1.0) | {"time": 0.75}

@@ -1,0 +1,189 @@
+"""The paper's ablation in miniature: the same base, clips and seeds, at equal steps and at equal time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tools.console import say
+from tools.training.curve import Curve
+from tools.training.loop import Keeping, Training
+from tools.training.model import build
+from tools.training.objective import loss_of, padded
+from tools.training.recipe import Recipe
+from ultragen_core.attention.config import TRAINED_WINDOWS, LocalConfig
+from ultragen_core.files import finished_file
+from ultragen_core.host.load import load_model
+from ultragen_core.host.patch import Settings, apply
+from ultragen_core.metrics.scores import CONSISTENCY, HD_FVD, HD_LPIPS, HD_MSE, score, score_video
+from ultragen_core.weights.files import read_state_dict
+
+from . import judge
+from .latents import Latents, encoded, normalised, words
+from .make import Making
+from .painter import paint
+from .reading import read
+from .scenes import scene
+
+FULL = "full"
+# What is trained, as changes of the recipe that the miniature's own layers were trained with.
+TRAINED: dict[str, dict] = {
+    FULL: {},
+    "dense, tuned": {"rule": "dense"},
+    "without global": {"without": ("global",)},
+    "without hierarchical": {"without": ("hierarchical",)},
+    "without cross-window": {"cross_window": "off"},
+    "without deltas": {"without": ("delta",)},
+    "Swin": {"cross_window": "swin"},
+}
+DENSE, UNTRAINED = "dense, as trained low", "UltraGen without weights"
+# Windows about as large as the frames that the base was trained on, as UltraGen Apply chooses them for Wan's own.
+NEAR_BASE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2))
+TIMED = 0.1  # share of the steps after which the time of a step is known
+
+
+@dataclass(frozen=True)
+class Study:
+    """steps: of the comparison at equal steps; the time that the full layer takes for them is that of the other.
+    videos: painted by each model, in `sampling_steps`. held_out: clips of the loss, each at `levels` noise levels.
+    metrics: names of metrics.scores, through stand-ins.
+    """
+
+    steps: int = 800
+    learning_rate: float = 5e-4
+    seeds: tuple[int, ...] = (0, 1, 2)
+    videos: int = 64
+    sampling_steps: int = 20
+    held_out: int = 64
+    levels: int = 4
+    metrics: tuple[str, ...] = (HD_MSE, HD_LPIPS, HD_FVD, CONSISTENCY)
+
+
+class Ablation:
+    """Trains and judges every variant, in parts like the miniature's own; results lie in one json file each."""
+
+    def __init__(self, study: Study, making: Making):
+        self.study, self.making, self.folder = study, making, making.folder / "ablation"
+        self.device, self.size = making.device, making.recipe.high
+        self.folder.mkdir(exist_ok=True)
+        self.base_file = making.model_file(making.recipe.dense)
+
+    def run(self) -> bool:
+        """Returns whether all is done."""
+        done = all(self._seed(seed) for seed in self.study.seeds)
+        say(f"Everything is in {self.folder}." if done else "The time is up; the same command goes on.")
+        return done
+
+    def results(self) -> list[dict]:
+        """Of every model that is judged: variant, seed, steps, and what was measured."""
+        return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob("*.json"))]
+
+    def _seed(self, seed: int) -> bool:
+        for variant in TRAINED:
+            if not self._trained(variant, seed):
+                return False
+        for variant, model in ((DENSE, self._dense), (UNTRAINED, self._untrained)):
+            self._judged(variant, seed, 0, model)
+        return True
+
+    def _trained(self, variant: str, seed: int) -> bool:
+        run, steps = self._run_folder(variant, seed), self.study.steps
+        timed = max(round(TIMED * steps), 1)
+        if not self._train(run, variant, seed, timed):
+            return False
+        # Of the same steps whenever it is asked, so that a run that goes on has the same end.
+        in_time = round(steps * self._seconds(FULL, seed, timed) / self._seconds(variant, seed, timed))
+        for target in sorted({steps, in_time}):
+            if not self._train(run, variant, seed, target):
+                return False
+            file = run / f"full-{target:06}.safetensors"
+            self._judged(variant, seed, target, lambda file=file: self._velocity(file, variant, seed))
+        return True
+
+    def _recipe(self, variant: str, seed: int, steps: int) -> Recipe:
+        constant = {"decay": "constant", "learning_rate": self.study.learning_rate, "steps": steps, "seed": seed}
+        return dataclasses.replace(self.making.recipe.ultragen, **constant, **TRAINED[variant])
+
+    def _run_folder(self, variant: str, seed: int) -> Path:
+        return self.folder / f"{_slug(variant)}-{seed}"
+
+    def _train(self, run: Path, variant: str, seed: int, steps: int) -> bool:
+        if (run / f"full-{steps:06}.safetensors").is_file():
+            return True
+        recipe = self._recipe(variant, seed, steps)
+        model = build(read_state_dict(self.base_file), variant, recipe)
+        clips = Latents(self.making.latents_file(self.size))
+        keeping = Keeping(run, minutes=self.making.minutes_left(), state_every=steps)
+        return Training(recipe, keeping, model, clips, recipe.batch).run()
+
+    def _seconds(self, variant: str, seed: int, steps: int) -> float:
+        """A step of training, as most of the first ones took."""
+        return statistics.median(row.seconds for row in Curve(self._run_folder(variant, seed)).rows()[:steps])
+
+    def _velocity(self, file: Path, variant: str, seed: int) -> Callable:
+        model = build(read_state_dict(file), variant, self._recipe(variant, seed, 1))
+        return model.to(self.device).eval()
+
+    def _dense(self) -> Callable:
+        model = build(read_state_dict(self.base_file), DENSE, self.making.recipe.dense)
+        return model.to(self.device).eval()
+
+    def _untrained(self) -> Callable:
+        """The pack's own patch on ComfyUI's model."""
+        dense = load_model(self.base_file, "dense")
+        return judge.Patched(apply(dense, Settings(rule="ultragen", local=NEAR_BASE)))
+
+    def _judged(self, variant: str, seed: int, steps: int, model: Callable[[], Callable]) -> None:
+        """Where it is not there yet: paint held-out scenes, other ones for each seed, and look at them."""
+        file = self.folder / f"{_slug(variant)}-{seed}-{steps:06}.json"
+        if file.is_file():
+            return
+        say(f"{variant}, seed {seed}, {steps} steps: painting and looking at {self.study.videos} videos")
+        numbers = judge.held_out(self.study.videos, seed * self.study.videos)
+        velocity, vae = model(), self.making.vae()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            found = {"loss": self._loss(velocity, vae)} | self._seen(velocity, vae, numbers)
+        result = {"variant": variant, "seed": seed, "steps": steps} | found
+        with finished_file(file) as part:
+            part.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+    @torch.no_grad()
+    def _loss(self, velocity: Callable, vae: nn.Module) -> float:
+        """Of clips that were never trained on, at noise levels and with noise that are the same for every model."""
+        losses, recipe = [], self.making.recipe.ultragen
+        numbers = [number for number in judge.held_out(self.study.held_out) for _ in range(self.study.levels)]
+        for place, number in enumerate(numbers):
+            if place % self.study.levels == 0:
+                (latent,) = encoded(vae, range(number, number + 1), self.size, self.device)
+                latent = normalised(latent)
+                text = padded(words(scene(number).caption)[None].to(self.device))
+            losses.append(loss_of(velocity, [place], latent, text, recipe).item())
+        return statistics.mean(losses)
+
+    def _seen(self, velocity: Callable, vae: nn.Module, numbers: range) -> dict[str, float]:
+        shape = Latents(self.making.latents_file(self.size)).latent_shape()
+        schedule = self.study.sampling_steps, self.making.recipe.ultragen.shift
+        networks = judge.stand_ins(self.device)
+        seen, seams, scored = [], [], []
+        for video in judge.videos(velocity, vae, numbers, shape, schedule, self.device):
+            seen.append(read(video))
+            seams.append(judge.seam_ratio(video, TRAINED_WINDOWS.local))
+            scored.append(score_video(video, self.study.metrics, networks))
+        painted = []
+        if HD_FVD in self.study.metrics:
+            clips = (paint(number, *self.size, device=self.device) for number in numbers)
+            painted = [score_video(clip, {HD_FVD}, networks) for clip in clips]
+        scores = score(scored, painted)
+        measured = {metric: scores.mean(metric) for metric in self.study.metrics}
+        return {"seam_ratio": statistics.mean(seams)} | judge.agreement(seen, numbers) | measured
+
+
+def _slug(variant: str) -> str:
+    return variant.lower().replace(",", "").replace(" ", "-")

@@ -1,0 +1,141 @@
+"""What a model's videos are worth: whether they show what their captions say, and the paper's metrics with stand-ins.
+
+The networks that the metrics look through (I3D, LPIPS, CLIP) are not there where the miniature is made. Fixed random
+convolutions take their places: distances between videos of one kind, comparable with each other and with nothing else.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import comfy.model_management
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tools.training.encoders import latent_format
+from tools.training.objective import generator, padded
+from tools.training.preview import sample
+from ultragen_core.metrics.scores import Networks
+
+from . import clip_vae
+from .latents import words
+from .scenes import CHECKED, scene
+
+HELD_OUT = 1_000_000  # scenes from this number on are never trained on
+CFG, AT_ONCE = 3.0, 8
+
+
+def held_out(count: int, first: int = 0) -> range:
+    return range(HELD_OUT + first, HELD_OUT + first + count)
+
+
+@torch.no_grad()
+def videos(
+    model: Callable,
+    vae: nn.Module,
+    numbers: Sequence[int],
+    shape: Sequence[int],
+    schedule: tuple[int, float],
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """What a model paints for the captions of scenes: (frames, height, width, 3) each, in 0..1.
+
+    model: velocity(x, t, text), as training.model.Velocity. shape: of a latent, (c, t, h, w). schedule: steps and
+    shift. Noise belongs to the scene's number, so that models are compared on the same.
+    """
+    for start in range(0, len(numbers), AT_ONCE):
+        some = numbers[start : start + AT_ONCE]
+        noise = torch.stack(
+            [torch.randn(*shape, generator=generator(device, "noise", number), device=device) for number in some]
+        )
+        texts = nn.utils.rnn.pad_sequence([words(scene(number).caption) for number in some], batch_first=True)
+        texts = padded(texts.to(device))
+        latents = sample(model, noise, texts, torch.zeros_like(texts), *schedule, CFG)
+        yield from decoded(vae, latents)
+
+
+class Patched:
+    """velocity(x, t, text) of a ComfyUI model, through its patches, as a sampler evaluates it."""
+
+    def __init__(self, model):
+        self._model = model
+        comfy.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
+
+    def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        model, sigma = self._model, (t / 1000)[:, None, None, None, None]
+        options = {**model.model_options.get("transformer_options", {}), "wrappers": model.wrappers}
+        model.pre_run()
+        try:
+            denoised = model.model.apply_model(x, t / 1000, c_crossattn=text, transformer_options=options)
+        finally:
+            model.cleanup()
+        return (x - denoised) / sigma
+
+
+@torch.no_grad()
+def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
+    """(b, 16, t, h, w) as the transformer gives them -> (b, frames, height, width, 3) in 0..1."""
+    raw = latent_format(clip_vae.CHANNELS).process_out(latents)
+    return torch.cat([(clip_vae.decode(vae, one[None]).float() / 2 + 0.5).clamp(0, 1) for one in raw]).movedim(1, -1)
+
+
+def agreement(seen: Sequence[dict[str, str]], numbers: Iterable[int]) -> dict[str, float]:
+    """For each checked attribute, the share of videos that show it as their caption says. seen: of `reading.read`."""
+    pairs = [(shown, scene(number)) for shown, number in zip(seen, numbers, strict=True)]
+    return {name: sum(shown[name] == getattr(said, name) for shown, said in pairs) / len(pairs) for name in CHECKED}
+
+
+def seam_ratio(frames: Tensor, counts: Iterable[int]) -> float:
+    """How much more pixels differ across the borders of windows than across other borders of latent pixels.
+
+    frames: (frames, height, width, 3). counts: windows per axis, of each kind of block. 1: no seams; the mean of rows
+    and columns.
+    """
+    ratios = []
+    for axis in (1, 2):
+        length = frames.shape[axis]
+        borders = {round(length * i / count) for count in counts for i in range(1, count)}
+        others = set(range(8, length, 8)) - borders
+        steps = frames.diff(dim=axis).abs().mean([d for d in range(4) if d != axis]).tolist()  # [i]: from i to i + 1
+        seams, elsewhere = (statistics.mean(steps[border - 1] for border in kind) for kind in (borders, others))
+        ratios.append(seams / elsewhere)
+    return statistics.mean(ratios)
+
+
+class RandomFeatures(nn.Module):
+    """Three strided convolutions of seeded random weights, then means over space (and time): (n, 3, ...) -> (n, 32)."""
+
+    def __init__(self, dimensions: int):
+        super().__init__()
+        kind = nn.Conv3d if dimensions == 3 else nn.Conv2d
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(kind(*channels, 3, stride=2) for channels in ((3, 32), (32, 32), (32, 32)))
+            for layer in self.layers:
+                nn.init.orthogonal_(layer.weight)
+                nn.init.normal_(layer.bias, std=0.1)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        made = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            made.append(x)
+        return made
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maps(x)[-1].flatten(2).mean(2)
+
+
+def stand_ins(device: torch.device) -> Networks:
+    """For HD-LPIPS, HD-FVD and temporal consistency."""
+    flat, deep = RandomFeatures(2).to(device).eval(), RandomFeatures(3).to(device).eval()
+
+    @torch.no_grad()
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        pairs = zip(flat.maps(a), flat.maps(b), strict=True)
+        return sum((F.normalize(m, dim=1) - F.normalize(n, dim=1)).square().sum(1).mean() for m, n in pairs)
+
+    return Networks(distance, deep, lambda frame: flat(frame[None] * 2 - 1))
