@@ -78,6 +78,7 @@ def test_what_is_made_runs_in_comfyui(made, toy):
 def test_the_ablation_trains_and_judges_variants(made, monkeypatch):
     """Three of those that are trained: what the switches of a recipe do is tested with the trainer."""
     from tools.miniature import ablation as module
+    from tools.miniature.table import tables
     from ultragen_core.metrics.scores import CONSISTENCY, HD_LPIPS, HD_MSE
 
     monkeypatch.setattr(module, "TRAINED", dict(list(module.TRAINED.items())[:3]))
@@ -87,13 +88,17 @@ def test_the_ablation_trains_and_judges_variants(made, monkeypatch):
     assert ablation.run()
     results = ablation.results()
     assert {result["variant"] for result in results} == {*module.TRAINED, module.DENSE, module.UNTRAINED}
-    at_equal_steps = {result["variant"]: result for result in results if result["steps"] in (0, 2)}
+    at_equal_steps = {result["variant"]: result for result in results if result["equal_steps"]}
     assert len(at_equal_steps) == 5
     assert len({result["loss"] for result in at_equal_steps.values()}) == 5, "variants that compute the same"
     for result in results:
         assert result["seed"] == 3 and result["loss"] > 0 and result["seam_ratio"] > 0
         assert all(0 <= result[name] <= 1 for name in ("time", "ground", "weather", "side"))
         assert all(result[name] >= 0 for name in metrics)
+
+    text = tables(results, ["not there", *module.TRAINED, module.DENSE])
+    assert text.count("\n| Swin") == 0 and text.count(f"\n| {module.FULL} | 2 | ") == 2
+    assert text.count(f"\n| {module.DENSE} | 0 | {at_equal_steps[module.DENSE]['loss']:.4f} | ") == 2
 
     file = next(ablation.folder.glob("*.json"))  # what is there stays
     file.write_text(json.dumps(json.loads(file.read_text()) | {"loss": -1}))
@@ -133,3 +138,12 @@ def test_agreement_counts_attributes():
     assert agreement(said, numbers) == dict.fromkeys(CHECKED, 1.0)
     said[0] = said[0] | {"time": "never"}
     assert agreement(said, numbers) == dict.fromkeys(CHECKED, 1.0) | {"time": 0.75}
+
+
+def test_tables_tell_mean_and_spread():
+    from tools.miniature.scenes import CHECKED
+    from tools.miniature.table import tables
+
+    seen = dict.fromkeys(CHECKED, 0.5) | {"equal_steps": True, "equal_time": False, "steps": 8}
+    rows = [seen | {"variant": "full", "loss": loss} for loss in (0.1, 0.2, 0.3)]
+    assert "| full | 8 | 0.2000 ± 0.1000 | 0.500 ± 0.000 |" in tables(rows, ["full"])

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -66,6 +67,16 @@ class Study:
     metrics: tuple[str, ...] = (HD_MSE, HD_LPIPS, HD_FVD, CONSISTENCY)
 
 
+class Judged(NamedTuple):
+    """A model after so many steps of training; and in which comparisons it stands."""
+
+    variant: str
+    seed: int
+    steps: int
+    equal_steps: bool
+    equal_time: bool
+
+
 class Ablation:
     """Trains and judges every variant, in parts like the miniature's own; results lie in one json file each."""
 
@@ -82,7 +93,7 @@ class Ablation:
         return done
 
     def results(self) -> list[dict]:
-        """Of every model that is judged: variant, seed, steps, and what was measured."""
+        """Of every model that is judged: what it is, and what was measured."""
         return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob("*.json"))]
 
     def _seed(self, seed: int) -> bool:
@@ -90,7 +101,7 @@ class Ablation:
             if not self._trained(variant, seed):
                 return False
         for variant, model in ((DENSE, self._dense), (UNTRAINED, self._untrained)):
-            self._judged(variant, seed, 0, model)
+            self._judge(Judged(variant, seed, 0, True, True), model)
         return True
 
     def _trained(self, variant: str, seed: int) -> bool:
@@ -104,7 +115,8 @@ class Ablation:
             if not self._train(run, variant, seed, target):
                 return False
             file = run / f"full-{target:06}.safetensors"
-            self._judged(variant, seed, target, lambda file=file: self._velocity(file, variant, seed))
+            what = Judged(variant, seed, target, target == steps, target == in_time)
+            self._judge(what, lambda file=file: self._velocity(file, variant, seed))
         return True
 
     def _recipe(self, variant: str, seed: int, steps: int) -> Recipe:
@@ -140,19 +152,19 @@ class Ablation:
         dense = load_model(self.base_file, "dense")
         return judge.Patched(apply(dense, Settings(rule="ultragen", local=NEAR_BASE)))
 
-    def _judged(self, variant: str, seed: int, steps: int, model: Callable[[], Callable]) -> None:
-        """Where it is not there yet: paint held-out scenes, other ones for each seed, and look at them."""
-        file = self.folder / f"{_slug(variant)}-{seed}-{steps:06}.json"
+    def _judge(self, what: Judged, model: Callable[[], Callable]) -> None:
+        """Where it is not done yet: paint held-out scenes, other ones for each seed, and look at them."""
+        file = self.folder / f"{_slug(what.variant)}-{what.seed}-{what.steps:06}.json"
         if file.is_file():
             return
-        say(f"{variant}, seed {seed}, {steps} steps: painting and looking at {self.study.videos} videos")
-        numbers = judge.held_out(self.study.videos, seed * self.study.videos)
+        count = self.study.videos
+        say(f"{what.variant}, seed {what.seed}, {what.steps} steps: painting and looking at {count} videos")
+        numbers = judge.held_out(count, what.seed * count)
         velocity, vae = model(), self.making.vae()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             found = {"loss": self._loss(velocity, vae)} | self._seen(velocity, vae, numbers)
-        result = {"variant": variant, "seed": seed, "steps": steps} | found
         with finished_file(file) as part:
-            part.write_text(json.dumps(result, indent=1), encoding="utf-8")
+            part.write_text(json.dumps(what._asdict() | found, indent=1), encoding="utf-8")
 
     @torch.no_grad()
     def _loss(self, velocity: Callable, vae: nn.Module) -> float:

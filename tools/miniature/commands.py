@@ -7,8 +7,11 @@ from pathlib import Path
 
 import torch
 
-from .ablation import Ablation, Study
+from tools.console import say
+
+from .ablation import DENSE, TRAINED, UNTRAINED, Ablation, Study
 from .make import Making, Miniature
+from .table import tables
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -33,4 +36,7 @@ def miniature(options: argparse.Namespace) -> None:
 
 def ablation(options: argparse.Namespace) -> None:
     """Compare UltraGen's parts on the finished miniature, or go on with it."""
-    Ablation(Study(), _making(options)).run()
+    study = Ablation(Study(), _making(options))
+    study.run()
+    if results := study.results():
+        say(tables(results, [DENSE, UNTRAINED, *TRAINED]))

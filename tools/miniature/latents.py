@@ -55,7 +55,7 @@ def words(caption: str) -> Tensor:
 
 
 @torch.no_grad()
-def encoded(vae: nn.Module, numbers: range, size: VideoSize, device: torch.device, batch: int = 16) -> Iterator[Tensor]:
+def encoded(vae: nn.Module, numbers: range, size: VideoSize, device: torch.device, batch: int = 4) -> Iterator[Tensor]:
     """Latents (b, 16, t, h, w) of painted clips, as the VAE gives them."""
     for start in range(0, len(numbers), batch):
         clips = torch.stack([paint(number, *size, device=device) for number in numbers[start : start + batch]])
