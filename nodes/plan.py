@@ -55,7 +55,7 @@ def preview_of_graph(asked: Mapping) -> dict:
     from. Raises ValueError, KeyError or TypeError where they are not as the nodes have them.
     """
     node = asked["node"]
-    checkpoint, extras = node.get("checkpoint", asked.get("model")), node.get("extras", NONE)
+    checkpoint, extras = node.get("checkpoint") or _readable(asked.get("model")), node.get("extras", NONE)
     local, global_, latent = (asked.get(name) for name in ("local", "global", "latent"))
     return drawn(
         preview(
@@ -67,6 +67,13 @@ def preview_of_graph(asked: Mapping) -> dict:
             UltraGenGlobalConfig.execute(**global_).result[0] if global_ else GlobalConfig(),
         )
     )
+
+
+def _readable(name: str | None) -> str | None:
+    """The file of another loader. Raises ValueError where only that loader can read it, such as GGUF."""
+    if name and Path(name).suffix.lower() not in folder_paths.supported_pt_extensions:
+        raise ValueError(f"Only its own loader can read {name}: run UltraGen Plan to see what a run would do.")
+    return name
 
 
 def _path(folder: str, name: str | None) -> Path | None:

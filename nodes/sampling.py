@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 
 from ..ultragen_core.host.resume import MINUTES, STEPS, Keeping, resumable
 from ..ultragen_core.host.sampling import empty_latent, with_shift
-from ..ultragen_core.prompts import parse_prompts
+from ..ultragen_core.prompts import parse_prompts, read_prompts
 from ..ultragen_core.sampling import PUBLISHED_SHIFT, flow_sigmas, shift_for_size
 from ..ultragen_core.sizes import PRESETS, VideoSize, pixels_of
 from ..ultragen_core.states import StateFolder
@@ -167,7 +167,7 @@ class UltraGenPrompts(io.ComfyNode):
     @classmethod
     def prompt_files(cls) -> list[str]:
         folder = Path(folder_paths.get_input_directory())
-        return sorted(path.name for path in folder.glob("*") if path.suffix.lower() in PROMPT_FILES)
+        return sorted(path.name for path in folder.glob("*") if path.suffix.lower() in PROMPT_FILES and path.is_file())
 
     @classmethod
     def fingerprint_inputs(cls, text, file):
@@ -181,7 +181,7 @@ class UltraGenPrompts(io.ComfyNode):
     def execute(cls, text, file) -> io.NodeOutput:
         if file == NO_FILE:
             return io.NodeOutput(parse_prompts(text))
-        return io.NodeOutput(parse_prompts(cls.file_path(file).read_text(encoding="utf-8-sig"), file))
+        return io.NodeOutput(read_prompts(cls.file_path(file)))
 
 
 class UltraGenResume(io.ComfyNode):

@@ -62,7 +62,7 @@ class UltraGenSaveVideo(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="video/ultragen",
-                    tooltip="Folder and name inside ComfyUI's output folder; a number is added. %date:yyyy-MM-dd%, "
+                    tooltip="Folder and name inside ComfyUI's output folder; a number is added. %year%-%month%-%day%, "
                     "%width% and %height% are filled in.",
                 ),
                 io.Combo.Input(
@@ -185,14 +185,18 @@ class UltraGenLoadLatent(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, latent):
+        """When the prompt is queued; what comes through a link is None here."""
         try:
-            cls.path(latent)
+            if latent is not None:
+                cls.path(latent)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, latent):
+        if latent is None:  # a name that comes through a link is known too late
+            return float("nan")
         facts = cls.path(latent).stat()
         return f"{facts.st_mtime_ns} {facts.st_size}"
 

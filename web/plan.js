@@ -13,6 +13,7 @@ const PAUSE = 200; // milliseconds without a change
 const SIDES = 30; // pixels of a node's width beside its widgets
 const FARTHEST = 50; // nodes between a patch and what loads its model
 
+const shownOn = new Set(); // nodes of every graph: those inside subgraphs are not among app.graph's
 let timer = 0;
 
 app.registerExtension({
@@ -30,7 +31,11 @@ app.registerExtension({
         if (!FOLLOWED.includes(node.comfyClass)) return;
         for (const widget of node.widgets ?? []) after(widget, "callback", follow);
         for (const event of ["onConnectionsChange", "onRemoved"]) after(node, event, follow);
-        if (SHOWN_ON.includes(node.comfyClass)) add(node);
+        if (SHOWN_ON.includes(node.comfyClass)) {
+            add(node);
+            shownOn.add(node);
+            after(node, "onRemoved", () => shownOn.delete(node));
+        }
         if (node.comfyClass === "UltraGenPlan") {
             after(node, "onExecuted", (output) => output?.ultragen_plan && show(node, output.ultragen_plan[0]));
         }
@@ -51,7 +56,7 @@ function after(object, name, then) {
 function follow() {
     clearTimeout(timer);
     timer = setTimeout(() => {
-        for (const node of app.graph?._nodes ?? []) if (SHOWN_ON.includes(node.comfyClass)) refresh(node);
+        for (const node of shownOn) if (node.graph) refresh(node);
     }, PAUSE);
 }
 

@@ -28,6 +28,11 @@ NODE = """() => {
     const [node] = app.graph._nodes;
     return [...node.inputs.map(slot => slot.name), ...(node.widgets ?? []).map(widget => widget.name)];
 }"""
+INSIDE = """() => {
+    const [inner] = app.graph.subgraphs.values();
+    const loader = inner._nodes.find(node => node.type === "UltraGenLoadModel");
+    return loader.widgets.find(widget => widget.name === "ultragen.plan").element.querySelector("svg");
+}"""
 SET = """([kind, name, value]) => {
     const widget = app.graph._nodes.find(node => node.type === kind).widgets.find(widget => widget.name === name);
     widget.value = value;
@@ -68,6 +73,11 @@ def test_blueprint_is_the_1080p_template_as_one_node(any_canvas):
     assert any_canvas.run(NODE)[-3:] == ["text", "preset", "noise_seed"]
     template = workflow.to_api(workflow.SHIPPED, any_canvas.server.get("/object_info"))
     assert without_ids(any_canvas.prompt()) == without_ids(template)
+
+
+def test_loader_inside_the_blueprint_shows_its_plan(any_canvas):
+    any_canvas.open(json.loads(templates.BLUEPRINT.read_text()))
+    any_canvas.page.wait_for_function(INSIDE, timeout=10_000)
 
 
 def without_ids(graph: dict) -> list[tuple]:

@@ -94,6 +94,21 @@ def test_weightless_run_is_labelled_and_runs(dense, caplog):
     assert WITHOUT_WEIGHTS in caplog.text
 
 
+def test_applying_again_without_weights_keeps_the_rule(dense):
+    """As a chain of UltraGen Apply does it, the last with its default rule; new settings count."""
+    first = apply(dense, Settings(rule="ultragen"))
+    again = apply(first, Settings())
+    assert torch.equal(velocity(again, LATENT, CONTEXT, 0.5), velocity(first, LATENT, CONTEXT, 0.5))
+    other = apply(first, Settings(LocalConfig(windows=(2, 3))))
+    assert relative_error(velocity(other, LATENT, CONTEXT, 0.5), velocity(first, LATENT, CONTEXT, 0.5)) > 1e-4
+
+
+@pytest.mark.parametrize("sigma", [1.00000012, 1.4])
+def test_a_run_may_start_above_sigma_1(tiny, dense, sigma):
+    """Schedules of some shifts do by a rounding, samplers that add noise by more."""
+    assert relative_error(velocity(tiny, LATENT, CONTEXT, sigma), velocity(dense, LATENT, CONTEXT, sigma)) > 1e-3
+
+
 def test_one_log_line_a_run_names_every_block_and_one_a_bad_size(tiny, caplog):
     caplog.set_level("INFO")
     sample(tiny, SHAPE, CONTEXT, steps=2)

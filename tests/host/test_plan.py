@@ -87,6 +87,10 @@ def test_a_file_gives_the_plan_of_the_model_that_is_loaded_from_it(tiny, dense, 
     assert preview(SIZE, tiny_path, "dense", None, local, global_).operations == plan_of(dense, SHAPE).operations
 
 
+def test_an_images_latent_is_one_frame(tiny):
+    assert plan_of(tiny, (1, 16, 8, 12)).text() == plan_of(tiny, (1, 16, 1, 8, 12)).text()
+
+
 def test_gates_over_the_run(tiny, dense, tiny_path):
     line = Settings(LocalConfig(gate=GateLine(0.2, 0.8)), GlobalConfig(gate=GateLine(0.0, 1.0)))
     points = plan_of(apply(tiny, line), SHAPE).gates

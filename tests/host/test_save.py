@@ -115,6 +115,19 @@ def test_the_latent_goes_where_it_is_not_wanted(tmp_path, vae, keep):
     assert files(tmp_path / "output") == ["video/clip_00001_.mkv"]
 
 
+def test_sound_of_no_length_is_none(tmp_path, vae):
+    audio = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}
+    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {}, audio)
+    with av.open(str(saved.videos[0])) as container:
+        assert not container.streams.audio and len(container.streams.video) == 1
+
+
+def test_without_a_name_the_latent_lies_among_latents(tmp_path, vae):
+    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(prefix=""), folders_in(tmp_path), {})
+    assert files(tmp_path / "output") == ["latents/ultragen_00001_.latent", "ultragen_00001_.mkv"]
+    assert saved.latent.name == "ultragen_00001_.latent"
+
+
 def test_progress_runs_over_all_phases_of_all_videos(tmp_path, vae, monkeypatch):
     steps, texts = [], []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: steps.append((value, total)))

@@ -47,6 +47,16 @@ class TestRefusedBeforeDecoding:
     def test_an_images_latent(self, tmp_path, vae):
         self.refused(tmp_path, vae, r"5 axes .* got \(1, 16, 6, 8\)", shape=(1, 16, 6, 8))
 
+    def test_the_latent_of_another_model(self, tmp_path, vae):
+        self.refused(tmp_path, vae, "the latent has 48 channels, the VAE takes 16", shape=(1, 48, 2, 6, 8))
+
+    def test_a_folder_that_cannot_be_made(self, tmp_path, vae, monkeypatch):
+        def denied(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("os.makedirs", denied)
+        self.refused(tmp_path, vae, r"folder of video/clip cannot be made in .* \(Permission denied\).*right to write")
+
     def test_a_crop_higher_than_the_video(self, tmp_path, vae):
         self.refused(tmp_path, vae, "at least as high, this one has 48", crop="1080 lines")
 

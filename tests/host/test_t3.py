@@ -103,6 +103,9 @@ def test_the_rule_is_never_guessed(tiny_path, tmp_path):
     save_file(base_weights(tiny_path), tmp_path / "renamed.safetensors")
     with pytest.raises(WeightsError, match="Set attention_rule to t3 if it is a renamed one"):
         load_model(tmp_path / "renamed.safetensors", "auto", FLOAT32)
+    save_file(base_weights(tiny_path), tmp_path / "wan2.1_test3-video.safetensors")
+    with pytest.raises(WeightsError, match="nor named T3-Video"):
+        load_model(tmp_path / "wan2.1_test3-video.safetensors", "auto", FLOAT32)
     chosen = velocity(load_model(tmp_path / "renamed.safetensors", "t3", FLOAT32), LATENT, CONTEXT, 0.5)
     save_file(base_weights(tiny_path), tmp_path / "t3_video_fp16.safetensors")
     assert torch.equal(

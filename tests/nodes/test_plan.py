@@ -55,6 +55,13 @@ def test_a_wrong_question_is_answered_with_a_sentence(server, wrong, said):
     assert refused.value.code == 400 and said in json.load(refused.value)["error"]
 
 
+def test_a_file_that_only_its_loader_reads_is_said_to_be_one(server):
+    asked = {"node": {"attention_rule": "auto", "extras": "none"}, "model": "wan2.1-t2v-14b-Q4_K_M.gguf"}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.post("/ultragen/plan", asked)
+    assert json.load(refused.value)["error"].startswith("Only its own loader can read wan2.1-t2v-14b-Q4_K_M.gguf")
+
+
 def test_a_name_outside_of_the_models_folder_is_not_opened(server):
     known = server.post("/ultragen/plan", {"node": LOADER})["text"][0]
     outside = server.post("/ultragen/plan", {"node": {**LOADER, "checkpoint": "../../../../etc/passwd"}})["text"][0]

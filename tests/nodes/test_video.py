@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import av
 import folder_paths
@@ -101,6 +102,24 @@ def test_the_newest_latent_is_the_first_choice(base, nodes):
     before = load.fingerprint_inputs(latent="a.latent")
     os.utime(base / "input/a.latent", (4000, 4000))
     assert load.fingerprint_inputs(latent="a.latent") != before
+
+
+def test_a_name_that_comes_through_a_link_is_not_known_yet(nodes):
+    load = nodes["UltraGenLoadLatent"]
+    assert load.validate_inputs(latent=None) is True
+    changed = load.fingerprint_inputs(latent=None)
+    assert changed != changed, "runs each time"
+
+
+def test_what_the_tooltip_says_of_names_is_filled_in(base, nodes):
+    inputs = {item.id: item for item in nodes["UltraGenSaveVideo"].GET_SCHEMA().inputs}
+    tooltip = inputs["filename_prefix"].tooltip
+    placeholders = [part for part in ("%year%", "%month%", "%day%", "%width%", "%height%") if part in tooltip]
+    assert len(placeholders) == 5 and tooltip.count("%") == 10
+    prefix = {"filename_prefix": "video/" + "-".join(placeholders)}
+    run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=narrow_vae(), **SAVE | prefix)
+    (name,) = files(base / "output/video")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-64-48_00001_\.mp4", name)
 
 
 @pytest.mark.parametrize("name", ["../s.latent", "../s.latent [output]", "/etc/passwd", "gone.latent", "a.txt"])

@@ -90,3 +90,16 @@ def test_a_file_without_pictures_is_refused(tmp_path):
         container.mux(stream.encode(None))
     with pytest.raises(ValueError, match="holds pictures, this one has none"):
         next(read_frames(str(path)))
+
+
+def test_a_raw_stream_without_times(tmp_path):
+    path, raw = written(tmp_path, "H.264 8-bit"), tmp_path / "video.h264"
+    with av.open(str(path)) as source, av.open(str(raw), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    with av.open(str(raw)) as container:
+        assert all(frame.pts is None for frame in container.decode(video=0))
+    assert len(list(read_frames(str(raw)))) == COUNT

@@ -212,8 +212,18 @@ def test_a_truncated_file_is_refused(tmp_path, ending, keep):
         read_state_dict(path)
 
 
-def test_a_text_file_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("<!DOCTYPE html><html>Access denied</html>", "it is a web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is the pointer that git-lfs leaves"),
+        ("notes on this model, kept beside the others", "it is in none of these formats"),
+    ],
+)
+def test_a_text_file_is_refused_and_named(tmp_path, text, what):
     path = tmp_path / "page.ckpt"
-    path.write_text("<!DOCTYPE html><html>Access denied</html>")
-    with pytest.raises(WeightsError, match=r"page.ckpt \(41 bytes\) is damaged, incomplete or not a weights file"):
+    path.write_text(text)
+    said = rf"page.ckpt \({len(text)} bytes\) is damaged, incomplete or not a weights file: {what}"
+    with pytest.raises(WeightsError, match=said) as refused:
         read_state_dict(path)
+    assert "weights_only" not in str(refused.value), "no advice to switch the protection off"

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 RULES = ("auto", "ultragen", "t3", "dense")
 # T3-Video's weights have no keys of their own; these are the published names, and what conversions keep of them.
-T3_NAME = re.compile(r"t3[-_ ]?video", re.IGNORECASE)
+T3_NAME = re.compile(r"(?<![a-z0-9])t3[-_ ]?video", re.IGNORECASE)
 
 
 def load_model(path: str | Path, rule: str = "auto", model_options: dict | None = None):

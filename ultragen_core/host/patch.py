@@ -101,7 +101,7 @@ def _rule(dm: wan.WanModel, settings: Settings, extras: LoadedExtras | None, bef
     extras = extras or (before.extras if before else None)
     if extras is not None and extras.trained:
         _check_fit(dm, settings.global_, extras)
-    elif settings.rule == "auto":
+    elif settings.rule == "auto" and extras is None:
         raise ValueError(
             "This model has no UltraGen weights whose rule could be followed. Load them with UltraGen Load Model or"
             " choose an extras file; set attention_rule to t3 for a model of T3-Video, or to ultragen to run"

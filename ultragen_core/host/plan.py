@@ -34,7 +34,11 @@ ITEMSIZE = 2  # of activations: the formats that GPUs are fast in
 
 
 def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
-    """The plan of a loaded MODEL, patched or not, for one video of a latent (b, c, t, h, w). Raises ValueError."""
+    """The plan of a loaded MODEL, patched or not, for one video of a latent (b, c, t, h, w), or of an image's
+    (b, c, h, w), which is sampled as one frame. Raises ValueError.
+    """
+    if len(latent_shape) == 4:
+        latent_shape = (*latent_shape[:2], 1, *latent_shape[2:])
     shape = shape_of(wan_model(model))
     if latent_shape[1] != shape.out_channels:
         raise ValueError(

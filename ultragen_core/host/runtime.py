@@ -8,6 +8,7 @@ step touches nothing.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -122,8 +123,10 @@ class Runtime:
 
     def active(self, model_sampling, t: Tensor) -> bool:
         """Whether this step lies between start and end percent, by the sampling settings in force now."""
-        start, end = (model_sampling.percent_to_sigma(percent) for percent in self.percent)
-        return end <= t.max().item() <= start
+        first, last = self.percent
+        # Schedules may start a rounding above sigma 1, and samplers that add noise far above it.
+        start = model_sampling.percent_to_sigma(first) if first > 0 else math.inf
+        return model_sampling.percent_to_sigma(last) <= t.max().item() <= start
 
 
 def activations_of(base, grid: TokenGrid, batch: int) -> Activations:

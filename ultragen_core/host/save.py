@@ -34,6 +34,7 @@ from .save_progress import DECODING, ENCODING, Report, SaveProgress
 from .vae import decoded_shape, refusal, stream_decode
 
 KEEP, KEEP_UNTIL_SAVED, KEEP_NOT = "keep", "until the video is saved", "off"
+NAMELESS = "ultragen"  # ComfyUI's own name for nothing begins with a dot, which hides the file
 
 _PREVIEW_SIDE = 1280
 _PREVIEW_CRF = 23
@@ -50,7 +51,13 @@ class Folders:
     name: Callable[[str, str, int, int], tuple[str, str, int, str, str]]
 
     def place(self, folder: str, prefix: str, extension: str, width: int = 0, height: int = 0) -> Path:
-        path, name, counter, _, _ = self.name(prefix, folder, width, height)
+        try:
+            path, name, counter, _, _ = self.name(prefix, folder, width, height)
+        except OSError as error:
+            raise OSError(
+                f"The folder of {prefix} cannot be made in {folder} ({error.strerror}). Give ComfyUI's user the right"
+                " to write there, or start ComfyUI with another folder."
+            ) from error
         return Path(path) / f"{name}_{counter:05}_.{extension}"
 
 
@@ -102,7 +109,8 @@ class _Plan:
 
     def place(self) -> Path:
         """The next free name for a video."""
-        return self.folders.place(self.folders.output, self.settings.prefix, self.codec.extension, *self.size)
+        prefix = self.settings.prefix or NAMELESS
+        return self.folders.place(self.folders.output, prefix, self.codec.extension, *self.size)
 
     def buffer(self) -> FrameBuffer:
         shape = (self.frames, self.height, self.width)
@@ -127,6 +135,8 @@ def save_video(
     kept latent where something fails later. Interrupted, it leaves the latent and no unfinished video.
     """
     samples = latent["samples"]
+    if audio is not None and not audio["waveform"].shape[-1]:
+        audio = None  # of no length, as from a video without sound
     texts = {} if args.disable_metadata else {key: json.dumps(value) for key, value in metadata.items()}
     plan = _plan(vae, samples, settings, folders, texts, audio)
     _check_room(plan, samples)

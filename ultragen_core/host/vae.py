@@ -35,7 +35,15 @@ def refusal(vae) -> str:
 
 
 def decoded_shape(vae, latent_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """(batch, frames, height, width) of what a latent of shape (b, c, t, h, w) or (b, c, h, w) decodes to."""
+    """(batch, frames, height, width) of what a latent of shape (b, c, t, h, w) or (b, c, h, w) decodes to.
+
+    Raises ValueError where latent and VAE do not belong together.
+    """
+    if latent_shape[1] != vae.latent_channels:
+        raise ValueError(
+            f"The VAE must be the model's: the latent has {latent_shape[1]} channels, the VAE takes"
+            f" {vae.latent_channels}. Latents of 16 channels need Wan 2.1's VAE, those of 48 (the 5B model) Wan 2.2's."
+        )
     ratio, rows, columns = (
         vae.upscale_ratio if isinstance(vae.upscale_ratio, tuple) else (None, *[vae.upscale_ratio] * 2)
     )

@@ -27,9 +27,10 @@ def read_frames(source: str | BytesIO, start: float = 0.0, duration: float = 0.0
             container.seek(first, stream=stream)
         end = int((start + duration) / stream.time_base) if duration else None
         for frame in container.decode(stream):
-            if end is not None and frame.pts >= end:
+            time = first if frame.pts is None else frame.pts  # raw streams tell no times
+            if end is not None and time >= end:
                 return
-            if frame.pts >= first:
+            if time >= first:
                 yield torch.from_numpy(_rgb(frame))
 
 

@@ -84,12 +84,22 @@ def _read_pickle(path: Path) -> object:
                 f"{path.name} holds Python objects other than tensors and was not opened, because unpickling them can"
                 f" run code. Expected a checkpoint of tensors only, such as {SOURCE}."
             ) from error
-        raise WeightsError(_damaged(path, error)) from error
+        # torch's own words advise to switch the protection off.
+        raise WeightsError(_damaged(path, _what_it_is(path))) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise WeightsError(_damaged(path, error)) from error
 
 
-def _damaged(path: Path, error: Exception) -> str:
+def _what_it_is(path: Path) -> str:
+    """Of a file that is no checkpoint, from its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is the pointer that git-lfs leaves where the file was not fetched"
+    return "it is a web page" if start.startswith(b"<") else "it is in none of these formats"
+
+
+def _damaged(path: Path, error: Exception | str) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
         f"{path.name} ({path.stat().st_size:,} bytes) is damaged, incomplete or not a weights file: {reason}. Expected"
