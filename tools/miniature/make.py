@@ -26,6 +26,9 @@ from ultragen_core.weights.files import StateDict, read_state_dict
 from . import clip_vae, latents
 from .vae_training import VAERecipe, VAETraining
 
+# What the recipe made so far: copied into the folder of a run, a part is done.
+WEIGHTS = Path(__file__).resolve().parent / "weights"
+
 
 @dataclass(frozen=True)
 class Miniature:
@@ -35,7 +38,7 @@ class Miniature:
     """
 
     vae: VAERecipe = VAERecipe()
-    measured: int = 64
+    measured: int = 16
     channels: int = 256
     blocks: int = 5
     ffn_channels: int = 384
