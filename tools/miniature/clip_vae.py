@@ -5,7 +5,7 @@ A clip has 1 + 4n frames. Only the modules' weights are used, so that both Comfy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import comfy.ldm.wan.vae
 import torch
@@ -50,21 +50,22 @@ def new_vae(width: int) -> nn.Module:
 
 
 def _carry(conv: nn.Module) -> None:
-    """Weights that hand colours on from channel to channel, as means over what the stride joins."""
+    """Small random weights, and through them each channel handed on, as the mean over what the stride joins."""
     nn.init.kaiming_uniform_(conv.weight, nonlinearity="linear")
     conv.weight *= NOISE
     nn.init.zeros_(conv.bias)
-    taps = tuple(
-        # A stride of two reaches from a pixel to the next, and from a frame back: not to what is padded.
-        slice(size - 2, size) if stride > 1 and axis == 0 and conv.weight.ndim == 5
-        else slice(0, 2) if stride > 1 else slice(size - 1, size) if axis == 0 and conv.weight.ndim == 5
-        else slice(size // 2, size // 2 + 1)
-        for axis, (size, stride) in enumerate(zip(conv.kernel_size, conv.stride, strict=True))
-    )  # fmt: skip
-    count = conv.weight[(0, 0, *taps)].numel()
+    taps = tuple(_taps(conv))
+    joined = conv.weight[(0, 0, *taps)].numel()
     for out in range(conv.out_channels):
-        conv.weight[(out, out % conv.in_channels, *taps)] += 1 / count
-    # (upsampling in time makes two frames of one: both are copies)
+        conv.weight[(out, out % conv.in_channels, *taps)] += 1 / joined
+
+
+def _taps(conv: nn.Module) -> Iterator[slice]:
+    """Where a kernel meets what it makes one of: in time the newest frames, in space the pixel, or it and the next."""
+    in_time = len(conv.kernel_size) - 2
+    for axis, (size, stride) in enumerate(zip(conv.kernel_size, conv.stride, strict=True)):
+        start = size - stride if axis < in_time else 0 if stride > 1 else size // 2
+        yield slice(start, start + stride)
 
 
 def encode(vae: nn.Module, clip: Tensor, branches: bool = True) -> tuple[Tensor, Tensor]:
@@ -145,7 +146,7 @@ def _clips(frames: Tensor, batch: int) -> Tensor:
     return frames.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def folded(vae: nn.Module, mean: Sequence[float] | Tensor, deviation: Tensor) -> dict[str, Tensor]:
+def folded(vae: nn.Module, mean: Tensor, deviation: Tensor) -> dict[str, Tensor]:
     """The VAE's weights, with latents that have Wan 2.1's published means and deviations where they had these.
 
     A change of scale and offset per channel, folded into the two 1x1x1 convolutions beside the latents, so that the

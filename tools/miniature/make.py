@@ -40,8 +40,8 @@ class Miniature:
     vae: VAERecipe = VAERecipe()
     measured: int = 16
     channels: int = 256
-    blocks: int = 5
-    ffn_channels: int = 384
+    blocks: int = 6
+    ffn_channels: int = 512
     low: VideoSize = VideoSize(256, 144, 17)
     low_clips: int = 8192
     dense: Recipe = Recipe(

@@ -27,7 +27,7 @@ ROUNDED = 1e-3  # differences below this count by their square alone
 @dataclass(frozen=True)
 class VAERecipe:
     """sizes: of the clips that are painted, each a share of the batch. side: of the square that is cut out of each.
-    linear_steps: the first ones, without residual branches: a fifth of the work, and nearly all of the quality.
+    linear_steps: the first ones, without residual branches, which are four fifths of the work.
     first_frame: how much more the first frame counts, which has latents of its own. kl: weight of the divergence of the
     latents from a normal distribution, which keeps them dense enough to be painted.
     """
