@@ -11,6 +11,7 @@ from comfy_run import velocity
 from safetensors.torch import load_file
 from support import relative_error, seeded
 
+from tools.console import Trouble
 from ultragen_core.sizes import VideoSize
 
 CPU = torch.device("cpu")
@@ -103,6 +104,14 @@ def test_the_ablation_trains_and_judges_variants(made, monkeypatch):
     file = next(ablation.folder.glob("*.json"))  # what is there stays
     file.write_text(json.dumps(json.loads(file.read_text()) | {"loss": -1}))
     assert ablation.run() and json.loads(file.read_text())["loss"] == -1
+
+
+def test_the_ablation_of_an_unfinished_miniature_is_refused(toy, tmp_path):
+    from tools.miniature.ablation import Ablation, Study
+    from tools.miniature.make import Making
+
+    with pytest.raises(Trouble, match="starts from a finished miniature, .* holds none. Make it with"):
+        Ablation(Study(), Making(toy, tmp_path, CPU, 1))
 
 
 def test_seams_are_found_where_windows_meet():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from tools.console import say
+from tools.console import Trouble, say
 from tools.training.curve import Curve
 from tools.training.loop import Keeping, Training
 from tools.training.model import build
@@ -78,9 +78,17 @@ class Judged(NamedTuple):
 
 
 class Ablation:
-    """Trains and judges every variant, in parts like the miniature's own; results lie in one json file each."""
+    """Trains and judges every variant, in parts like the miniature's own; results lie in one json file each.
+
+    Raises Trouble where the miniature is not finished.
+    """
 
     def __init__(self, study: Study, making: Making):
+        if not making.model_file(making.recipe.ultragen).is_file():
+            raise Trouble(
+                f"The ablation starts from a finished miniature, {making.folder} holds none. Make it with"
+                f" tools/train.py miniature --out {making.folder} first."
+            )
         self.study, self.making, self.folder = study, making, making.folder / "ablation"
         self.device, self.size = making.device, making.recipe.high
         self.folder.mkdir(exist_ok=True)
