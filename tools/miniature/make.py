@@ -41,7 +41,7 @@ class Miniature:
     measured: int = 16
     channels: int = 256
     blocks: int = 6
-    ffn_channels: int = 512
+    ffn_channels: int = 384
     low: VideoSize = VideoSize(256, 144, 17)
     low_clips: int = 8192
     dense: Recipe = Recipe(
