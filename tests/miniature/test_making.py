@@ -138,6 +138,15 @@ def test_stand_ins_see_differences():
     assert networks.embed(frame).shape == (1, 32)
 
 
+def test_originals_have_features_for_hd_fvd():
+    from tools.miniature.judge import held_out, originals
+
+    size = VideoSize(448, 224, 17)  # two patches
+    (one,) = originals(held_out(1), size, CPU)
+    assert one.features.shape == (2, 32) and not torch.equal(*one.features)
+    assert originals(held_out(1), size, CPU)[0] is one
+
+
 def test_agreement_counts_attributes():
     from tools.miniature.judge import agreement
     from tools.miniature.scenes import CHECKED, scene

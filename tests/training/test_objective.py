@@ -11,7 +11,7 @@ from torch import nn
 
 from tools.console import Trouble
 from tools.training.curve import Curve, Row, smoothed
-from tools.training.ema import AveragedWeights
+from tools.training.ema import AveragedWeights, decay_at
 from tools.training.objective import Sample, Samples, loss_of, padded, shifted
 from tools.training.preview import sample
 from tools.training.recipe import Recipe
@@ -103,7 +103,7 @@ def test_rates_rise_and_fall():
     assert [recipe.rate(step) for step in (0, 9, 10, 60)] == pytest.approx([0.1, 1, 1, 0.5])
     assert recipe.rate(109) < 1e-3
     assert Recipe(learning_rate=0.3).rate(999) == 0.3
-    assert recipe.ema_decay(0) == 0.1 and recipe.ema_decay(10**6) == 0.999
+    assert decay_at(0, recipe.ema) == 0.1 and decay_at(10**6, recipe.ema) == 0.999
 
 
 @pytest.mark.parametrize(("changes", "message"), [

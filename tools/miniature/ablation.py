@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tools.console import Trouble, say
 from tools.training.curve import Curve
@@ -29,7 +29,6 @@ from ultragen_core.weights.files import read_state_dict
 from . import judge
 from .latents import Latents, encoded, normalised, words
 from .make import Making
-from .painter import paint
 from .reading import read
 from .scenes import scene
 
@@ -93,6 +92,7 @@ class Ablation:
         self.device, self.size = making.device, making.recipe.high
         self.folder.mkdir(exist_ok=True)
         self.base_file = making.model_file(making.recipe.dense)
+        self._held_out: list[Tensor] | None = None  # latents, the same for every model
 
     def run(self) -> bool:
         """Returns whether all is done."""
@@ -177,14 +177,14 @@ class Ablation:
     @torch.no_grad()
     def _loss(self, velocity: Callable, vae: nn.Module) -> float:
         """Of clips that were never trained on, at noise levels and with noise that are the same for every model."""
-        losses, recipe = [], self.making.recipe.ultragen
-        numbers = [number for number in judge.held_out(self.study.held_out) for _ in range(self.study.levels)]
-        for place, number in enumerate(numbers):
-            if place % self.study.levels == 0:
-                (latent,) = encoded(vae, range(number, number + 1), self.size, self.device)
-                latent = normalised(latent)
-                text = padded(words(scene(number).caption)[None].to(self.device))
-            losses.append(loss_of(velocity, [place], latent, text, recipe).item())
+        recipe, losses = self.making.recipe.ultragen, []
+        numbers = judge.held_out(self.study.held_out)
+        if self._held_out is None:
+            self._held_out = [normalised(x) for x in encoded(vae, numbers, self.size, self.device, batch=1)]
+        for index, (number, latent) in enumerate(zip(numbers, self._held_out, strict=True)):
+            text = padded(words(scene(number).caption)[None].to(self.device))
+            places = range(index * self.study.levels, (index + 1) * self.study.levels)
+            losses += [loss_of(velocity, [place], latent, text, recipe).item() for place in places]
         return statistics.mean(losses)
 
     def _seen(self, velocity: Callable, vae: nn.Module, numbers: range) -> dict[str, float]:
@@ -196,11 +196,8 @@ class Ablation:
             seen.append(read(video))
             seams.append(judge.seam_ratio(video, TRAINED_WINDOWS.local))
             scored.append(score_video(video, self.study.metrics, networks))
-        painted = []
-        if HD_FVD in self.study.metrics:
-            clips = (paint(number, *self.size, device=self.device) for number in numbers)
-            painted = [score_video(clip, {HD_FVD}, networks) for clip in clips]
-        scores = score(scored, painted)
+        fvd = HD_FVD in self.study.metrics
+        scores = score(scored, judge.originals(numbers, self.size, self.device) if fvd else [])
         measured = {metric: scores.mean(metric) for metric in self.study.metrics}
         return {"seam_ratio": statistics.mean(seams)} | judge.agreement(seen, numbers) | measured
 

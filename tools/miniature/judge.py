@@ -6,6 +6,7 @@ convolutions take their places: distances between videos of one kind, comparable
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from tools.training.encoders import latent_format
 from tools.training.objective import generator, padded
 from tools.training.preview import sample
-from ultragen_core.metrics.scores import Networks
+from ultragen_core.metrics.scores import HD_FVD, Networks, VideoScores, score_video
+from ultragen_core.sizes import VideoSize
 
 from . import clip_vae
 from .latents import words
+from .painter import paint
 from .scenes import CHECKED, scene
 
 HELD_OUT = 1_000_000  # scenes from this number on are never trained on
@@ -102,6 +105,13 @@ def seam_ratio(frames: Tensor, counts: Iterable[int]) -> float:
         seams, elsewhere = (statistics.mean(steps[border - 1] for border in kind) for kind in (borders, others))
         ratios.append(seams / elsewhere)
     return statistics.mean(ratios)
+
+
+@functools.lru_cache(maxsize=1)  # of one seed, which all of its models are compared with
+def originals(numbers: range, size: VideoSize, device: torch.device) -> list[VideoScores]:
+    """Features of the painted clips of scenes, for HD-FVD."""
+    networks = stand_ins(device)
+    return [score_video(paint(number, *size, device=device), {HD_FVD}, networks) for number in numbers]
 
 
 class RandomFeatures(nn.Module):

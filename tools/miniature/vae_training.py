@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from tools.console import ProgressLine, say
 from tools.training.curve import Curve, Row
-from tools.training.ema import AveragedWeights
+from tools.training.ema import AveragedWeights, decay_at
 from tools.training.objective import generator
 from ultragen_core.files import finished_file
 from ultragen_core.sizes import VideoSize
+from ultragen_core.video.frames import quantise
 
 from .clip_vae import decode, encode, new_vae
 from .painter import paint
@@ -59,7 +60,7 @@ class Clips:
         self.recipe, self.device = recipe, device
         say(f"Painting {recipe.clips} clips of each size ...")
         self.painted = [
-            torch.stack([quantised(paint(number, *size, device=device)) for number in range(recipe.clips)])
+            torch.stack([quantise(paint(number, *size, device=device), 8) for number in range(recipe.clips)])
             for size in recipe.sizes
         ]
 
@@ -77,10 +78,6 @@ class Clips:
 
         index, top, left = drawn(len(clips)), drawn(clips.shape[2] - side + 1), drawn(clips.shape[3] - side + 1)
         return clips[index, :, top : top + side, left : left + side]
-
-
-def quantised(clip: Tensor) -> Tensor:
-    return (clip * 255).round().to(torch.uint8)
 
 
 def loss_of(vae: nn.Module, clips: Tensor, recipe: VAERecipe, random: torch.Generator, branches: bool) -> Tensor:
@@ -147,7 +144,7 @@ class VAETraining:
         norm = nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.averages.update(min(self.recipe.ema, (1 + self.step) / (10 + self.step)))
+        self.averages.update(decay_at(self.step, self.recipe.ema))
         return Row(self.step + 1, loss.item(), rate, float(norm), time.perf_counter() - started)
 
     def _save(self) -> None:

@@ -10,6 +10,11 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
+def decay_at(step: int, decay: float) -> float:
+    """The share of the old average; small at first, so that the average forgets where training started."""
+    return min(decay, (1 + step) / (10 + step))
+
+
 class AveragedWeights:
     """Averages beside parameters, on the same device and, where those are sharded, sharded like them."""
 

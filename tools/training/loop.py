@@ -20,7 +20,7 @@ from tools.console import ProgressLine, Trouble
 from .cache import Cache
 from .checkpoint import States, publish
 from .curve import Curve, Row
-from .ema import AveragedWeights
+from .ema import AveragedWeights, decay_at
 from .model import Velocity
 from .objective import Samples, generator, loss_of, padded
 from .preview import sample, write_video
@@ -116,6 +116,8 @@ class Training:
 
     def _is_up(self, ends: float) -> bool:
         """By the clock of the first process, so that all end after the same step."""
+        if not self.keeping.minutes:
+            return False
         up = torch.tensor(time.monotonic() >= ends, device=self.accelerator.device)
         return bool(broadcast(up))
 
@@ -145,7 +147,7 @@ class Training:
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-        self.averages.update(self.recipe.ema_decay(self.step))
+        self.averages.update(decay_at(self.step, self.recipe.ema))
         loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
         return Row(self.step + 1, loss, rate, float(norm), time.perf_counter() - started)
 

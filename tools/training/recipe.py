@@ -74,10 +74,6 @@ class Recipe:
         progress = (step - self.warmup) / max(self.steps - self.warmup, 1)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def ema_decay(self, step: int) -> float:
-        """The share of the old average; small at first, so that the average forgets where training started."""
-        return min(self.ema, (1 + step) / (10 + step))
-
     def hierarchical_blocks(self, blocks: int) -> list[int]:
         """The blocks that get extras, of a base model with none."""
         chosen = parse_blocks(self.dense_blocks)
