@@ -74,4 +74,4 @@ def write(file: Path, vae: nn.Module, numbers: range, size: VideoSize, device: t
         line.show(f"{size}: {sum(map(len, made))}/{len(numbers)} clips encoded")
     line.end()
     with finished_file(file) as part:
-        save_file({"latents": torch.cat(made)}, part, {"numbers": json.dumps(list(numbers))})
+        save_file({"latents": torch.cat(made).contiguous()}, part, {"numbers": json.dumps(list(numbers))})

@@ -43,8 +43,8 @@ class Engine:
 
 
 def pieces(x: Tensor, dim: int, tokens_at_a_time: int | None) -> list[tuple[int, int]]:
-    """(start, length) of parts of axis `dim` of x (n, tokens, c) that are to be computed one after the other."""
-    length, tokens = x.shape[dim], x.shape[0] * x.shape[1]
+    """(start, length) of parts of axis `dim` of tokens x (..., c) that are to be computed one after the other."""
+    length, tokens = x.shape[dim], x.shape[:-1].numel()
     count = 1 if tokens_at_a_time is None else min(-(-tokens // tokens_at_a_time), length)
     step = -(-length // count)
     return [(start, min(step, length - start)) for start in range(0, length, step)]

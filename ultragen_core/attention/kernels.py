@@ -138,6 +138,10 @@ def _refine_blend_kernel(
     gate_stride,
     h,
     w,
+    first,
+    height,
+    start,
+    rows,
     T: tl.constexpr,
     C: tl.constexpr,
     WB: tl.constexpr,
@@ -145,12 +149,13 @@ def _refine_blend_kernel(
 ):
     """y = lerp(3x3x3 depthwise convolution of coarse, y, gate) for a stretch of one row, all frames, some channels.
 
+    coarse holds `height` rows of the map from row `first` on; what is computed is `rows` rows from row `start` on.
     Frames go by once: each adds to the sums of its own frame and of both neighbours.
     """
     stretches = tl.cdiv(w, WB)
     row_of_batch = tl.program_id(0)
-    batch = (row_of_batch // (stretches * h)).to(tl.int64)
-    row = row_of_batch // stretches % h
+    batch = (row_of_batch // (stretches * rows)).to(tl.int64)
+    row = start + row_of_batch // stretches % rows
     column = row_of_batch % stretches * WB + tl.arange(0, WB)
     channel = tl.program_id(1) * CB + tl.arange(0, CB)
     keep = channel < C
@@ -166,8 +171,8 @@ def _refine_blend_kernel(
             for tap in tl.static_range(9):
                 r, cols = row + tap // 3 - 1, column + tap % 3 - 1
                 valid = (r >= 0) & (r < h) & (cols >= 0) & (cols < w)
-                start = ((batch * T + frame) * h + r) * w
-                at = (start + cols)[:, None] * C + channel[None, :]
+                line = ((batch * T + frame) * height + r - first) * w
+                at = (line + cols)[:, None] * C + channel[None, :]
                 value = tl.load(coarse + at, valid[:, None] & keep[None, :], other=0.0).to(tl.float32)
                 taps = weight + tap * C + channel
                 before += value * tl.load(taps + 18 * C, keep, other=0.0).to(tl.float32)[None, :]
@@ -215,14 +220,21 @@ def compress(x: Tensor, weight: Tensor, bias: Tensor, ratio: int) -> Tensor:
     return out
 
 
-def refine_blend_(coarse: Tensor, weight: Tensor, bias: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """y = lerp(conv(coarse), y, gate), in place: maps (b, t, h, w, c), weight (c, 1, 3, 3, 3), gate (b or 1, 1, c)."""
+def refine_blend_(
+    coarse: Tensor, first: int, weight: Tensor, bias: Tensor, y: Tensor, gate: Tensor, rows: tuple[int, int]
+) -> Tensor:
+    """y = lerp(conv(coarse), y, gate), in place: y (b, t, h, w, c), weight (c, 1, 3, 3, 3), gate (b or 1, 1, c).
+
+    rows: (start, length) of those that are computed. coarse: of y's resolution, its rows from `first` on; it holds at
+    least these and their neighbours.
+    """
     b, t, h, w, c = y.shape
-    rows, channels = 16, 64
+    stretch, channels = 16, 64
     gate_stride = gate.stride(0) if gate.shape[0] > 1 else 0
-    _refine_blend_kernel[(b * h * triton.cdiv(w, rows), triton.cdiv(c, channels))](
-        coarse, weight.flatten(1).t().contiguous(), bias, y, gate, gate_stride, h, w, T=t, C=c, WB=rows, CB=channels
-    )
+    _refine_blend_kernel[(b * rows[1] * triton.cdiv(w, stretch), triton.cdiv(c, channels))](
+        coarse, weight.flatten(1).t().contiguous(), bias, y, gate, gate_stride, h, w, first, coarse.shape[2], *rows,
+        T=t, C=c, WB=stretch, CB=channels,
+    )  # fmt: skip
     return y
 
 
@@ -243,7 +255,7 @@ def check(device: torch.device) -> None:
     weight, y = random(c, 1, 3, 3, 3), random(*x.shape)
     refined = F.conv3d(x.permute(0, 4, 1, 2, 3).float(), weight.float(), bias.float(), padding=1, groups=c)
     expected = torch.lerp(refined.permute(0, 2, 3, 4, 1), y.float(), gate[:, :, None, None].float())
-    _same("refine_blend", refine_blend_(x, weight, bias, y, gate), expected)
+    _same("refine_blend", refine_blend_(x, 0, weight, bias, y, gate, (0, 4)), expected)
     angles = torch.rand(72, 6, generator=generator).to(device)
     x = x.flatten(1, 3).float()
     normed = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * bias.float()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .engine import Engine, kernels_for
+from .engine import Engine, kernels_for, pieces
 from .grid import Region, TokenGrid, window_partition, window_unpartition
 
 # Without kernels a refinement goes over the channels in so many parts, each with several channel-first copies.
@@ -119,9 +119,14 @@ def refine_blend(coarse: Tensor, conv: nn.Module | None, y: Tensor, gate: Tensor
     weight, bias = engine.parameters(conv, coarse)
     kernels = kernels_for(y)
     if kernels is not None and y.is_contiguous() and coarse.is_contiguous():
-        source, target = (kernels.Layout(*x.shape[1:4]) for x in (coarse, y))
-        coarse = kernels.resample(coarse.flatten(1, 3), source, target, size).view_as(y)
-        return kernels.refine_blend_(coarse, weight, bias, y, gate)
+        source = kernels.Layout(*coarse.shape[1:4])
+        for start, length in pieces(y, 2, engine.tokens_at_a_time):
+            # With the rows beside them, which the convolution sees.
+            first, last = max(start - 1, 0), min(start + length + 1, size[0])
+            strip = kernels.Layout(y.shape[1], last - first, size[1], row=first)
+            wide = kernels.resample(coarse.flatten(1, 3), source, strip, size)
+            kernels.refine_blend_(wide.unflatten(1, strip[:3]), first, weight, bias, y, gate, (start, length))
+        return y
     coarse = resize(coarse, (size[0], coarse.shape[3]))
     gate = gate.expand(-1, -1, y.shape[-1])[:, :, None, None].to(y.dtype)
 
