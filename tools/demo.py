@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from tools import comfyui, contact_sheet, workflow
 from tools.console import ProgressLine, Trouble, say
+from tools.demo_nodes.scenes import understood
+from tools.miniature import WEIGHTS
 from tools.server import ROOT, Failed, Refused, Server, make_base
 
 DEMO_NODES = ROOT / "tools" / "demo_nodes"
@@ -30,6 +33,10 @@ def run(cache: Path, args: argparse.Namespace) -> int:
         finally:
             progress.line.end()
         report(server, outputs, progress)
+        if args.random:
+            say("This model is untrained: it shows that everything runs, not what UltraGen can paint.")
+        else:
+            report_painted(server, outputs, graph)
     return 0
 
 
@@ -48,19 +55,21 @@ def start(cache: Path, name: str, args: argparse.Namespace) -> Server:
     python = Path(args.python) if args.comfyui else Path(sys.executable)
     base = make_base(cache / name, DEMO_NODES)
     server = Server(python, tree, base, args.port, args.gpu)
-    make_tiny_models(python, tree, base)
+    make_tiny_models(python, tree, base, args.random)
     say("Starting ComfyUI ...")
     return server
 
 
-def make_tiny_models(python: Path, tree: Path, base: Path) -> None:
-    """Once, and again when its recipe changes."""
-    recipe = b"".join((ROOT / "tools" / name).read_bytes() for name in ("tiny_bundle.py", "tiny_weights.py"))
+def make_tiny_models(python: Path, tree: Path, base: Path, random: bool) -> None:
+    """Once, and again when what they are made of changes."""
+    sources = [ROOT / "tools" / "tiny_bundle.py", ROOT / "tools" / "tiny_weights.py", *sorted(WEIGHTS.iterdir())]
+    options = ["--random"] if random else []
+    recipe = b"".join(file.read_bytes() for file in sources) + str(options).encode()
     stamp, digest = base / "recipe", hashlib.sha256(recipe).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:
         return
     say("Making the tiny models ...")
-    command = [str(python), "-m", "tools.tiny_bundle", str(tree), str(base)]
+    command = [str(python), "-m", "tools.tiny_bundle", str(tree), str(base), *options]
     made = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if made.returncode:
         reason = (made.stdout.strip().splitlines() or ["no output"])[-1]
@@ -71,7 +80,13 @@ def make_tiny_models(python: Path, tree: Path, base: Path) -> None:
 def queued_graph(server: Server, args: argparse.Namespace) -> dict:
     graph = workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
     graph = workflow.make_small(graph, args.width, args.height, args.frames, args.steps, args.seed)
+    if args.prompt is not None:
+        prompt_node(graph)["inputs"]["text"] = args.prompt
     return workflow.with_stand_ins(graph)
+
+
+def prompt_node(graph: dict) -> dict:
+    return next(node for node in graph.values() if node["_meta"]["title"] == "Prompt")
 
 
 class Progress:
@@ -118,7 +133,22 @@ def report(server: Server, outputs: dict, progress: Progress) -> None:
     say(f"Contact sheet  {sheet_file}")
     say(f"Time           {progress.seconds_per_step:.2f} s a step, {took:.0f} s in all")
     say(f"Attention      {attention[-1]}")
-    say("The tiny model is untrained: it shows that everything runs, not what UltraGen can paint.")
+
+
+def report_painted(server: Server, outputs: dict, graph: dict) -> None:
+    """What the prompt asked for, and what the video shows by its pixels."""
+    asked = understood(prompt_node(graph)["inputs"]["text"])
+    (video_file,) = saved_videos(server, outputs)
+    command = [server.command[0], "-m", "tools.miniature.reading", str(video_file)]
+    shown = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+    if asked is None:
+        say("Asked for      nothing that the tiny model knows: weather, time, ground, hills or peaks, side of the sun")
+    else:
+        said = {name: getattr(asked, name) for name in shown}
+        wrong = [f"{shown[name]} instead of {word}" for name, word in said.items() if shown[name] != word]
+        say(f"Asked for      {asked.caption}")
+        say(f"Seen           {', '.join(wrong) or 'that'} (read from the pixels: {', '.join(shown)})")
+    say("The tiny model knows painted landscapes alone: it shows how UltraGen works, not what its real weights paint.")
 
 
 def saved_videos(server: Server, outputs: dict) -> list[Path]:

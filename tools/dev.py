@@ -25,10 +25,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description="UltraGen for ComfyUI: set-up, demo and tests, each in one command.")
     commands = top.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="make a video with the shipped workflow and a tiny model in a real ComfyUI")
+    demo.add_argument("--prompt", help="what to paint, such as: a foggy lake at dusk, peaks, the sun on the left")
     demo.add_argument("--width", type=int, default=640)
     demo.add_argument("--height", type=int, default=352)
     demo.add_argument("--frames", type=int, default=17)
-    demo.add_argument("--steps", type=int, default=8)
+    demo.add_argument("--steps", type=int, default=16)
     demo.add_argument("--seed", type=int, default=0)
     serve = commands.add_parser("serve", help="ComfyUI with the pack and the tiny model, to look at in a browser")
     templates = commands.add_parser("templates", help="write workflows/ anew: every template and its thumbnail")
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"), help="your own install"
         )
+        command.add_argument("--random", action="store_true", help="an untrained model, which paints clouds of colour")
         command.add_argument("--python", metavar="PATH", help="its Python; by default the one of its venv, or this one")
         command.add_argument("--gpu", action="store_true", help="run on the GPU (and install PyTorch for it)")
         command.add_argument("--port", type=int, help="default: any free one")

@@ -1,9 +1,10 @@
-"""Tiny models in the published formats, made up on the spot, and what else the templates read.
+"""Tiny models in the published formats and what else the templates read.
 
-    python -m tools.tiny_bundle COMFYUI BASE    writes BASE/models/..., BASE/input/...
+    python -m tools.tiny_bundle COMFYUI BASE [--random]    writes BASE/models/..., BASE/input/...
 
 The files carry the names that the templates ask for; every key and every rule of shapes is that of the real files.
-Nothing is trained: the videos are clouds of colour.
+UltraGen's checkpoint and Wan 2.1's VAE are the trained miniature; all else, and with --random these too, is made up on
+the spot and paints clouds of colour.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from tools.miniature import WEIGHTS
 from tools.tiny_weights import DIM, dit_weight, vae_weight
 from tools.workflow import KEPT_LATENT
 
@@ -38,10 +40,10 @@ VAE_SHAPE = {
 WIDTH, HEIGHT, FRAMES = 320, 176, 5  # of the image and the kept latent
 
 
-def write(base: Path) -> None:
+def write(base: Path, random: bool = False) -> None:
     """Write every file under `base`, a ComfyUI base directory. ComfyUI must be importable."""
     made = {
-        CHECKPOINT: (checkpoint, torch.save),
+        CHECKPOINT: (checkpoint if random else partial(trained, "ultragen.safetensors"), torch.save),
         "models/diffusion_models/T3-Video-Wan2.1-T2V-1.3B.safetensors": (wan, save_file),
         "models/diffusion_models/T3-Video-Wan2.2-T2V-5B.safetensors": (
             partial(wan, channels=CHANNELS_WAN22),
@@ -50,7 +52,7 @@ def write(base: Path) -> None:
         "models/diffusion_models/wan2.1_t2v_1.3B_fp16.safetensors": (wan, save_file),
         "models/diffusion_models/wan2.1_i2v_720p_14B_fp16.safetensors": (partial(wan, kind="i2v"), save_file),
         "models/loras/Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors": (lora, save_file),
-        VAE: (vae, save_file),
+        VAE: (vae if random else partial(trained, "vae.safetensors"), save_file),
         VAE_WAN22: (vae_wan22, save_file),
         LATENT: (latent, save_file),
         IMAGE: (image, lambda picture, file: picture.save(file, format="png")),
@@ -61,6 +63,10 @@ def write(base: Path) -> None:
         part = file.with_suffix(".part")
         save(make(generator=torch.Generator().manual_seed(0)), part)
         part.rename(file)
+
+
+def trained(name: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    return load_file(WEIGHTS / name)
 
 
 def checkpoint(generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -162,9 +168,9 @@ def image(generator: torch.Generator):
 
 
 if __name__ == "__main__":
-    comfyui_tree, base_folder = sys.argv[1:]
+    comfyui_tree, base_folder, *options = sys.argv[1:]
     sys.path.insert(0, comfyui_tree)
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True  # ComfyUI picks a device on import, and may find none
-    write(Path(base_folder))
+    write(Path(base_folder), random="--random" in options)

@@ -148,8 +148,8 @@ def test_originals_have_features_for_hd_fvd():
 
 
 def test_agreement_counts_attributes():
+    from tools.demo_nodes.scenes import CHECKED, scene
     from tools.miniature.judge import agreement
-    from tools.miniature.scenes import CHECKED, scene
 
     numbers = range(10, 14)
     said = [dataclasses.asdict(scene(number)) for number in numbers]
@@ -159,7 +159,7 @@ def test_agreement_counts_attributes():
 
 
 def test_tables_tell_mean_and_spread():
-    from tools.miniature.scenes import CHECKED
+    from tools.demo_nodes.scenes import CHECKED
     from tools.miniature.table import tables
 
     seen = dict.fromkeys(CHECKED, 0.5) | {"equal_steps": True, "equal_time": False, "steps": 8}

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from support import seeded
 
+from tools.demo_nodes.scenes import CHECKED, VALUES, Scene, every_scene, parse, scene
 from tools.miniature.painter import paint, picture
 from tools.miniature.reading import read
-from tools.miniature.scenes import CHECKED, VALUES, Scene, every_scene, parse, scene
 
 FRESH = range(900_000, 900_100)  # numbers that no threshold of the reader was chosen by
 

@@ -6,8 +6,8 @@ import comfy.sd
 import torch
 from safetensors.torch import load_file
 
+from tools.miniature import WEIGHTS
 from tools.miniature.judge import held_out
-from tools.miniature.make import WEIGHTS
 from tools.miniature.painter import paint
 from tools.miniature.vae_training import VAERecipe, psnr
 

@@ -11,7 +11,7 @@ import torch
 from support import seeded
 
 from tools.console import Trouble
-from tools.demo_nodes import word_vectors
+from tools.demo_nodes.text import word_vectors
 from tools.training.cache import Cache, fill
 from tools.training.data import captions, clips
 from tools.training.encoders import latent_format, text_encoder, video_encoder

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tools.console import Trouble, say
+from tools.demo_nodes.scenes import scene
 from tools.training.curve import Curve
 from tools.training.loop import Keeping, Training
 from tools.training.model import build
@@ -30,7 +31,6 @@ from . import judge
 from .latents import Latents, encoded, normalised, words
 from .make import Making
 from .reading import read
-from .scenes import scene
 
 FULL = "full"
 # What is trained, as changes of the recipe that the miniature's own layers were trained with.

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tools.demo_nodes.scenes import CHECKED, scene
 from tools.training.encoders import latent_format
 from tools.training.objective import generator, padded
 from tools.training.preview import sample
@@ -24,7 +25,6 @@ from ultragen_core.sizes import VideoSize
 from . import clip_vae
 from .latents import words
 from .painter import paint
-from .scenes import CHECKED, scene
 
 HELD_OUT = 1_000_000  # scenes from this number on are never trained on
 CFG, AT_ONCE = 3.0, 8

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tools.console import ProgressLine
-from tools.demo_nodes import word_vectors
+from tools.demo_nodes.scenes import scene
+from tools.demo_nodes.text import word_vectors
 from tools.training.cache import Clip
 from tools.training.encoders import latent_format
 from ultragen_core.files import finished_file
@@ -22,7 +23,6 @@ from ultragen_core.sizes import VideoSize
 
 from . import clip_vae
 from .painter import paint
-from .scenes import scene
 
 
 class Latents:

@@ -26,9 +26,6 @@ from ultragen_core.weights.files import StateDict, read_state_dict
 from . import clip_vae, latents
 from .vae_training import VAERecipe, VAETraining
 
-# What the recipe made so far: copied into the folder of a run, a part is done.
-WEIGHTS = Path(__file__).resolve().parent / "weights"
-
 
 @dataclass(frozen=True)
 class Miniature:
@@ -50,8 +47,9 @@ class Miniature:
     high: VideoSize = VideoSize(640, 352, 17)
     high_clips: int = 2048
     ultragen: Recipe = Recipe(
-        rank=16, dense_blocks="0", gate=0.9, steps=3000, batch=16, learning_rate=5e-4, warmup=100, decay="cosine"
-    )
+        rank=16, dense_blocks="0", gate=0.9, steps=3000, batch=16, shift=3.0, learning_rate=5e-4, warmup=100,
+        decay="cosine",
+    )  # fmt: skip
 
 
 class Making:

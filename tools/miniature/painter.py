@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scenes import Scene, scene
+from tools.demo_nodes.scenes import Scene, scene
+
 from .view import ASPECT, HORIZON, View, chance
 
 SHORE = 0.64
+SHADES = {"dawn": "2c2440", "noon": "1c2c44", "dusk": "180c20", "night": "8090bc"}
 GRAIN = 64  # cells of a texture, along each side
 
 
@@ -33,6 +35,7 @@ def picture(
     canvas = _ridges(view, canvas)
     canvas = _water(view, canvas) if shown.ground == "lake" else _swells(view, canvas)
     canvas = _fog(view, canvas)
+    canvas = _shade(view, canvas)
     return canvas.clamp(0, 1).movedim(0, -1).contiguous()
 
 
@@ -92,7 +95,7 @@ def _shine(view: View, canvas: Tensor) -> Tensor:
     night = view.shown.time == "night"
     radius = 0.042 if night else 0.05
     beyond = (view.light_distance - radius).clamp(min=0)
-    glow = 0.45 * torch.exp(-beyond / 0.05) + (0.15 if night else 0.4) * torch.exp(-((beyond / 0.3) ** 2))
+    glow = 0.45 * torch.exp(-beyond / 0.05) + (0.08 if night else 0.15) * torch.exp(-((beyond / 0.25) ** 2))
     disc = _step(radius - view.light_distance, 1 / view.height + 0.012)
     return torch.lerp(canvas, view.colors[3], torch.maximum(glow, disc))
 
@@ -155,3 +158,14 @@ def _fog(view: View, canvas: Tensor) -> Tensor:
     # The sun burns a hole into it.
     thick = thick * (1 - 0.55 * torch.exp(-((view.light_distance / 0.12) ** 2)) * (y < HORIZON))
     return torch.lerp(canvas, view.colors[5], thick.clamp(0, 1))
+
+
+def _shade(view: View, canvas: Tensor) -> Tensor:
+    """The left lies in the shadow of a cloud by day, in mist by night.
+
+    Wan's transformer knows places only relative to each other. Something must tell left from right earlier than the sun
+    appears out of the noise, or nothing in training asks where a caption says that it stands.
+    """
+    share = 0.6 * (1 - _step(view.x / ASPECT - 0.25, 0.5))
+    share = share * (1 - 0.9 * torch.exp(-((view.light_distance / 0.2) ** 2)))
+    return torch.lerp(canvas, view.color(SHADES[view.shown.time]), share)

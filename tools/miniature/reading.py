@@ -2,10 +2,16 @@
 
 Everything is measured on a small picture of ROWS x COLUMNS cells that is the mean of the middle frames, so that neither
 size nor blur nor noise matters much. The colours named here are means of painted videos: the sky's and the ground's
-with their light, haze and reflections, not the palettes of the painter.
+with their light, haze and reflections, not the palettes of the painter. Colours are read on the right, where nothing
+lies in the shade.
+
+    python -m tools.miniature.reading VIDEO
 """
 
 from __future__ import annotations
+
+import json
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -21,32 +27,33 @@ RING = 5  # cells: beyond the rim of the sun or the moon
 
 # Medians of the upper and the lower sky, which the sun does not move: of clear, cloudy and foggy videos.
 SKIES = {
-    "dawn": ("888fd0 f5cbc0", "aca8d2 f0cbc6", "c1b6d2 e6cbcf"),
-    "noon": ("3f88de afd7f5", "83b0e1 bad9f2", "99bcdf c4d8e4"),
-    "dusk": ("502b60 e0804f", "894c5f df7b53", "854e67 b06665"),
-    "night": ("0b1028 203561", "262e4c 2d3e67", "273252 324167"),
+    "dawn": ("7e8ccf f3c7bd", "a4a2d0 efc9c3", "bdb4d3 e6cad0"),
+    "noon": ("3d85de a8d3f7", "7eabe1 b5d5f1", "95b7df c3d5e4"),
+    "dusk": ("472960 dd784c", "79425e dc7551", "824c66 b06564"),
+    "night": ("0b1028 20345e", "202946 283b64", "273151 324166"),
 }
 GROUNDS = {
-    "dawn": {"meadow": "7d9c57", "desert": "d19d6b", "lake": "8390b4", "snow": "ddcfdc"},
-    "noon": {"meadow": "65ab46", "desert": "dec27e", "lake": "5094c1", "snow": "dae3e9"},
-    "dusk": {"meadow": "53652b", "desert": "b55c30", "lake": "623f66", "snow": "b895ac"},
-    "night": {"meadow": "1d4431", "desert": "514031", "lake": "1e2c52", "snow": "667490"},
+    "dawn": {"meadow": "7b9c56", "desert": "d09c6a", "lake": "808db4", "snow": "dfcfdd"},
+    "noon": {"meadow": "65a945", "desert": "dcbf7e", "lake": "4990c1", "snow": "dce2ea"},
+    "dusk": {"meadow": "56662d", "desert": "b65d30", "lake": "623e66", "snow": "b996ae"},
+    "night": {"meadow": "1c432f", "desert": "524230", "lake": "1d2b51", "snow": "677591"},
 }
-# What tells the weathers apart, half way between painted videos: how uneven a sky with clouds is (0.016 and more,
-# others up to 0.009), how much contrast sky and ridges have without fog (0.18 and more, in fog up to 0.145).
-CLOUDS = 0.0115
-CLEAR = 0.155
+# What tells the weathers apart, half way between painted videos: how uneven a sky with clouds is (0.0155 and more,
+# others up to 0.0138), how much contrast sky and ridges have without fog (most: 0.158 and more, in fog up to 0.155).
+CLOUDS = 0.0147
+CLEAR = 0.1565
 
 
 def read(frames: Tensor) -> dict[str, str]:
     """{attribute: word} of CHECKED, from a video (frames, height, width, 3) in 0..1."""
     cells = _cells(frames)
-    time = _time(cells)
+    sunlit = cells[..., COLUMNS // 2 :]
+    time = _time(sunlit)
     column = _light_column(cells)
     return {
-        "weather": _weather(cells, column),
+        "weather": _weather(cells, sunlit, column),
         "time": time,
-        "ground": _nearest(cells[:, GROUND].mean((1, 2)), GROUNDS[time]),
+        "ground": _nearest(sunlit[:, GROUND].mean((1, 2)), GROUNDS[time]),
         "side": ("left", "middle", "right")[(column > 0.35 * COLUMNS) + (column > 0.65 * COLUMNS)],
     }
 
@@ -90,14 +97,26 @@ def _light_column(cells: Tensor) -> int:
     return int(spots[0, LIGHT].argmax()) % COLUMNS
 
 
-def _weather(cells: Tensor, column: int) -> str:
+def _weather(cells: Tensor, sunlit: Tensor, column: int) -> str:
     sky = cells[:, SKY] - cells[:, SKY].median(2, keepdim=True).values
     sky = _around(sky, 3)
     uneven = (sky - _around(sky, 9)).norm(dim=0)
     # The glow of the sun is uneven too.
-    far = (torch.arange(COLUMNS) - column).abs() > 14
+    far = (torch.arange(COLUMNS) - column).abs() > 11
     if uneven[:, far].mean() > CLOUDS:
         return "cloudy"
-    steps = cells[:, 1:15] - cells[:, :14]
-    contrast = cells[:, RIDGES].std((1, 2)).norm() + 4 * steps.norm(dim=0).mean()
+    steps = sunlit[:, 1:15] - sunlit[:, :14]
+    contrast = sunlit[:, RIDGES].std((1, 2)).norm() + 4 * steps.norm(dim=0).mean()
     return "clear" if contrast > CLEAR else "foggy"
+
+
+def main(video_file: str) -> None:
+    import av
+
+    with av.open(video_file) as container:
+        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    print(json.dumps(read(torch.stack(frames).float() / 255)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

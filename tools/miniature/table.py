@@ -5,9 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 
+from tools.demo_nodes.scenes import CHECKED
 from ultragen_core.metrics.scores import CONSISTENCY, HD_FVD, HD_LPIPS, HD_MSE
-
-from .scenes import CHECKED
 
 # Column, digits after the point.
 COLUMNS = {

@@ -137,9 +137,8 @@ class VAETraining:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         random = generator(self.device, self.recipe.seed, "latents", self.step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            branches = self.step >= self.recipe.linear_steps
-            loss = loss_of(self.vae, clips.batch(self.step), self.recipe, random, branches)
+        branches = self.step >= self.recipe.linear_steps
+        loss = loss_of(self.vae, clips.batch(self.step), self.recipe, random, branches)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
         self.optimizer.step()

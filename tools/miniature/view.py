@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .scenes import Scene
+from tools.demo_nodes.scenes import Scene
 
 ASPECT, FPS = 16 / 9, 15
 HORIZON = 0.62

@@ -10,7 +10,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from tools.demo_nodes import word_vectors
+from tools.demo_nodes.text import word_vectors
 from ultragen_core.host.vae import encode
 
 from .cache import Encode, EncodeText

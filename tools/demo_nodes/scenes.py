@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 # In the order of the caption's words. No word stands for two attributes, so words are understood in any order.
@@ -18,6 +20,17 @@ VALUES = {
 }
 # What `reading.read` reads back from pixels.
 CHECKED = ("weather", "time", "ground", "side")
+SYNONYMS = {
+    synonym: word
+    for word, synonyms in {
+        "clear": "sunny cloudless", "cloudy": "clouds overcast", "foggy": "fog mist misty",
+        "dawn": "sunrise morning", "noon": "day midday", "dusk": "sunset evening", "night": "midnight moonlit moon",
+        "meadow": "grass field", "desert": "sand dunes", "lake": "water sea", "snow": "snowy winter",
+        "hills": "hill hilly", "peaks": "peak mountain mountains", "middle": "center centre",
+        "westward": "west", "eastward": "east",
+    }.items()
+    for synonym in synonyms.split()
+}  # fmt: skip
 ATTRIBUTE_OF = {word: name for name, words in VALUES.items() for word in words}
 
 
@@ -58,9 +71,16 @@ def every_scene() -> Iterator[Scene]:
     return (Scene(*words) for words in product(*VALUES.values()))
 
 
-def parse(caption: str) -> dict[str, str]:
-    """{attribute: word} of what a caption says, in any order of words; the last word of an attribute counts.
+def parse(text: str) -> dict[str, str]:
+    """{attribute: word} of what a text says, in any order of words; the first word of an attribute counts.
 
     Other words are ignored: an attribute that is not spoken of is missing.
     """
-    return {ATTRIBUTE_OF[word]: word for word in caption.lower().split() if word in ATTRIBUTE_OF}
+    spoken = [SYNONYMS.get(word, word) for word in re.findall(r"[a-z]+(?:-[a-z]+)*", text.lower())]
+    return {ATTRIBUTE_OF[word]: word for word in reversed(spoken) if word in ATTRIBUTE_OF}
+
+
+def understood(text: str) -> Scene | None:
+    """The scene that a prompt asks for; what it leaves open is chosen by the text. None where it speaks of nothing."""
+    said = parse(text)
+    return replace(scene(zlib.crc32(text.encode())), **said) if said else None

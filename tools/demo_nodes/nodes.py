@@ -1,0 +1,58 @@
+"""The nodes of the stand-ins."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import comfy.sd
+import comfy.utils
+import folder_paths
+from comfy.ldm.wan import vae2_2
+from comfy_api.latest import ComfyExtension, io
+
+from .scenes import understood
+from .text import word_vectors
+
+
+class UltraGenDemoText(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenDemoText",
+            display_name="Demo text (stand-in for UMT5)",
+            category="UltraGen/demo",
+            description="Understands the words of painted landscapes, such as 'a foggy lake at dusk, sun left'."
+            " What a prompt leaves open is chosen by its text; a prompt without any of them is an empty one.",
+            inputs=[io.String.Input("text", multiline=True)],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, text):
+        meant = understood(text)
+        return io.NodeOutput([[word_vectors(meant.caption if meant else "")[None], {}]])
+
+
+class UltraGenDemoVAE22(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenDemoVAE22",
+            display_name="Demo VAE (stand-in for Wan 2.2's)",
+            category="UltraGen/demo",
+            description="ComfyUI's own class of Wan 2.2's VAE, as narrow as the file.",
+            inputs=[io.Combo.Input("vae_name", options=folder_paths.get_filename_list("vae"))],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae_name):
+        weights = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("vae", vae_name))
+        width, made = weights["decoder.head.0.gamma"].shape[0], vae2_2.WanVAE
+        with patch.object(vae2_2, "WanVAE", lambda **config: made(**config | {"dim": width, "dec_dim": width})):
+            return io.NodeOutput(comfy.sd.VAE(sd=weights))
+
+
+class DemoExtension(ComfyExtension):
+    async def get_node_list(self):
+        return [UltraGenDemoText, UltraGenDemoVAE22]
