@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from support import seeded
 
-from tools.demo_nodes.scenes import CHECKED, VALUES, Scene, every_scene, parse, scene
+from tools.demo_nodes.scenes import CHECKED, VALUES, Scene, every_scene, parse, scene, understood
 from tools.miniature.painter import paint, picture
 from tools.miniature.reading import read
 
@@ -51,6 +51,15 @@ def test_every_scene_has_a_caption_of_its_own_that_says_it():
 def test_prompt_of_a_user():
     assert parse("A Foggy lake at DUSK with the moon") == {"weather": "foggy", "ground": "lake", "time": "dusk"}
     assert parse("") == {}
+
+
+def test_prose_is_understood():
+    prose = "Snow-covered mountains, high clouds: a lake at sunrise. Later it may be foggy."
+    assert parse(prose) == {"ridges": "peaks", "weather": "cloudy", "ground": "lake", "time": "dawn"}
+    meant = understood(prose)
+    assert (meant.time, meant.ground, meant.weather, meant.ridges) == ("dawn", "lake", "cloudy", "peaks")
+    assert understood(prose) == meant
+    assert understood("overexposed, low quality, subtitles") is None
 
 
 def test_scenes_are_evenly_drawn():

@@ -1,4 +1,4 @@
-"""The tiny model is in the published formats: same keys and shape rules as real files."""
+"""The tiny models are in the published formats: same keys and shape rules as real files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFERENCE = "tiny_ultragen.safetensors"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    tiny_bundle.write(folder)
+    tiny_bundle.write(folder, random=True)
     return folder
 
 
@@ -37,7 +37,7 @@ def test_checkpoint_has_exactly_the_published_keys_and_shapes(checkpoint):
 
 
 def test_weights_are_finite_and_the_same_every_time(base, checkpoint, tmp_path):
-    tiny_bundle.write(tmp_path)
+    tiny_bundle.write(tmp_path, random=True)
     again = torch.load(tmp_path / tiny_bundle.CHECKPOINT, weights_only=True)
     assert all(torch.equal(tensor, again[key]) for key, tensor in checkpoint.items())
     first, second = (load_file(folder / tiny_bundle.VAE) for folder in (base, tmp_path))
@@ -53,3 +53,17 @@ def test_comfyui_knows_the_vae_as_wans(base):
     pixels = vae.decode(torch.zeros(1, 16, 2, 4, 4))
     assert pixels.shape[-4:] == (5, 32, 32, 3)
     assert pixels.isfinite().all()
+
+
+def test_trained_one_has_the_same_keys_in_its_own_blocks(base, checkpoint, tmp_path):
+    tiny_bundle.write(tmp_path)
+    trained = torch.load(tmp_path / tiny_bundle.CHECKPOINT, weights_only=True)
+
+    def kinds(state: dict[str, torch.Tensor]) -> set[str]:
+        return {re.sub(r"^blocks\.\d+", "blocks.*", key) for key in state}
+
+    assert kinds(trained) == kinds(checkpoint)
+    narrow, wide = (load_file(folder / tiny_bundle.VAE) for folder in (tmp_path, base))
+    assert narrow.keys() == wide.keys()
+    for name in (tiny_bundle.VAE_WAN22, tiny_bundle.LATENT):  # never trained
+        assert (tmp_path / name).read_bytes() == (base / name).read_bytes()

@@ -25,7 +25,7 @@ def differences(a: dict, b: dict) -> set[tuple]:
 def test_queued_graph_differs_from_the_shipped_one_in_size_and_text_encoder_only(server):
     shipped = workflow.to_api(workflow.SHIPPED, server.get("/object_info"))
     small = workflow.make_small(shipped, width=640, height=352, frames=17, steps=8, seed=7)
-    queued = queued_graph(server, Namespace(width=640, height=352, frames=17, steps=8, seed=7))
+    queued = queued_graph(server, Namespace(width=640, height=352, frames=17, steps=8, seed=7, prompt=None))
     ids = {node["class_type"]: key for key, node in shipped.items()}
     prompts = [key for key, node in shipped.items() if node["class_type"] == "CLIPTextEncode"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tools.console import Trouble, say
@@ -24,12 +25,14 @@ from ultragen_core.attention.config import TRAINED_WINDOWS, LocalConfig
 from ultragen_core.files import finished_file
 from ultragen_core.host.load import load_model
 from ultragen_core.host.patch import Settings, apply
-from ultragen_core.metrics.scores import CONSISTENCY, HD_FVD, HD_LPIPS, HD_MSE, score, score_video
+from ultragen_core.metrics.scores import HD_FVD, HD_LPIPS, HD_MSE, score, score_video
+from ultragen_core.video.frames import quantise
 from ultragen_core.weights.files import read_state_dict
 
 from . import judge
 from .latents import Latents, encoded, normalised, words
 from .make import Making
+from .picture import draw_rows
 from .reading import read
 
 FULL = "full"
@@ -43,27 +46,28 @@ TRAINED: dict[str, dict] = {
     "without deltas": {"without": ("delta",)},
     "Swin": {"cross_window": "swin"},
 }
-DENSE, UNTRAINED = "dense, as trained low", "UltraGen without weights"
+DENSE, FINISHED, UNTRAINED = "dense, as trained low", "full, to the end", "UltraGen without weights"
 # Windows about as large as the frames that the base was trained on, as UltraGen Apply chooses them for Wan's own.
 NEAR_BASE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2))
+PICTURED = 4  # videos of each model, by their middle frames
 TIMED = 0.1  # share of the steps after which the time of a step is known
 
 
 @dataclass(frozen=True)
 class Study:
     """steps: of the comparison at equal steps; the time that the full layer takes for them is that of the other.
-    videos: painted by each model, in `sampling_steps`. held_out: clips of the loss, each at `levels` noise levels.
-    metrics: names of metrics.scores, through stand-ins.
+    videos: painted by each model of each seed, in `sampling_steps`. held_out: clips of the loss, each at `levels` noise
+    levels. metrics: names of metrics.scores, through stand-ins.
     """
 
-    steps: int = 800
+    steps: int = 400
     learning_rate: float = 5e-4
     seeds: tuple[int, ...] = (0, 1, 2)
-    videos: int = 64
+    videos: int = 32
     sampling_steps: int = 20
     held_out: int = 64
     levels: int = 4
-    metrics: tuple[str, ...] = (HD_MSE, HD_LPIPS, HD_FVD, CONSISTENCY)
+    metrics: tuple[str, ...] = (HD_MSE, HD_LPIPS, HD_FVD)
 
 
 class Judged(NamedTuple):
@@ -104,13 +108,27 @@ class Ablation:
         """Of every model that is judged: what it is, and what was measured."""
         return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob("*.json"))]
 
+    def draw(self, file: Path) -> None:
+        """What every model of the first seed painted, at equal steps, as one picture."""
+        seed, models = self.study.seeds[0], {name: steps for name, steps, _ in self._given()}
+        models |= dict.fromkeys(TRAINED, self.study.steps)
+        draw_rows({name: self._judged_file(name, seed, models[name]).with_suffix(".png") for name in models}, file)
+
     def _seed(self, seed: int) -> bool:
         for variant in TRAINED:
             if not self._trained(variant, seed):
                 return False
-        for variant, model in ((DENSE, self._dense), (UNTRAINED, self._untrained)):
-            self._judge(Judged(variant, seed, 0, True, True), model)
+        for variant, steps, model in self._given():
+            self._judge(Judged(variant, seed, steps, True, True), model)
         return True
+
+    def _given(self) -> list[tuple[str, int, Callable]]:
+        """What is not trained here: name, steps of training at high resolution, and what loads it."""
+        return [
+            (DENSE, 0, self._dense),
+            (FINISHED, self.making.recipe.ultragen.steps, self._finished),
+            (UNTRAINED, 0, self._untrained),
+        ]
 
     def _trained(self, variant: str, seed: int) -> bool:
         run, steps = self._run_folder(variant, seed), self.study.steps
@@ -155,14 +173,21 @@ class Ablation:
         model = build(read_state_dict(self.base_file), DENSE, self.making.recipe.dense)
         return model.to(self.device).eval()
 
+    def _finished(self) -> Callable:
+        recipe = self.making.recipe.ultragen
+        return build(read_state_dict(self.making.model_file(recipe)), FINISHED, recipe).to(self.device).eval()
+
     def _untrained(self) -> Callable:
         """The pack's own patch on ComfyUI's model."""
         dense = load_model(self.base_file, "dense")
         return judge.Patched(apply(dense, Settings(rule="ultragen", local=NEAR_BASE)))
 
+    def _judged_file(self, variant: str, seed: int, steps: int) -> Path:
+        return self.folder / f"{_slug(variant)}-{seed}-{steps:06}.json"
+
     def _judge(self, what: Judged, model: Callable[[], Callable]) -> None:
         """Where it is not done yet: paint held-out scenes, other ones for each seed, and look at them."""
-        file = self.folder / f"{_slug(what.variant)}-{what.seed}-{what.steps:06}.json"
+        file = self._judged_file(what.variant, what.seed, what.steps)
         if file.is_file():
             return
         count = self.study.videos
@@ -170,7 +195,7 @@ class Ablation:
         numbers = judge.held_out(count, what.seed * count)
         velocity, vae = model(), self.making.vae()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            found = {"loss": self._loss(velocity, vae)} | self._seen(velocity, vae, numbers)
+            found = {"loss": self._loss(velocity, vae)} | self._seen(velocity, vae, numbers, file.with_suffix(".png"))
         with finished_file(file) as part:
             part.write_text(json.dumps(what._asdict() | found, indent=1), encoding="utf-8")
 
@@ -187,15 +212,18 @@ class Ablation:
             losses += [loss_of(velocity, [place], latent, text, recipe).item() for place in places]
         return statistics.mean(losses)
 
-    def _seen(self, velocity: Callable, vae: nn.Module, numbers: range) -> dict[str, float]:
+    def _seen(self, velocity: Callable, vae: nn.Module, numbers: range, strip: Path) -> dict[str, float]:
         shape = Latents(self.making.latents_file(self.size)).latent_shape()
         schedule = self.study.sampling_steps, self.making.recipe.ultragen.shift
         networks = judge.stand_ins(self.device)
-        seen, seams, scored = [], [], []
+        seen, seams, scored, pictures = [], [], [], []
         for video in judge.videos(velocity, vae, numbers, shape, schedule, self.device):
             seen.append(read(video))
             seams.append(judge.seam_ratio(video, TRAINED_WINDOWS.local))
             scored.append(score_video(video, self.study.metrics, networks))
+            if len(pictures) < PICTURED:
+                pictures.append(quantise(video[len(video) // 2], 8).cpu())
+        Image.fromarray(torch.cat(pictures, dim=1).numpy()).save(strip)
         fvd = HD_FVD in self.study.metrics
         scores = score(scored, judge.originals(numbers, self.size, self.device) if fvd else [])
         measured = {metric: scores.mean(metric) for metric in self.study.metrics}

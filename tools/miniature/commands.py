@@ -9,7 +9,7 @@ import torch
 
 from tools.console import say
 
-from .ablation import DENSE, TRAINED, UNTRAINED, Ablation, Study
+from .ablation import DENSE, FINISHED, TRAINED, UNTRAINED, Ablation, Study
 from .make import Making, Miniature
 from .table import tables
 
@@ -37,6 +37,7 @@ def miniature(options: argparse.Namespace) -> None:
 def ablation(options: argparse.Namespace) -> None:
     """Compare UltraGen's parts on the finished miniature, or go on with it."""
     study = Ablation(Study(), _making(options))
-    study.run()
+    if study.run():
+        study.draw(options.out / "ablation.jpg")
     if results := study.results():
-        say(tables(results, [DENSE, UNTRAINED, *TRAINED]))
+        say(tables(results, [DENSE, FINISHED, UNTRAINED, *TRAINED]))

@@ -140,7 +140,7 @@ class RandomFeatures(nn.Module):
 
 
 def stand_ins(device: torch.device) -> Networks:
-    """For HD-LPIPS, HD-FVD and temporal consistency."""
+    """For HD-LPIPS and HD-FVD. Temporal consistency is left out: through random networks it is 1 for every model."""
     flat, deep = RandomFeatures(2).to(device).eval(), RandomFeatures(3).to(device).eval()
 
     @torch.no_grad()
@@ -148,4 +148,4 @@ def stand_ins(device: torch.device) -> Networks:
         pairs = zip(flat.maps(a), flat.maps(b), strict=True)
         return sum((F.normalize(m, dim=1) - F.normalize(n, dim=1)).square().sum(1).mean() for m, n in pairs)
 
-    return Networks(distance, deep, lambda frame: flat(frame[None] * 2 - 1))
+    return Networks(distance, deep)

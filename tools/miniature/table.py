@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from tools.demo_nodes.scenes import CHECKED
-from ultragen_core.metrics.scores import CONSISTENCY, HD_FVD, HD_LPIPS, HD_MSE
+from ultragen_core.metrics.scores import HD_FVD, HD_LPIPS, HD_MSE
 
 # Column, digits after the point.
 COLUMNS = {
@@ -16,7 +16,6 @@ COLUMNS = {
     HD_FVD: ("HD-FVD*", 3),
     HD_LPIPS: ("HD-LPIPS*", 4),
     HD_MSE: ("HD-MSE", 1),
-    CONSISTENCY: ("consistency*", 4),
 }
 
 
