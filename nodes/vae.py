@@ -16,7 +16,7 @@ def tile_input() -> io.Int.Input:
         min=0,
         max=4096,
         step=32,
-        tooltip="Side of a tile in pixels; 0 takes the largest up to 1024 that fits into free memory. The result"
+        tooltip="Side of a tile in pixels; 0 takes the largest up to 512 that fits into free memory. The result"
         f" is the same for every size, only memory and time differ. At least {host.SMALLEST_TILE}.",
     )
 

@@ -138,10 +138,10 @@ def test_memory_is_asked_for_as_needed(monkeypatch, vae, samples):
 
 def test_auto_takes_the_largest_tile_that_fits(monkeypatch, vae):
     needs = {size: size * size for size in vae_run.TILES}
-    monkeypatch.setattr(vae_run, "free_memory", lambda vae: 800 * 800)
+    monkeypatch.setattr(vae_run, "free_memory", lambda vae: 400 * 400)
     room = vae_run.make_room(vae, None, 2000, needs.get, 10, 10)
-    assert room.tile == 768
-    assert vae_run.candidates(500)[0] == 512 and vae_run.candidates(9000)[0] == 1024
+    assert room.tile == 384
+    assert vae_run.candidates(300)[0] == 320 and vae_run.candidates(9000)[0] == 512
 
 
 def test_a_tile_that_is_too_small_is_refused(vae, samples):

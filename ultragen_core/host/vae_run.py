@@ -20,10 +20,9 @@ from ..vae.memory import need
 from ..vae.shelf import Shelf
 
 SMALLEST_TILE = 64
-USUAL_TILE = 512  # what other models are asked to make room for
-# Where the tile is chosen for the user: larger ones save a tenth at most, and cuDNN's workspaces for them were seen to
-# fill a card of 140 GB.
-TILES = (1024, 896, 768, 640, 512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
+# Where the tile is chosen for the user. Larger ones save a tenth at most, and on a card of 140 GB that is mostly free
+# cuDNN takes workspaces for them that fill it, and twice the time.
+TILES = (512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
 LATENT_FRAMES = 4  # frames per latent frame, but for the first
 
 Report = Callable[[int, int], None]
@@ -164,7 +163,7 @@ def make_room(
     vae, tile: int | None, longest: int, tile_need: Callable[[int], int], frame_need: int, shelf_bytes: int
 ) -> Room:
     """Ask ComfyUI for the true need (its own estimate of a 4K decode is 100 GB), then take what is free."""
-    usual = max(frame_need, tile_need(tile or min(USUAL_TILE, longest)))
+    usual = max(frame_need, tile_need(tile or min(TILES[0], longest)))
     mm.load_models_gpu([vae.patcher], memory_required=usual + shelf_bytes, force_full_load=vae.disable_offload)
     free = free_memory(vae)
     home = vae.device if usual + shelf_bytes <= free else torch.device("cpu")
