@@ -69,12 +69,17 @@ def make_tiny_models(python: Path, tree: Path, base: Path, random: bool) -> None
     if stamp.is_file() and stamp.read_text() == digest:
         return
     say("Making the tiny models ...")
-    command = [str(python), "-m", "tools.tiny_bundle", str(tree), str(base), *options]
-    made = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if made.returncode:
-        reason = (made.stdout.strip().splitlines() or ["no output"])[-1]
-        raise Trouble(f"{python} cannot run {tree}: {reason}. Name the Python that ComfyUI runs with in --python.")
+    _run([str(python), "-m", "tools.tiny_bundle", str(tree), str(base), *options], f"run {tree}")
     stamp.write_text(digest)
+
+
+def _run(command: list[str], what: str) -> str:
+    """What a program of this repository says in the Python that ComfyUI runs with, which is its first word."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        reason = ((done.stdout + done.stderr).strip().splitlines() or ["no output"])[-1]
+        raise Trouble(f"{command[0]} cannot {what}: {reason}. Name the Python that ComfyUI runs with in --python.")
+    return done.stdout
 
 
 def queued_graph(server: Server, args: argparse.Namespace) -> dict:
@@ -137,16 +142,18 @@ def report(server: Server, outputs: dict, progress: Progress) -> None:
 
 def report_painted(server: Server, outputs: dict, graph: dict) -> None:
     """What the prompt asked for, and what the video shows by its pixels."""
-    asked = understood(prompt_node(graph)["inputs"]["text"])
-    (video_file,) = saved_videos(server, outputs)
-    command = [server.command[0], "-m", "tools.miniature.reading", str(video_file)]
-    shown = json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
-    if asked is None:
-        say("Asked for      nothing that the tiny model knows: weather, time, ground, hills or peaks, side of the sun")
+    meant = understood(prompt_node(graph)["inputs"]["text"])
+    if meant is None:
+        say("Understood     nothing: the tiny model knows weather, time, ground, hills or peaks, side of the sun")
     else:
-        said = {name: getattr(asked, name) for name in shown}
-        wrong = [f"{shown[name]} instead of {word}" for name, word in said.items() if shown[name] != word]
-        say(f"Asked for      {asked.caption}")
+        (video_file,) = saved_videos(server, outputs)
+        shown = json.loads(
+            _run([server.command[0], "-m", "tools.miniature.reading", str(video_file)], "read the video")
+        )
+        wrong = [
+            f"{word} instead of {getattr(meant, name)}" for name, word in shown.items() if word != getattr(meant, name)
+        ]
+        say(f"Understood     {meant.caption}")
         say(f"Seen           {', '.join(wrong) or 'that'} (read from the pixels: {', '.join(shown)})")
     say("The tiny model knows painted landscapes alone: it shows how UltraGen works, not what its real weights paint.")
 

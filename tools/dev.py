@@ -37,10 +37,11 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"), help="your own install"
         )
-        command.add_argument("--random", action="store_true", help="an untrained model, which paints clouds of colour")
         command.add_argument("--python", metavar="PATH", help="its Python; by default the one of its venv, or this one")
         command.add_argument("--gpu", action="store_true", help="run on the GPU (and install PyTorch for it)")
         command.add_argument("--port", type=int, help="default: any free one")
+    for command in (demo, serve):
+        command.add_argument("--random", action="store_true", help="an untrained model, which paints clouds of colour")
     test = commands.add_parser("test", help="every test on ComfyUI 0.3.75 and 0.30.0; further arguments go to pytest")
     test.set_defaults(gpu=False, comfyui=None)
     return top

@@ -18,25 +18,35 @@ from tools.template_parts import FILES
 FOLDER = ROOT / "workflows"
 BLUEPRINT = ROOT / "subgraphs" / f"{blueprint.NAME}.json"
 HEADLESS = [ROOT / "docs" / "headless" / f"{name}.json" for name in ("ultragen_t2v_1080p", "ultragen_t3_4k_wan21_1_3b")]
-WIDTH, HEIGHT, FRAMES, STEPS = 640, 352, 17, 14  # what the tiny model was trained at
-BAND = 64  # rows at the bottom of a thumbnail, for its title
-TOY = "a small run, tiny model"
+WIDTH, HEIGHT = 512, 288  # of a thumbnail
+BAND = 64  # rows at its bottom, for its title
+# Templates that run on UltraGen's checkpoint alone, which is a trained one; the others' models are untrained.
+PAINTED = ("ultragen_t2v_1080p", "ultragen_batch_1080p", "ultragen_few_steps_1080p")
+# Width, height, frames and steps: what the trained one knows; enough for clouds of colour.
+LARGE, SMALL = (640, 352, 17, 14), (WIDTH, HEIGHT, 5, 6)
 
 
 def run(cache: Path, args: argparse.Namespace) -> int:
-    with demo.start(cache, "templates", args) as server:
-        object_info = server.get("/object_info")
-        for seed, name in enumerate(TEMPLATES):
-            file = FOLDER / f"{name}.json"
-            content = make(name, object_info)
-            write(file, content)
-            videos = small_run(server, file, object_info, seed)
-            thumbnail(videos, content).save(file.with_suffix(".jpg"), quality=80)
-            say(f"{file.name}, {file.with_suffix('.jpg').stat().st_size // 1024} KiB of thumbnail")
-        write(BLUEPRINT, blueprint.make(json.loads((FOLDER / f"{blueprint.SOURCE}.json").read_text(encoding="utf-8"))))
-        for example in HEADLESS:
-            write(example, workflow.to_api(FOLDER / example.name, object_info))
+    for args.random in (False, True):
+        with demo.start(cache, "templates", args) as server:
+            object_info = server.get("/object_info")
+            for seed, name in enumerate(TEMPLATES):
+                if args.random != (name in PAINTED):
+                    make_with_thumbnail(name, server, object_info, seed)
+    write(BLUEPRINT, blueprint.make(json.loads((FOLDER / f"{blueprint.SOURCE}.json").read_text(encoding="utf-8"))))
+    for example in HEADLESS:
+        write(example, workflow.to_api(FOLDER / example.name, object_info))
     return 0
+
+
+def make_with_thumbnail(name: str, server: Server, object_info: dict, seed: int) -> None:
+    file = FOLDER / f"{name}.json"
+    content = make(name, object_info)
+    write(file, content)
+    videos = small_run(server, file, object_info, seed)
+    label = f"a small run, {'tiny' if name in PAINTED else 'untrained'} model"
+    thumbnail(videos, content, label).save(file.with_suffix(".jpg"), quality=80)
+    say(f"{file.name}, {file.with_suffix('.jpg').stat().st_size // 1024} KiB of thumbnail")
 
 
 def write(file: Path, content: dict) -> None:
@@ -51,12 +61,12 @@ def make(name: str, object_info: dict) -> dict:
 
 def small_run(server: Server, file: Path, object_info: dict, seed: int) -> list[Path]:
     graph = workflow.to_api(file, object_info)
-    graph = workflow.make_small(graph, WIDTH, HEIGHT, FRAMES, STEPS, seed)
+    graph = workflow.make_small(graph, *(LARGE if file.stem in PAINTED else SMALL), seed)
     return demo.saved_videos(server, server.run(workflow.with_stand_ins(graph)))
 
 
-def thumbnail(videos: Sequence[Path], content: dict):
-    """The last frame of each video side by side, above the title of the graph's note: a PIL image."""
+def thumbnail(videos: Sequence[Path], content: dict, label: str):
+    """The last frame of each video side by side, above the title of the graph's note and `label`: a PIL image."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     title = content["nodes"][-1]["widgets_values"][0].splitlines()[0].removeprefix("# ")
@@ -68,7 +78,7 @@ def thumbnail(videos: Sequence[Path], content: dict):
     draw = ImageDraw.Draw(picture)
     draw.text((12, HEIGHT + 8), what, "white", ImageFont.load_default(22))
     draw.text((12, HEIGHT + 38), which, "#c0c0c0", ImageFont.load_default(15))
-    draw.text((WIDTH - 12, HEIGHT + 14), TOY, "#808080", ImageFont.load_default(12), anchor="ra")
+    draw.text((WIDTH - 12, HEIGHT + 14), label, "#808080", ImageFont.load_default(12), anchor="ra")
     return picture
 
 

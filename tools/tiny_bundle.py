@@ -3,8 +3,8 @@
     python -m tools.tiny_bundle COMFYUI BASE [--random]    writes BASE/models/..., BASE/input/...
 
 The files carry the names that the templates ask for; every key and every rule of shapes is that of the real files.
-UltraGen's checkpoint, its base under T3-Video's name and Wan 2.1's VAE are the trained miniature; all else, and with
---random these too, is made up on the spot and paints clouds of colour.
+UltraGen's checkpoint and Wan 2.1's VAE are the trained miniature; all else, and with --random these too, is made up on
+the spot and paints clouds of colour.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def write(base: Path, random: bool = False) -> None:
     """Write every file under `base`, a ComfyUI base directory. ComfyUI must be importable."""
     made = {
         CHECKPOINT: (checkpoint if random else partial(trained, "ultragen.safetensors"), torch.save),
-        "models/diffusion_models/T3-Video-Wan2.1-T2V-1.3B.safetensors": (wan if random else trained_base, save_file),
+        "models/diffusion_models/T3-Video-Wan2.1-T2V-1.3B.safetensors": (wan, save_file),
         "models/diffusion_models/T3-Video-Wan2.2-T2V-5B.safetensors": (
             partial(wan, channels=CHANNELS_WAN22),
             save_file,
@@ -62,17 +62,11 @@ def write(base: Path, random: bool = False) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part")
         save(make(generator=torch.Generator().manual_seed(0)), part)
-        part.rename(file)
+        part.replace(file)
 
 
 def trained(name: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
     return load_file(WEIGHTS / name)
-
-
-def trained_base(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    from ultragen_core.weights.published import split
-
-    return split(trained("ultragen.safetensors", generator), "ultragen.safetensors")[0]
 
 
 def checkpoint(generator: torch.Generator) -> dict[str, torch.Tensor]:

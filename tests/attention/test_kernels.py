@@ -83,10 +83,12 @@ def test_compression(both, ratio):
 
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("batch_of_gates", [1, 2])
-@pytest.mark.parametrize("tokens_at_a_time", [None, 80, 1])  # the whole map, strips of rows, row by row
-def test_refinement_and_blend(both, frames, batch_of_gates, tokens_at_a_time):
+@pytest.mark.parametrize("rows", [None, 2, 1])  # at a time
+@pytest.mark.parametrize("coarse", [(2, 9), (5, 18)])
+def test_refinement_and_blend(both, frames, batch_of_gates, rows, coarse):
     conv = nn.Conv3d(C, C, 3, padding=1, groups=C)
-    shape, low = (2, frames, 5, 18, C), (2, frames, 2, 9, C)
+    shape, low = (2, frames, 5, 18, C), (2, frames, *coarse, C)
+    tokens_at_a_time = rows and 2 * frames * rows * 18
     gate, some = seeded(batch_of_gates, 1, C).sigmoid(), replace(ENGINE, tokens_at_a_time=tokens_at_a_time)
     fast, slow = both(resample.refine_blend, lambda: (seeded(*low), conv, seeded(*shape, seed=1), gate, some))
     assert relative_error(fast, slow) < 1e-6

@@ -54,11 +54,16 @@ def test_prompt_of_a_user():
 
 
 def test_prose_is_understood():
-    prose = "Snow-covered mountains, high clouds: a lake at sunrise. Later it may be foggy."
+    prose = "Snow-covered mountains, high clouds: a lake at sunrise. Later there may be fog."
     assert parse(prose) == {"ridges": "peaks", "weather": "cloudy", "ground": "lake", "time": "dawn"}
     meant = understood(prose)
     assert (meant.time, meant.ground, meant.weather, meant.ridges) == ("dawn", "lake", "cloudy", "peaks")
     assert understood(prose) == meant
+    assert parse("The moon over the water, a cloudy day at dusk") == {
+        "time": "dusk",
+        "ground": "lake",
+        "weather": "cloudy",
+    }
     assert understood("overexposed, low quality, subtitles") is None
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-import av
 import pytest
-import torch
 
 from tools import demo
-from tools.demo_nodes.scenes import understood
-from tools.miniature.reading import read
+from tools.demo_nodes.scenes import CHECKED, understood
+from tools.miniature.reading import frames_of, read
 
 PROMPT = "A foggy lake at DUSK; hills, and the sun on the left."
 
@@ -25,23 +23,30 @@ def painted(server):
 
 def test_picture_follows_the_prompt(server, painted):
     (file,) = demo.saved_videos(server, painted[1])
-    with av.open(str(file)) as container:
-        frames = torch.stack(
-            [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-        )
+    frames = frames_of(file)
     assert frames.shape == (17, 352, 640, 3)
-    asked = understood(PROMPT)
-    assert read(frames / 255) == {name: getattr(asked, name) for name in ("weather", "time", "ground", "side")}
+    meant = understood(PROMPT)
+    assert read(frames) == {name: getattr(meant, name) for name in CHECKED}
 
 
-def test_report_says_what_was_asked_for_and_seen(server, painted, capsys):
+def test_report_says_what_was_understood_and_seen(server, painted, capsys):
     graph, outputs = painted
     demo.report_painted(server, outputs, graph)
     said = capsys.readouterr().out
-    assert "Asked for      foggy dusk lake hills sun left" in said and "Seen           that (read from" in said
+    assert "Understood     foggy dusk lake hills sun left" in said and "Seen           that (read from" in said
     demo.prompt_node(graph)["inputs"]["text"] = "a clear lake at dusk, the moon on the right"
     demo.report_painted(server, outputs, graph)
     assert "Seen           foggy instead of clear, left instead of right (read" in capsys.readouterr().out
     demo.prompt_node(graph)["inputs"]["text"] = "bad hands"
     demo.report_painted(server, outputs, graph)
-    assert "nothing that the tiny model knows" in capsys.readouterr().out
+    assert "Understood     nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_tiny_models_are_made_again_when_others_are_wanted(monkeypatch, tmp_path, random):
+    asked = []
+    monkeypatch.setattr(demo, "_run", lambda command, what: asked.append(command[5:]))
+    demo.make_tiny_models("python", "tree", tmp_path, not random)
+    for _ in range(2):
+        demo.make_tiny_models("python", "tree", tmp_path, random)
+    assert asked == ([["--random"], []] if not random else [[], ["--random"]])

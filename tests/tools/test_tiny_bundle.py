@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from support import DATA
 
 from tools import tiny_bundle
+from tools.miniature import WEIGHTS
 
 # Made with the published code: blocks 1 and 2 hierarchical, as in the tiny bundle.
 REFERENCE = "tiny_ultragen.safetensors"
@@ -63,6 +64,8 @@ def test_trained_one_has_the_same_keys_in_its_own_blocks(base, checkpoint, tmp_p
         return {re.sub(r"^blocks\.\d+", "blocks.*", key) for key in state}
 
     assert kinds(trained) == kinds(checkpoint)
+    kept = load_file(WEIGHTS / "ultragen.safetensors")
+    assert all(torch.equal(tensor, kept[key]) for key, tensor in trained.items()) and len(trained) == len(kept)
     narrow, wide = (load_file(folder / tiny_bundle.VAE) for folder in (tmp_path, base))
     assert narrow.keys() == wide.keys()
     for name in (tiny_bundle.VAE_WAN22, tiny_bundle.LATENT):  # never trained

@@ -2,6 +2,6 @@
 
 
 async def comfy_entrypoint():
-    from .nodes import DemoExtension
+    from .nodes import DemoExtension  # late: tools/ uses scenes and text without ComfyUI
 
     return DemoExtension()

@@ -18,13 +18,14 @@ VALUES = {
     "side": ("left", "middle", "right"),
     "pan": ("westward", "eastward"),
 }
-# What `reading.read` reads back from pixels.
+# What `tools.miniature.reading.read` reads back from pixels.
 CHECKED = ("weather", "time", "ground", "side")
 SYNONYMS = {
     synonym: word
     for word, synonyms in {
         "clear": "sunny cloudless", "cloudy": "clouds overcast", "foggy": "fog mist misty",
-        "dawn": "sunrise morning", "noon": "day midday", "dusk": "sunset evening", "night": "midnight moonlit moon",
+        "dawn": "sunrise morning", "noon": "day midday", "dusk": "sunset evening",
+        "night": "midnight moonlight moonlit moon",
         "meadow": "grass field", "desert": "sand dunes", "lake": "water sea", "snow": "snowy winter",
         "hills": "hill hilly", "peaks": "peak mountain mountains", "middle": "center centre",
         "westward": "west", "eastward": "east",
@@ -72,15 +73,17 @@ def every_scene() -> Iterator[Scene]:
 
 
 def parse(text: str) -> dict[str, str]:
-    """{attribute: word} of what a text says, in any order of words; the first word of an attribute counts.
+    """{attribute: word} of what a text says, in any order of words; the first word of an attribute counts, and words of
+    VALUES before their synonyms.
 
     Other words are ignored: an attribute that is not spoken of is missing.
     """
-    spoken = [SYNONYMS.get(word, word) for word in re.findall(r"[a-z]+(?:-[a-z]+)*", text.lower())]
-    return {ATTRIBUTE_OF[word]: word for word in reversed(spoken) if word in ATTRIBUTE_OF}
+    spoken = re.findall("[a-z]+", re.sub("[a-z]+-(covered|capped)", "", text.lower()))
+    meant = [*spoken, *(SYNONYMS[word] for word in spoken if word in SYNONYMS)]
+    return {ATTRIBUTE_OF[word]: word for word in reversed(meant) if word in ATTRIBUTE_OF}
 
 
 def understood(text: str) -> Scene | None:
     """The scene that a prompt asks for; what it leaves open is chosen by the text. None where it speaks of nothing."""
     said = parse(text)
-    return replace(scene(zlib.crc32(text.encode())), **said) if said else None
+    return replace(scene(zlib.crc32(text.encode(errors="replace"))), **said) if said else None

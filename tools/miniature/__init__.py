@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-# What the recipe made: copied into the folder of a run, a part is done.
+# What the recipe made. A run whose folder holds vae.safetensors goes on from there.
 WEIGHTS = Path(__file__).resolve().parent / "weights"

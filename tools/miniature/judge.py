@@ -1,6 +1,6 @@
 """What a model's videos are worth: whether they show what their captions say, and the paper's metrics with stand-ins.
 
-The networks that the metrics look through (I3D, LPIPS, CLIP) are not there where the miniature is made. Fixed random
+The networks that the metrics look through (I3D, LPIPS) are not there where the miniature is made. Fixed random
 convolutions take their places: distances between videos of one kind, comparable with each other and with nothing else.
 """
 

@@ -163,8 +163,8 @@ def _fog(view: View, canvas: Tensor) -> Tensor:
 def _shade(view: View, canvas: Tensor) -> Tensor:
     """The left lies in the shadow of a cloud by day, in mist by night.
 
-    Wan's transformer knows places only relative to each other. Something must tell left from right earlier than the sun
-    appears out of the noise, or nothing in training asks where a caption says that it stands.
+    Wan's transformer knows places only relative to each other. Where nothing tells left from right before the sun
+    appears out of the noise, a model does not learn the side that captions name: it paints the sun anywhere.
     """
     share = 0.6 * (1 - _step(view.x / ASPECT - 0.25, 0.5))
     share = share * (1 - 0.9 * torch.exp(-((view.light_distance / 0.2) ** 2)))

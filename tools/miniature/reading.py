@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ CLEAR = 0.1565
 
 
 def read(frames: Tensor) -> dict[str, str]:
-    """{attribute: word} of CHECKED, from a video (frames, height, width, 3) in 0..1."""
+    """{attribute: word} of CHECKED, from a video (frames, height, width, 3) in 0..1 or in 8 bits."""
     cells = _cells(frames)
     sunlit = cells[..., COLUMNS // 2 :]
     time = _time(sunlit)
@@ -62,7 +63,8 @@ def _cells(frames: Tensor) -> Tensor:
     """(3, ROWS, COLUMNS)"""
     first = max(len(frames) - MIDDLE, 0) // 2
     middle = frames[first : first + MIDDLE].float().movedim(-1, 1)
-    return F.adaptive_avg_pool2d(middle, (ROWS, COLUMNS)).mean(0).cpu()
+    cells = F.adaptive_avg_pool2d(middle, (ROWS, COLUMNS)).mean(0).cpu()
+    return cells if frames.is_floating_point() else cells / 255
 
 
 def _color(text: str) -> Tensor:
@@ -110,13 +112,13 @@ def _weather(cells: Tensor, sunlit: Tensor, column: int) -> str:
     return "clear" if contrast > CLEAR else "foggy"
 
 
-def main(video_file: str) -> None:
+def frames_of(video_file: str | Path) -> Tensor:
+    """(frames, height, width, 3) in 8 bits."""
     import av
 
-    with av.open(video_file) as container:
-        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    print(json.dumps(read(torch.stack(frames).float() / 255)))
+    with av.open(str(video_file)) as container:
+        return torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(json.dumps(read(frames_of(sys.argv[1]))))

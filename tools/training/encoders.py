@@ -38,7 +38,7 @@ def video_encoder(vae: comfy.sd.VAE) -> Encode:
 
 
 def text_encoder(name: str) -> EncodeText:
-    """name: a UMT5-XXL file; "words" stands in for it with one fixed random vector a word, as the demo does."""
+    """name: a UMT5-XXL file; "words" stands in for it with one fixed random vector a word."""
     if name == WORDS:
         return word_vectors
     clip = comfy.sd.load_clip([name], clip_type=comfy.sd.CLIPType.WAN)

@@ -32,8 +32,8 @@ class Engine:
     memory a layer may take.
 
     rope_scale: factors on the token positions in t, h and w, with which users stretch or shrink a model's RoPE.
-    tokens_at_a_time: of all items of a batch together, those that are projected and attended at once; None is all.
-        What is computed stays the same.
+    tokens_at_a_time: of all items of a batch together, those that are projected, attended and refined at once; None is
+        all. What is computed stays the same.
     """
 
     attention: Attention

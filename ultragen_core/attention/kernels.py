@@ -128,7 +128,7 @@ def _compress_kernel(x, weight, bias, out, h, w, oh, ow, K: tl.constexpr, C: tl.
     tl.store(out + token * C + channel, total.to(out.dtype.element_ty), mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "height", "start", "rows"])  # one kernel for all strips
 def _refine_blend_kernel(
     coarse,
     weight,
@@ -221,12 +221,12 @@ def compress(x: Tensor, weight: Tensor, bias: Tensor, ratio: int) -> Tensor:
 
 
 def refine_blend_(
-    coarse: Tensor, first: int, weight: Tensor, bias: Tensor, y: Tensor, gate: Tensor, rows: tuple[int, int]
+    coarse: Tensor, weight: Tensor, bias: Tensor, y: Tensor, gate: Tensor, first: int, rows: tuple[int, int]
 ) -> Tensor:
     """y = lerp(conv(coarse), y, gate), in place: y (b, t, h, w, c), weight (c, 1, 3, 3, 3), gate (b or 1, 1, c).
 
-    rows: (start, length) of those that are computed. coarse: of y's resolution, its rows from `first` on; it holds at
-    least these and their neighbours.
+    rows: (start, length) of those that are computed. coarse: at y's resolution, the rows from `first` on that they and
+    their neighbours take.
     """
     b, t, h, w, c = y.shape
     stretch, channels = 16, 64
@@ -255,7 +255,9 @@ def check(device: torch.device) -> None:
     weight, y = random(c, 1, 3, 3, 3), random(*x.shape)
     refined = F.conv3d(x.permute(0, 4, 1, 2, 3).float(), weight.float(), bias.float(), padding=1, groups=c)
     expected = torch.lerp(refined.permute(0, 2, 3, 4, 1), y.float(), gate[:, :, None, None].float())
-    _same("refine_blend", refine_blend_(x, 0, weight, bias, y, gate, (0, 4)), expected)
+    for first, last, rows in ((0, 3, (0, 2)), (1, 4, (2, 2))):
+        refine_blend_(x[:, :, first:last].contiguous(), weight, bias, y, gate, first, rows)
+    _same("refine_blend", y, expected)
     angles = torch.rand(72, 6, generator=generator).to(device)
     x = x.flatten(1, 3).float()
     normed = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * bias.float()

@@ -124,8 +124,11 @@ def refine_blend(coarse: Tensor, conv: nn.Module | None, y: Tensor, gate: Tensor
             # With the rows beside them, which the convolution sees.
             first, last = max(start - 1, 0), min(start + length + 1, size[0])
             strip = kernels.Layout(y.shape[1], last - first, size[1], row=first)
-            wide = kernels.resample(coarse.flatten(1, 3), source, strip, size)
-            kernels.refine_blend_(wide.unflatten(1, strip[:3]), first, weight, bias, y, gate, (start, length))
+            # Named nowhere, so that one strip is gone before the next one is made.
+            kernels.refine_blend_(
+                kernels.resample(coarse.flatten(1, 3), source, strip, size).unflatten(1, strip[:3]),
+                weight, bias, y, gate, first, (start, length),
+            )  # fmt: skip
         return y
     coarse = resize(coarse, (size[0], coarse.shape[3]))
     gate = gate.expand(-1, -1, y.shape[-1])[:, :, None, None].to(y.dtype)
