@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,13 +16,19 @@ from .table import tables
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    for name, run in (("miniature", miniature), ("ablation", ablation)):
-        parser = commands.add_parser(
-            name, help=run.__doc__, description=run.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        parser.add_argument("--out", type=Path, required=True, help="folder; what is there already is done")
-        parser.add_argument("--minutes", type=float, default=10_000, help="end in order after so many")
-        parser.set_defaults(run=run)
+    _add(commands, "miniature", miniature)
+    parser = _add(commands, "ablation", ablation)
+    parser.add_argument("--seeds", type=int, nargs="+", default=Study.seeds, help="several processes may share them")
+
+
+def _add(commands: argparse._SubParsersAction, name: str, run: Callable) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=run.__doc__, description=run.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder; what is there already is done")
+    parser.add_argument("--minutes", type=float, default=10_000, help="end in order after so many")
+    parser.set_defaults(run=run)
+    return parser
 
 
 def _making(options: argparse.Namespace) -> Making:
@@ -36,7 +43,7 @@ def miniature(options: argparse.Namespace) -> None:
 
 def ablation(options: argparse.Namespace) -> None:
     """Compare UltraGen's parts on the finished miniature, or go on with it."""
-    study = Ablation(Study(), _making(options))
+    study = Ablation(Study(seeds=tuple(options.seeds)), _making(options))
     if study.run():
         study.draw(options.out / "ablation.jpg")
     if results := study.results():
