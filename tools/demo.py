@@ -62,7 +62,7 @@ def start(cache: Path, name: str, args: argparse.Namespace) -> Server:
 
 def make_tiny_models(python: Path, tree: Path, base: Path, random: bool) -> None:
     """Once, and again when what they are made of changes."""
-    sources = [ROOT / "tools" / "tiny_bundle.py", ROOT / "tools" / "tiny_weights.py", *sorted(WEIGHTS.iterdir())]
+    sources = sorted([*(ROOT / "tools").glob("tiny_*.py"), *WEIGHTS.glob("*.safetensors")])
     options = ["--random"] if random else []
     recipe = b"".join(file.read_bytes() for file in sources) + str(options).encode()
     stamp, digest = base / "recipe", hashlib.sha256(recipe).hexdigest()
@@ -150,9 +150,8 @@ def report_painted(server: Server, outputs: dict, graph: dict) -> None:
         shown = json.loads(
             _run([server.command[0], "-m", "tools.miniature.reading", str(video_file)], "read the video")
         )
-        wrong = [
-            f"{word} instead of {getattr(meant, name)}" for name, word in shown.items() if word != getattr(meant, name)
-        ]
+        wanted = {name: getattr(meant, name) for name in shown}
+        wrong = [f"{shown[name]} instead of {word}" for name, word in wanted.items() if shown[name] != word]
         say(f"Understood     {meant.caption}")
         say(f"Seen           {', '.join(wrong) or 'that'} (read from the pixels: {', '.join(shown)})")
     say("The tiny model knows painted landscapes alone: it shows how UltraGen works, not what its real weights paint.")
