@@ -47,6 +47,7 @@ TRAINED: dict[str, dict] = {
     "Swin": {"cross_window": "swin"},
 }
 DENSE, FINISHED, UNTRAINED = "dense, as trained low", "full, to the end", "UltraGen without weights"
+VARIANTS = (DENSE, FINISHED, UNTRAINED, *TRAINED)
 # Windows about as large as the frames that the base was trained on, as UltraGen Apply chooses them for Wan's own.
 NEAR_BASE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2))
 PICTURED = 4  # videos of each model, by their middle frames
@@ -55,12 +56,14 @@ TIMED = 0.1  # share of the steps after which the time of a step is known
 
 @dataclass(frozen=True)
 class Study:
-    """steps: of the comparison at equal steps; the time that the full layer takes for them is that of the other.
+    """variants: of `VARIANTS`, in their order.
+    steps: of the comparison at equal steps; the time that the full layer takes for them is that of the other.
     videos: painted by each model of each seed, in `sampling_steps`. held_out: clips of the loss, each at `levels` noise
     levels. metrics: names of metrics.scores, through stand-ins.
     """
 
-    steps: int = 400
+    variants: tuple[str, ...] = VARIANTS
+    steps: int = 600
     learning_rate: float = 5e-4
     seeds: tuple[int, ...] = (0, 1, 2)
     videos: int = 32
@@ -110,37 +113,39 @@ class Ablation:
 
     def draw(self, file: Path) -> None:
         """What every model of the first seed painted, at equal steps, as one picture."""
-        seed, models = self.study.seeds[0], {name: steps for name, steps, _ in self._given()}
-        models |= dict.fromkeys(TRAINED, self.study.steps)
-        draw_rows({name: self._judged_file(name, seed, models[name]).with_suffix(".png") for name in models}, file)
+        seed, given = self.study.seeds[0], {name: steps for name, (steps, _) in self._given().items()}
+        steps = {name: given.get(name, self.study.steps) for name in self.study.variants}
+        draw_rows({name: self._judged_file(name, seed, steps[name]).with_suffix(".png") for name in steps}, file)
 
     def _seed(self, seed: int) -> bool:
-        for variant in TRAINED:
-            if not self._trained(variant, seed):
+        given = self._given()
+        for variant in self.study.variants:
+            if variant in given:
+                steps, model = given[variant]
+                self._judge(Judged(variant, seed, steps, True, True), model)
+            elif not self._trained(variant, seed):
                 return False
-        for variant, steps, model in self._given():
-            self._judge(Judged(variant, seed, steps, True, True), model)
         return True
 
-    def _given(self) -> list[tuple[str, int, Callable]]:
-        """What is not trained here: name, steps of training at high resolution, and what loads it."""
-        return [
-            (DENSE, 0, self._dense),
-            (FINISHED, self.making.recipe.ultragen.steps, self._finished),
-            (UNTRAINED, 0, self._untrained),
-        ]
+    def _given(self) -> dict[str, tuple[int, Callable]]:
+        """What is not trained here: steps of training at high resolution, and what loads it."""
+        return {
+            DENSE: (0, self._dense),
+            FINISHED: (self.making.recipe.ultragen.steps, self._finished),
+            UNTRAINED: (0, self._untrained),
+        }
 
     def _trained(self, variant: str, seed: int) -> bool:
-        run, steps = self._run_folder(variant, seed), self.study.steps
+        steps = self.study.steps
         timed = max(round(TIMED * steps), 1)
-        if not self._train(run, variant, seed, timed):
+        if not (self._train(FULL, seed, timed) and self._train(variant, seed, timed)):
             return False
         # Of the same steps whenever it is asked, so that a run that goes on has the same end.
         in_time = round(steps * self._seconds(FULL, seed, timed) / self._seconds(variant, seed, timed))
         for target in sorted({steps, in_time}):
-            if not self._train(run, variant, seed, target):
+            if not self._train(variant, seed, target):
                 return False
-            file = run / f"full-{target:06}.safetensors"
+            file = self._weights_file(variant, seed, target)
             what = Judged(variant, seed, target, target == steps, target == in_time)
             self._judge(what, lambda file=file: self._velocity(file, variant, seed))
         return True
@@ -152,13 +157,16 @@ class Ablation:
     def _run_folder(self, variant: str, seed: int) -> Path:
         return self.folder / f"{_slug(variant)}-{seed}"
 
-    def _train(self, run: Path, variant: str, seed: int, steps: int) -> bool:
-        if (run / f"full-{steps:06}.safetensors").is_file():
+    def _weights_file(self, variant: str, seed: int, steps: int) -> Path:
+        return self._run_folder(variant, seed) / f"full-{steps:06}.safetensors"
+
+    def _train(self, variant: str, seed: int, steps: int) -> bool:
+        if self._weights_file(variant, seed, steps).is_file():
             return True
         recipe = self._recipe(variant, seed, steps)
         model = build(read_state_dict(self.base_file), variant, recipe)
         clips = Latents(self.making.latents_file(self.size))
-        keeping = Keeping(run, minutes=self.making.minutes_left(), state_every=steps)
+        keeping = Keeping(self._run_folder(variant, seed), minutes=self.making.minutes_left(), state_every=steps)
         return Training(recipe, keeping, model, clips, recipe.batch).run()
 
     def _seconds(self, variant: str, seed: int, steps: int) -> float:

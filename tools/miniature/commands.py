@@ -10,7 +10,7 @@ import torch
 
 from tools.console import say
 
-from .ablation import DENSE, FINISHED, TRAINED, UNTRAINED, Ablation, Study
+from .ablation import VARIANTS, Ablation, Study
 from .make import Making, Miniature
 from .table import tables
 
@@ -19,6 +19,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     _add(commands, "miniature", miniature)
     parser = _add(commands, "ablation", ablation)
     parser.add_argument("--seeds", type=int, nargs="+", default=Study.seeds, help="several processes may share them")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="these as well")
 
 
 def _add(commands: argparse._SubParsersAction, name: str, run: Callable) -> argparse.ArgumentParser:
@@ -43,8 +44,8 @@ def miniature(options: argparse.Namespace) -> None:
 
 def ablation(options: argparse.Namespace) -> None:
     """Compare UltraGen's parts on the finished miniature, or go on with it."""
-    study = Ablation(Study(seeds=tuple(options.seeds)), _making(options))
+    study = Ablation(Study(tuple(options.variants), seeds=tuple(options.seeds)), _making(options))
     if study.run():
         study.draw(options.out / "ablation.jpg")
     if results := study.results():
-        say(tables(results, [DENSE, FINISHED, UNTRAINED, *TRAINED]))
+        say(tables(results, VARIANTS))
