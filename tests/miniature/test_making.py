@@ -80,7 +80,7 @@ def test_what_is_made_runs_in_comfyui(made, toy):
 def test_the_ablation_trains_and_judges_variants(made):
     """Three of those that are trained: what the switches of a recipe do is tested with the trainer."""
     from tools.miniature import ablation as module
-    from tools.miniature.table import tables
+    from tools.miniature.table import table
     from ultragen_core.metrics.scores import HD_LPIPS, HD_MSE
 
     metrics = HD_MSE, HD_LPIPS  # HD-FVD needs larger frames
@@ -93,9 +93,10 @@ def test_the_ablation_trains_and_judges_variants(made):
         assert ablation.run()
         assert {result["variant"] for result in ablation.results()} == set(variants)
     results = ablation.results()
-    at_equal_steps = {result["variant"]: result for result in results if result["equal_steps"]}
-    assert len(at_equal_steps) == 6
-    assert len({result["loss"] for result in at_equal_steps.values()}) == 6, "variants that compute the same"
+    assert {result["variant"] for result in results if result["equal_steps"]} == set(trained)
+    given_or_equal = [result for result in results if result["equal_steps"] or not result["equal_time"]]
+    losses = {result["variant"]: result["loss"] for result in given_or_equal}
+    assert len({losses[name] for name in study.variants}) == 6, "variants that compute the same"
     for result in results:
         assert result["seed"] == 3 and result["loss"] > 0 and result["seam_ratio"] > 0
         assert all(0 <= result[name] <= 1 for name in ("time", "ground", "weather", "side"))
@@ -106,9 +107,10 @@ def test_the_ablation_trains_and_judges_variants(made):
     assert strip == (2 * HIGH.width, HIGH.height)
     assert Image.open(made.folder / "sheet.jpg").height > 6 * 1280 * HIGH.height / strip[0]
 
-    text = tables(results, ["not there", *trained, module.DENSE])
-    assert text.count("\n| Swin") == 0 and text.count(f"\n| {module.FULL} | 2 | ") == 2
-    assert text.count(f"\n| {module.DENSE} | 0 | {at_equal_steps[module.DENSE]['loss']:.4f} | ") == 2
+    lines = table(results, ["not there", *trained, module.DENSE], module.FULL).splitlines()
+    named = [line.split(" | ")[:3] for line in lines]
+    assert named.count([f"| {module.FULL}", "2", f"{losses[module.FULL]:.4f}"]) == 2  # it is its own comparison
+    assert named.count([f"| {module.DENSE}", "0", f"{losses[module.DENSE]:.4f}"]) == 1
 
     file = next(ablation.folder.glob("*.json"))  # what is there stays
     file.write_text(json.dumps(json.loads(file.read_text()) | {"loss": -1}))
@@ -166,10 +168,20 @@ def test_agreement_counts_attributes():
     assert agreement(said, numbers) == dict.fromkeys(CHECKED, 1.0) | {"time": 0.75}
 
 
-def test_tables_tell_mean_and_spread():
+def test_the_table_tells_mean_and_spread_and_what_differs():
     from tools.demo_nodes.scenes import CHECKED
-    from tools.miniature.table import tables
+    from tools.miniature.table import table
 
     seen = dict.fromkeys(CHECKED, 0.5) | {"equal_steps": True, "equal_time": False, "steps": 8}
-    rows = [seen | {"variant": "full", "loss": loss} for loss in (0.1, 0.2, 0.3)]
-    assert "| full | 8 | 0.2000 ± 0.1000 | 0.500 ± 0.000 |" in tables(rows, ["full"])
+    full, same, worse = (0.1, 0.2, 0.3), (0.2, 0.1, 0.3), (0.11, 0.21, 0.32)
+    rows = [
+        seen | {"variant": variant, "seed": seed, "loss": loss}
+        for variant, losses in (("full", full), ("same", same), ("worse", worse))
+        for seed, loss in enumerate(losses)
+    ]
+    made = table(rows, ["full", "same", "worse"], "full")
+    assert "| full | 8 | 0.2000 ± 0.1000 | 0.500 ± 0.000 |" in made
+    assert "| same | 8 | 0.2000 ± 0.1000 | 0.500 ± 0.000 |" in made
+    # On every seed, though the spread over seeds is far larger.
+    assert "| worse | 8 | **0.2133 ± 0.1050** | 0.500 ± 0.000 |" in made
+    assert "at equal time" not in made

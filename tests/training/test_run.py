@@ -20,15 +20,19 @@ from tools.training.curve import Curve
 LOSSES = (2.377204, 2.080008, 1.917105, 1.893843, 1.930454)
 
 
-def arguments(base, cache, folder, *more: str) -> list[str]:
+def arguments(base, cache, *more: str) -> list[str]:
     """Of tools/train.py, for the run of the fixture `training`."""
-    files = ["--model", str(base), "--cache", str(cache.folder), "--out", str(folder)]
+    files = ["--model", str(base), "--cache", str(cache.folder)]
     recipe = ["--rank", "4", "--dense-blocks", "0,3", "--batch", "4"]
     return ["train", *files, *recipe, *more]
 
 
 def weights(folder, step: int) -> dict[str, torch.Tensor]:
     return load_file(folder / f"full-{step:06}.safetensors")
+
+
+def losses(folder) -> list[float]:
+    return [row.loss for row in Curve(folder).rows()]
 
 
 def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -39,16 +43,17 @@ def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], to
 
 def test_the_loss_of_twenty_steps(training, tmp_path):
     training(tmp_path, steps=20).run()
-    losses = [row.loss for row in Curve(tmp_path).rows()]
-    assert losses[::4] == pytest.approx(LOSSES, rel=1e-4)
-    assert losses[-1] < 0.9 * losses[0]
+    found = losses(tmp_path)
+    assert found[::4] == pytest.approx(LOSSES, rel=1e-4)
+    assert found[-1] < 0.9 * found[0]
 
 
 def test_a_run_that_was_killed_ends_with_the_same_weights(training, base, cache, tmp_path):
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     options = ["--learning-rate", "2e-3", "--steps", "1000", "--state-every", "2", "--micro-batch", "4"]
+    options += ["--out", str(killed)]
     with (tmp_path / "log").open("wb") as log:
-        script = [sys.executable, str(ROOT / "tools" / "train.py"), *arguments(base, cache, killed, *options)]
+        script = [sys.executable, str(ROOT / "tools" / "train.py"), *arguments(base, cache, *options)]
         process = subprocess.Popen(script, stdout=log, stderr=subprocess.STDOUT)
     try:
         while process.poll() is None and not (killed / "state-000004.pt").is_file():
@@ -75,14 +80,14 @@ def test_a_run_whose_time_is_up_ends_in_order_and_goes_on(training, tmp_path):
 
 @pytest.fixture(scope="module")
 def two_processes(base, cache, tmp_path_factory):
-    """The folder with what they left: of tools/train.py in `run`, of whole weights in `one`, of sharded in `two`."""
+    """The folder with what they left, see two_processes.py."""
     folder = tmp_path_factory.mktemp("two_processes")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    script = [sys.executable, str(ROOT / "tests" / "training" / "two_processes.py"), str(base), str(folder)]
-    options = arguments(base, cache, folder / "run", "--learning-rate", "5e-4", "--steps", "3", "--keep-activations")
+    script = [sys.executable, str(ROOT / "tests" / "training" / "two_processes.py"), str(folder)]
+    options = arguments(base, cache, "--learning-rate", "5e-4", "--steps", "3", "--keep-activations")
     processes = [
         subprocess.Popen([*script, *options], env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"
@@ -97,13 +102,18 @@ def two_processes(base, cache, tmp_path_factory):
 
 def test_two_processes_end_with_the_weights_of_one(two_processes, training, tmp_path):
     training(tmp_path, learning_rate=5e-4).run()
-    assert_near(weights(two_processes / "run", 3), weights(tmp_path, 3), 1e-5)
-    losses = [[row.loss for row in Curve(folder).rows()] for folder in (two_processes / "run", tmp_path)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert_near(weights(two_processes / "whole-no", 3), weights(tmp_path, 3), 1e-5)
+    assert losses(two_processes / "whole-no") == pytest.approx(losses(tmp_path), rel=1e-5)
 
 
-def test_sharded_weights_are_kept_and_published_whole(two_processes):
-    assert_near(weights(two_processes / "two", 3), weights(two_processes / "one", 3), 1e-5)
+def test_sharded_runs_go_on_and_end_with_the_same_weights(two_processes):
+    assert_near(weights(two_processes / "sharded-no", 3), weights(two_processes / "whole-no", 3), 1e-5)
+
+
+def test_sharded_runs_compute_in_the_same_precision(two_processes):
+    sharded, whole, full = (losses(two_processes / name) for name in ("sharded-bf16", "whole-bf16", "whole-no"))
+    assert sharded[0] == pytest.approx(whole[0], rel=1e-6) != full[0]
+    assert sharded == pytest.approx(whole, rel=1e-4)
 
 
 @pytest.mark.parametrize("trains", ["extras", "lora"])

@@ -74,7 +74,7 @@ class Study:
 
 
 class Judged(NamedTuple):
-    """A model after so many steps of training; and in which comparisons it stands."""
+    """A model after so many steps of training; and in which comparisons of trained ones it stands."""
 
     variant: str
     seed: int
@@ -122,7 +122,7 @@ class Ablation:
         for variant in self.study.variants:
             if variant in given:
                 steps, model = given[variant]
-                self._judge(Judged(variant, seed, steps, True, True), model)
+                self._judge(Judged(variant, seed, steps, False, False), model)
             elif not self._trained(variant, seed):
                 return False
         return True

@@ -10,9 +10,9 @@ import torch
 
 from tools.console import say
 
-from .ablation import VARIANTS, Ablation, Study
+from .ablation import FULL, VARIANTS, Ablation, Study
 from .make import Making, Miniature
-from .table import tables
+from .table import table
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
@@ -48,4 +48,4 @@ def ablation(options: argparse.Namespace) -> None:
     if study.run():
         study.draw(options.out / "ablation.jpg")
     if results := study.results():
-        say(tables(results, VARIANTS))
+        say(table(results, VARIANTS, FULL))

@@ -71,7 +71,9 @@ class Patched:
         options = {**model.model_options.get("transformer_options", {}), "wrappers": model.wrappers}
         model.pre_run()
         try:
-            denoised = model.model.apply_model(x, t / 1000, c_crossattn=text, transformer_options=options)
+            # ComfyUI chooses the model's precision itself.
+            with torch.autocast(x.device.type, enabled=False):
+                denoised = model.model.apply_model(x, t / 1000, c_crossattn=text, transformer_options=options)
         finally:
             model.cleanup()
         return (x - denoised) / sigma

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -52,7 +52,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, keeping: Keeping, model: Velocity, cache: Cache, micro_batch: int = 1, vae=None):
         self.recipe, self.keeping, self.bare, self.cache, self.vae = recipe, keeping, model, cache, vae
-        self.micro_batch, self.accelerator = micro_batch, Accelerator()
+        self.micro_batch, self.accelerator = micro_batch, _accelerator()
         self.accelerator.gradient_accumulation_steps = self._accumulated(self.accelerator.num_processes)
         keeping.out.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
@@ -139,7 +139,8 @@ class Training:
         for _ in range(self.accelerator.gradient_accumulation_steps):
             numbers, latents, texts = (part.to(self.accelerator.device) for part in next(batches))
             with self.accelerator.accumulate(self.model):
-                loss = loss_of(self.model, numbers, latents, padded(texts), self.recipe)
+                with self.accelerator.autocast():
+                    loss = loss_of(self.model, numbers, latents, padded(texts), self.recipe)
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
                 if self.accelerator.sync_gradients:
@@ -160,7 +161,7 @@ class Training:
         """All processes sample, as a sharded model needs, and one writes."""
         device, shape = self.accelerator.device, (1, *self.cache.latent_shape())
         choice, latents = (self.keeping.preview_steps, self.recipe.shift, self.keeping.preview_cfg), []
-        with self.averages.applied():
+        with self.averages.applied(), self.accelerator.autocast():
             for index in range(min(self.keeping.preview_clips, len(self.cache.names))):
                 random = generator(device, self.recipe.seed, "preview", index)
                 noise = torch.randn(shape, generator=random, device=device)
@@ -168,3 +169,15 @@ class Training:
                 latents.append(sample(self.model, noise, *padded(texts.to(device)).split(1), *choice))
         if self.accelerator.is_main_process:
             write_video(self.vae, latents, self.keeping.out / f"preview-{self.step:06}.mp4", self.keeping.fps)
+
+
+def _accelerator() -> Accelerator:
+    """As accelerate is configured; what it shards computes in the precision of an unsharded run.
+
+    For that, models run inside `Accelerator.autocast`, which accelerate leaves out where FSDP2 shards them; its own
+    policy there would round gates, norms and times as well, which the model has in float32.
+    """
+    accelerator = Accelerator()
+    if accelerator.distributed_type == DistributedType.FSDP:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+    return accelerator

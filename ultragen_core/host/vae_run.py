@@ -20,8 +20,7 @@ from ..vae.memory import need
 from ..vae.shelf import Shelf
 
 SMALLEST_TILE = 64
-# Where the tile is chosen for the user. Larger ones save a tenth at most; with 140 GB free, cuDNN was seen to take
-# workspaces for 1024 that filled the card, and the decode to take twice as long.
+# Where the tile is chosen for the user. Larger ones save a tenth at most, for half as much memory again.
 TILES = (512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
 LATENT_FRAMES = 4  # frames per latent frame, but for the first
 

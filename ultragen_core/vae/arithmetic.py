@@ -118,11 +118,18 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
         # Named outright: some torch versions send 16-bit 3D convolutions past cuDNN; the bias would be its own pass.
         zeros, ones = (0,) * len(stride), (1,) * len(stride)
         tf32 = torch.backends.cudnn.allow_tf32
-        planned = (
-            x.numel() >= PLANNED_FROM and weight.shape[0] > 16
-        )  # to 3 channels all plans are alike, and slow to try
+        planned = _plans_pay(x, weight)
         return Sum(torch.cudnn_convolution(x, weight, zeros, stride, ones, 1, planned, False, tf32), bias)
     return Sum((F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, stride))
+
+
+def _plans_pay(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether cuDNN should try its plans for this convolution, once, and keep the fastest."""
+    if torch.cuda.get_allocator_backend() != "native":
+        # Asked what a plan may use, cudaMallocAsync, ComfyUI's usual allocator, takes all free memory for a moment:
+        # 139 GiB on an H200, where a decode then took twice as long.
+        return False
+    return x.numel() >= PLANNED_FROM and weight.shape[0] > 16  # to 3 channels all plans are alike, and slow to try
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, check: Callable[[], None]) -> torch.Tensor:
