@@ -10,9 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def as_comfyui_starts(dynamic_vram: bool) -> None:
+def as_comfyui_starts(dynamic_vram: bool, native: bool) -> None:
     """What ComfyUI's main.py does on an NVIDIA card before PyTorch is imported."""
-    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "backend:cudaMallocAsync"
+    if not native:
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "backend:cudaMallocAsync"
     if dynamic_vram:
         import comfy_aimdo.control
 
@@ -24,7 +25,7 @@ def main() -> None:
     arguments, sys.argv = sys.argv[1:], sys.argv[:1]
     sys.path[:0] = [path for path in (os.environ.get("COMFYUI_PATH"), str(ROOT / "tools")) if path]
     sys.path.append(str(ROOT))
-    as_comfyui_starts(dynamic_vram="--dynamic" in arguments)
+    as_comfyui_starts(dynamic_vram="--dynamic" in arguments, native="--native" in arguments)
     import bench_attention
     import bench_model
     import bench_plot

@@ -34,6 +34,7 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--full-limit", type=float, default=0.8, help="core's full decode only below this share of memory"
     )
+    parser.add_argument("--native", action="store_true", help="PyTorch's allocator, as ComfyUI's --disable-cuda-malloc")
     parser.set_defaults(run=run)
 
 

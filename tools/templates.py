@@ -7,6 +7,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tools import blueprint, demo, workflow
 from tools.console import say
@@ -20,32 +21,45 @@ BLUEPRINT = ROOT / "subgraphs" / f"{blueprint.NAME}.json"
 HEADLESS = [ROOT / "docs" / "headless" / f"{name}.json" for name in ("ultragen_t2v_1080p", "ultragen_t3_4k_wan21_1_3b")]
 WIDTH, HEIGHT = 512, 288  # of a thumbnail
 BAND = 64  # rows at its bottom, for its title
-# Templates that run on UltraGen's checkpoint alone, which is a trained one; the others' models are untrained.
-PAINTED = ("ultragen_t2v_1080p", "ultragen_batch_1080p", "ultragen_few_steps_1080p")
-# Width, height, frames and steps: what the trained one knows; enough for clouds of colour.
-LARGE, SMALL = (640, 352, 17, 14), (WIDTH, HEIGHT, 5, 6)
+
+
+class Look(NamedTuple):
+    """How templates are run for their thumbnails. model: what the demo has in the model's place. size: width, height,
+    frames and steps.
+    """
+
+    model: str
+    size: tuple[int, int, int, int]
+
+
+PAINTED = Look("tiny", (640, 352, 17, 14))  # the trained model, at the size that it knows
+CLOUDS = Look("untrained", (WIDTH, HEIGHT, 5, 6))  # of colour
+# Templates that run on UltraGen's checkpoint alone, which is the trained one.
+LOOKS = dict.fromkeys(TEMPLATES, CLOUDS) | dict.fromkeys(
+    ("ultragen_t2v_1080p", "ultragen_batch_1080p", "ultragen_few_steps_1080p"), PAINTED
+)
 
 
 def run(cache: Path, args: argparse.Namespace) -> int:
-    for args.random in (False, True):
+    for look in (PAINTED, CLOUDS):
+        args.random = look is CLOUDS
         with demo.start(cache, "templates", args) as server:
             object_info = server.get("/object_info")
             for seed, name in enumerate(TEMPLATES):
-                if args.random != (name in PAINTED):
-                    make_with_thumbnail(name, server, object_info, seed)
+                if LOOKS[name] is look:
+                    make_with_thumbnail(name, look, server, object_info, seed)
     write(BLUEPRINT, blueprint.make(json.loads((FOLDER / f"{blueprint.SOURCE}.json").read_text(encoding="utf-8"))))
     for example in HEADLESS:
         write(example, workflow.to_api(FOLDER / example.name, object_info))
     return 0
 
 
-def make_with_thumbnail(name: str, server: Server, object_info: dict, seed: int) -> None:
+def make_with_thumbnail(name: str, look: Look, server: Server, object_info: dict, seed: int) -> None:
     file = FOLDER / f"{name}.json"
     content = make(name, object_info)
     write(file, content)
-    videos = small_run(server, file, object_info, seed)
-    label = f"a small run, {'tiny' if name in PAINTED else 'untrained'} model"
-    thumbnail(videos, content, label).save(file.with_suffix(".jpg"), quality=80)
+    videos = small_run(server, file, look, object_info, seed)
+    thumbnail(videos, content, f"a small run, {look.model} model").save(file.with_suffix(".jpg"), quality=80)
     say(f"{file.name}, {file.with_suffix('.jpg').stat().st_size // 1024} KiB of thumbnail")
 
 
@@ -59,9 +73,8 @@ def make(name: str, object_info: dict) -> dict:
     return layout.workflow(TEMPLATES[name](layout))
 
 
-def small_run(server: Server, file: Path, object_info: dict, seed: int) -> list[Path]:
-    graph = workflow.to_api(file, object_info)
-    graph = workflow.make_small(graph, *(LARGE if file.stem in PAINTED else SMALL), seed)
+def small_run(server: Server, file: Path, look: Look, object_info: dict, seed: int) -> list[Path]:
+    graph = workflow.make_small(workflow.to_api(file, object_info), *look.size, seed)
     return demo.saved_videos(server, server.run(workflow.with_stand_ins(graph)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 
@@ -16,7 +17,7 @@ from tools.console import Trouble
 from ultragen_core.sizes import VideoSize
 
 CPU = torch.device("cpu")
-LOW, HIGH = VideoSize(32, 32, 17), VideoSize(80, 64, 17)
+LOW, HIGH = VideoSize(32, 32, 17), VideoSize(144, 48, 17)  # 9 columns of tokens
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,8 @@ def test_the_ablation_trains_and_judges_variants(made):
     study = module.Study(
         (*given, *trained), steps=2, seeds=(3,), videos=2, sampling_steps=2, held_out=1, levels=2, metrics=metrics
     )
+    with pytest.raises(Trouble, match="time that 'full' takes: train its first 1 steps of seed 3 before"):
+        module.Ablation(dataclasses.replace(study, variants=("Swin",)), made).run()
     for variants in (given, study.variants):  # processes may share them
         ablation = module.Ablation(dataclasses.replace(study, variants=variants), made)
         assert ablation.run()
@@ -125,18 +128,34 @@ def test_the_ablation_of_an_unfinished_miniature_is_refused(toy, tmp_path):
         Ablation(Study(), Making(toy, tmp_path, CPU, 1))
 
 
+def test_borders_are_those_of_a_models_own_windows(made, toy):
+    from tools.miniature import ablation as module
+
+    making = copy.copy(made)
+    making.recipe = dataclasses.replace(toy, blocks=3)  # of which the first is dense
+    ablation = module.Ablation(module.Study(), making)
+    even, odd, shifted = {3, 5, 7}, {2, 4, 6, 8}, {1, 4, 6, 8}
+    own = {"without cross-window": even, "Swin": even | shifted, module.UNTRAINED: {5} | {3, 6}}
+    assert {name: ablation._borders(name) for name in module.VARIANTS} == dict.fromkeys(
+        module.VARIANTS, even | odd
+    ) | own
+
+
 def test_seams_are_found_where_windows_meet():
     from tools.miniature.judge import seam_ratio
 
-    smooth = torch.linspace(0, 1, 160).expand(2, 96, 160)[..., None].expand(2, 96, 160, 3).clone()
-    smooth += torch.linspace(0, 1, 96)[None, :, None, None]
-    assert seam_ratio(smooth, (4, 5)) == pytest.approx(1, abs=0.05)
+    smooth = torch.linspace(0, 1, 320).expand(2, 96, 320)[..., None].expand(2, 96, 320, 3).clone()
+    borders = {5, 10, 15}
+    assert seam_ratio(smooth, borders) == pytest.approx(1, abs=0.05)
     stepped = smooth.clone()
-    stepped[:, :, 80:] += 0.1  # between the second and the third of four windows
-    assert seam_ratio(stepped, (4, 5)) > 2
+    stepped[:, :, 160:] += 0.1  # between the second and the third of four windows
+    assert seam_ratio(stepped, borders) > 2
     elsewhere = smooth.clone()
     elsewhere[:, :, 16:] += 0.1
-    assert seam_ratio(elsewhere, (4, 5)) < 1
+    assert seam_ratio(elsewhere, borders) < 1
+    horizon = smooth.clone()
+    horizon[:, 48:] += 0.5
+    assert seam_ratio(horizon, borders) == pytest.approx(1, abs=0.05)
 
 
 def test_stand_ins_see_differences():
@@ -180,8 +199,8 @@ def test_the_table_tells_mean_and_spread_and_what_differs():
         for seed, loss in enumerate(losses)
     ]
     made = table(rows, ["full", "same", "worse"], "full")
-    assert "| full | 8 | 0.2000 ± 0.1000 | 0.500 ± 0.000 |" in made
-    assert "| same | 8 | 0.2000 ± 0.1000 | 0.500 ± 0.000 |" in made
+    assert "| full | 8 | 0.2000 ± 0.1000 | 0.500 ± 0.000 | 0.50 ± 0.00 |" in made
+    assert "| same | 8 | 0.2000 ± 0.1000 | 0.500 ± 0.000 | 0.50 ± 0.00 |" in made
     # On every seed, though the spread over seeds is far larger.
-    assert "| worse | 8 | **0.2133 ± 0.1050** | 0.500 ± 0.000 |" in made
+    assert "| worse | 8 | **0.2133 ± 0.1050** | 0.500 ± 0.000 | 0.50 ± 0.00 |" in made
     assert "at equal time" not in made

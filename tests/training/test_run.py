@@ -108,6 +108,8 @@ def test_two_processes_end_with_the_weights_of_one(two_processes, training, tmp_
 
 def test_sharded_runs_go_on_and_end_with_the_same_weights(two_processes):
     assert_near(weights(two_processes / "sharded-no", 3), weights(two_processes / "whole-no", 3), 1e-5)
+    cut, done = (Curve(two_processes / name).rows() for name in ("cut", "sharded-no"))
+    assert cut == done[:1] and len(done) == 3  # seconds and all: the first step was made once
 
 
 def test_sharded_runs_compute_in_the_same_precision(two_processes):

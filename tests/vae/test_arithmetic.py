@@ -41,6 +41,18 @@ def test_kernel_equals_plain_pytorch(monkeypatch):
     assert done.returncode == 0, done.stderr
 
 
+def test_plans_are_tried_for_large_maps_where_trying_takes_little_memory(monkeypatch):
+    from ultragen_core.vae import arithmetic
+
+    large, small = (torch.empty(size, device="meta") for size in (arithmetic.PLANNED_FROM, 1000))
+    wide, narrow = (torch.empty(channels, 96, 3, 3, 3, device="meta") for channels in (96, 3))
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    assert [arithmetic._plans_pay(large, wide), arithmetic._plans_pay(small, wide)] == [True, False]
+    assert not arithmetic._plans_pay(large, narrow)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    assert not arithmetic._plans_pay(large, wide)
+
+
 def test_sum_adds_bias_and_skip():
     value, skip, bias = torch.randn(1, 4, 2, 3, 3), torch.randn(1, 4, 2, 3, 3), torch.randn(4)
     expected = value + bias.view(1, 4, 1, 1, 1) + skip

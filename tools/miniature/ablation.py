@@ -21,7 +21,7 @@ from tools.training.loop import Keeping, Training
 from tools.training.model import build
 from tools.training.objective import loss_of, padded
 from tools.training.recipe import Recipe
-from ultragen_core.attention.config import TRAINED_WINDOWS, LocalConfig
+from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
 from ultragen_core.files import finished_file
 from ultragen_core.host.load import load_model
 from ultragen_core.host.patch import Settings, apply
@@ -138,6 +138,11 @@ class Ablation:
     def _trained(self, variant: str, seed: int) -> bool:
         steps = self.study.steps
         timed = max(round(TIMED * steps), 1)
+        if FULL not in self.study.variants and not self._weights_file(FULL, seed, timed).is_file():
+            raise Trouble(
+                f"Models are compared at the time that {FULL!r} takes: train its first {timed} steps of seed {seed}"
+                " before, or name it in --variants."
+            )
         if not (self._train(FULL, seed, timed) and self._train(variant, seed, timed)):
             return False
         # Of the same steps whenever it is asked, so that a run that goes on has the same end.
@@ -203,7 +208,8 @@ class Ablation:
         numbers = judge.held_out(count, what.seed * count)
         velocity, vae = model(), self.making.vae()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            found = {"loss": self._loss(velocity, vae)} | self._seen(velocity, vae, numbers, file.with_suffix(".png"))
+            found = {"loss": self._loss(velocity, vae)}
+            found |= self._seen(velocity, vae, numbers, self._borders(what.variant), file.with_suffix(".png"))
         with finished_file(file) as part:
             part.write_text(json.dumps(what._asdict() | found, indent=1), encoding="utf-8")
 
@@ -220,14 +226,25 @@ class Ablation:
             losses += [loss_of(velocity, [place], latent, text, recipe).item() for place in places]
         return statistics.mean(losses)
 
-    def _seen(self, velocity: Callable, vae: nn.Module, numbers: range, strip: Path) -> dict[str, float]:
+    def _borders(self, variant: str) -> set[int]:
+        """Where windows of a model's blocks meet, in columns of tokens; of a dense one, where those of FULL do."""
+        if variant == UNTRAINED:
+            specs = [block_spec(index, NEAR_BASE, GlobalConfig(), trained=False) for index in range(2)]
+        else:
+            recipe = self._recipe(variant if variant in TRAINED else FULL, 0, 1)
+            specs = [recipe.spec(index) for index in recipe.hierarchical_blocks(self.making.recipe.blocks)]
+        return set().union(*(judge.window_borders(spec.local, self.size.width // judge.TOKEN) for spec in specs))
+
+    def _seen(
+        self, velocity: Callable, vae: nn.Module, numbers: range, borders: set[int], strip: Path
+    ) -> dict[str, float]:
         shape = Latents(self.making.latents_file(self.size)).latent_shape()
         schedule = self.study.sampling_steps, self.making.recipe.ultragen.shift
         networks = judge.stand_ins(self.device)
         seen, seams, scored, pictures = [], [], [], []
         for video in judge.videos(velocity, vae, numbers, shape, schedule, self.device):
             seen.append(read(video))
-            seams.append(judge.seam_ratio(video, TRAINED_WINDOWS.local))
+            seams.append(judge.seam_ratio(video, borders))
             scored.append(score_video(video, self.study.metrics, networks))
             if len(pictures) < PICTURED:
                 pictures.append(quantise(video[len(video) // 2], 8).cpu())

@@ -45,7 +45,7 @@ def miniature(options: argparse.Namespace) -> None:
 def ablation(options: argparse.Namespace) -> None:
     """Compare UltraGen's parts on the finished miniature, or go on with it."""
     study = Ablation(Study(tuple(options.variants), seeds=tuple(options.seeds)), _making(options))
-    if study.run():
+    if study.run() and set(options.variants) == set(VARIANTS):
         study.draw(options.out / "ablation.jpg")
     if results := study.results():
         say(table(results, VARIANTS, FULL))

@@ -19,6 +19,8 @@ from tools.demo_nodes.scenes import CHECKED, scene
 from tools.training.encoders import latent_format
 from tools.training.objective import generator, padded
 from tools.training.preview import sample
+from ultragen_core.attention.config import BranchSpec
+from ultragen_core.attention.grid import cut_axis
 from ultragen_core.metrics.scores import HD_FVD, Networks, VideoScores, score_video
 from ultragen_core.sizes import VideoSize
 
@@ -28,6 +30,7 @@ from .painter import paint
 
 HELD_OUT = 1_000_000  # scenes from this number on are never trained on
 CFG, AT_ONCE = 3.0, 8
+TOKEN = 16  # pixels
 
 
 def held_out(count: int, first: int = 0) -> range:
@@ -92,21 +95,24 @@ def agreement(seen: Sequence[dict[str, str]], numbers: Iterable[int]) -> dict[st
     return {name: sum(shown[name] == getattr(said, name) for shown, said in pairs) / len(pairs) for name in CHECKED}
 
 
-def seam_ratio(frames: Tensor, counts: Iterable[int]) -> float:
-    """How much more pixels differ across the borders of windows than across other borders of latent pixels.
+def window_borders(spec: BranchSpec, tokens: int) -> set[int]:
+    """Where windows of a branch meet, in tokens along an axis of so many."""
+    runs = cut_axis(tokens, spec.num_windows, spec.shifted)
+    starts = {run.start + i * (run.stop - run.start) // count for run, count in runs for i in range(count)}
+    return starts - {0}
 
-    frames: (frames, height, width, 3). counts: windows per axis, of each kind of block. 1: no seams; the mean of rows
-    and columns.
+
+def seam_ratio(frames: Tensor, borders: set[int]) -> float:
+    """How much more pixels differ across `borders`, columns of tokens, than across other borders of tokens.
+
+    frames: (frames, height, width, 3). 1: no seams. Rows are left out: horizons lie along them.
     """
-    ratios = []
-    for axis in (1, 2):
-        length = frames.shape[axis]
-        borders = {round(length * i / count) for count in counts for i in range(1, count)}
-        others = set(range(8, length, 8)) - borders
-        steps = frames.diff(dim=axis).abs().mean([d for d in range(4) if d != axis]).tolist()  # [i]: from i to i + 1
-        seams, elsewhere = (statistics.mean(steps[border - 1] for border in kind) for kind in (borders, others))
-        ratios.append(seams / elsewhere)
-    return statistics.mean(ratios)
+    differences = frames.diff(dim=2).abs().mean((0, 1, 3)).tolist()  # [i]: from column i to i + 1
+    others = set(range(1, frames.shape[2] // TOKEN)) - borders
+    seams, elsewhere = (
+        statistics.mean(differences[TOKEN * border - 1] for border in kind) for kind in (borders, others)
+    )
+    return seams / elsewhere
 
 
 @functools.lru_cache(maxsize=1)  # of one seed, which all of its models are compared with

@@ -12,7 +12,8 @@ from ultragen_core.metrics.scores import HD_FVD, HD_LPIPS, HD_MSE
 COLUMNS = {
     "loss": ("held-out loss", 4),
     "agreement": ("caption", 3),
-    "seam_ratio": ("seam ratio", 3),
+    "side": ("its side", 2),
+    "seam_ratio": ("seam ratio", 2),
     HD_FVD: ("HD-FVD*", 4),
     HD_LPIPS: ("HD-LPIPS*", 4),
     HD_MSE: ("HD-MSE", 1),

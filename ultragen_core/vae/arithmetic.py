@@ -127,7 +127,7 @@ def _plans_pay(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether cuDNN should try its plans for this convolution, once, and keep the fastest."""
     if torch.cuda.get_allocator_backend() != "native":
         # Asked what a plan may use, cudaMallocAsync, ComfyUI's usual allocator, takes all free memory for a moment:
-        # 139 GiB on an H200, where a decode then took twice as long.
+        # 139 GiB on an H200, where a decode then took twice as long. Nothing is known of others.
         return False
     return x.numel() >= PLANNED_FROM and weight.shape[0] > 16  # to 3 channels all plans are alike, and slow to try
 

@@ -31,10 +31,13 @@ class Codec:
             # Version 3: threads by slice, a checksum in every slice, every frame decodable alone.
             return {"level": "3", "slices": "16", "slicecrc": "1", "g": "1"}
         if self.encoder == "libx265":
-            # x265 gives two frames random times, having planned to reorder more: no B-frames in videos that short.
-            return {"crf": str(crf), "x265-params": "log-level=error" + (":bframes=0" if frames < 5 else "")}
+            return {"crf": str(crf), "x265-params": "log-level=error" + (X265_SHORT if frames < 5 else "")}
         return {"crf": str(crf)}
 
+
+# For videos of a few frames: x265 gives two of them random times, having planned to reorder more, and was once seen to
+# flush four for ever, its threads idle.
+X265_SHORT = ":bframes=0:pools=none:frame-threads=1"
 
 # FFV1 is the lossless choice and not H.264 in RGB, which is exact too: browsers show the latter in false colours and no
 # hardware decodes it, while FFV1 (RFC 9043) either plays exactly (mpv, VLC, FFmpeg) or not at all; files are as large,
