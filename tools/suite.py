@@ -13,8 +13,8 @@ from tools import browser, comfyui, package_tools
 from tools.console import say
 
 ROOT = Path(__file__).resolve().parent.parent
-# Pure torch, training, and the tools that install packs: one run is enough.
-NEWEST_ONLY = ("tests/attention", "tests/install", "tests/miniature", "tests/training", "tests/weights")
+# Pure torch, training, and this repository's tools, which use the newest themselves: one run is enough.
+NEWEST_ONLY = tuple(f"tests/{name}" for name in ("attention", "install", "miniature", "tools", "training", "weights"))
 NO_TESTS_COLLECTED = 5
 MOST_WORKERS = 4  # each has its own ComfyUI server
 
