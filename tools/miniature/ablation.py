@@ -22,6 +22,7 @@ from tools.training.model import build
 from tools.training.objective import loss_of, padded
 from tools.training.recipe import Recipe
 from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
+from ultragen_core.attention.grid import window_borders
 from ultragen_core.files import finished_file
 from ultragen_core.host.load import load_model
 from ultragen_core.host.patch import Settings, apply
@@ -229,11 +230,13 @@ class Ablation:
     def _borders(self, variant: str) -> set[int]:
         """Where windows of a model's blocks meet, in columns of tokens; of a dense one, where those of FULL do."""
         if variant == UNTRAINED:
-            specs = [block_spec(index, NEAR_BASE, GlobalConfig(), trained=False) for index in range(2)]
+            specs = [block_spec(index, NEAR_BASE, GlobalConfig(), trained=False).local for index in range(2)]
         else:
             recipe = self._recipe(variant if variant in TRAINED else FULL, 0, 1)
-            specs = [recipe.spec(index) for index in recipe.hierarchical_blocks(self.making.recipe.blocks)]
-        return set().union(*(judge.window_borders(spec.local, self.size.width // judge.TOKEN) for spec in specs))
+            specs = [recipe.spec(index).local for index in recipe.hierarchical_blocks(self.making.recipe.blocks)]
+        columns = self.size.width // judge.TOKEN
+        borders = [window_borders(columns, spec.num_windows, spec.shifted) for spec in specs]
+        return set().union(*borders) - {0, columns}
 
     def _seen(
         self, velocity: Callable, vae: nn.Module, numbers: range, borders: set[int], strip: Path

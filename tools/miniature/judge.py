@@ -19,10 +19,8 @@ from tools.demo_nodes.scenes import CHECKED, scene
 from tools.training.encoders import latent_format
 from tools.training.objective import generator, padded
 from tools.training.preview import sample
-from ultragen_core.attention.config import BranchSpec
-from ultragen_core.attention.grid import cut_axis
 from ultragen_core.metrics.scores import HD_FVD, Networks, VideoScores, score_video
-from ultragen_core.sizes import VideoSize
+from ultragen_core.sizes import SPATIAL_RATIO, VideoSize
 
 from . import clip_vae
 from .latents import words
@@ -30,7 +28,7 @@ from .painter import paint
 
 HELD_OUT = 1_000_000  # scenes from this number on are never trained on
 CFG, AT_ONCE = 3.0, 8
-TOKEN = 16  # pixels
+TOKEN = 2 * SPATIAL_RATIO[clip_vae.CHANNELS]  # pixels
 
 
 def held_out(count: int, first: int = 0) -> range:
@@ -93,13 +91,6 @@ def agreement(seen: Sequence[dict[str, str]], numbers: Iterable[int]) -> dict[st
     """For each checked attribute, the share of videos that show it as their caption says. seen: of `reading.read`."""
     pairs = [(shown, scene(number)) for shown, number in zip(seen, numbers, strict=True)]
     return {name: sum(shown[name] == getattr(said, name) for shown, said in pairs) / len(pairs) for name in CHECKED}
-
-
-def window_borders(spec: BranchSpec, tokens: int) -> set[int]:
-    """Where windows of a branch meet, in tokens along an axis of so many."""
-    runs = cut_axis(tokens, spec.num_windows, spec.shifted)
-    starts = {run.start + i * (run.stop - run.start) // count for run, count in runs for i in range(count)}
-    return starts - {0}
 
 
 def seam_ratio(frames: Tensor, borders: set[int]) -> float:

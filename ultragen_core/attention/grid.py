@@ -51,20 +51,25 @@ def nearest_multiple(length: int, num_windows: int) -> int:
     return (lower if length - lower <= upper - length else upper) or length
 
 
-def cut_axis(length: int, num_windows: int, shifted: bool = False) -> list[tuple[slice, int]]:
-    """Cut an axis into `num_windows` windows whose sizes differ by one at most, larger ones first.
+def window_borders(length: int, num_windows: int, shifted: bool = False) -> list[int]:
+    """Cut an axis into `num_windows` windows whose sizes differ by one at most, larger ones first: where they begin,
+    and the length.
 
     A short axis gets fewer windows: never an empty one. `shifted` moves every border by half a window, so that the
     outer windows are halves: Swin's shifted windows without its cyclic roll and mask, which exist only to batch these
     very windows.
-
-    Returns runs of equal windows as (slice of the axis, windows in it).
     """
     num_windows = min(num_windows, length)
     small, extra = divmod(length, num_windows)
     borders = [i * small + min(i, extra) for i in range(num_windows + 1)]
     if shifted:
         borders = sorted({0, *((a + b) // 2 for a, b in pairwise(borders)), length})
+    return borders
+
+
+def cut_axis(length: int, num_windows: int, shifted: bool = False) -> list[tuple[slice, int]]:
+    """The windows between `window_borders`, in runs of equal ones as (slice of the axis, windows in it)."""
+    borders = window_borders(length, num_windows, shifted)
     runs = [list(run) for _, run in groupby(pairwise(borders), key=lambda window: window[1] - window[0])]
     return [(slice(run[0][0], run[-1][1]), len(run)) for run in runs]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import count
+from itertools import count, pairwise
 
 from ..attention.config import BlockSpec, BranchSpec
 from ..attention.extras import ExtrasShape
-from ..attention.grid import TokenGrid, cut_axis
+from ..attention.grid import TokenGrid, window_borders
 from ..attention.layer import map_side
 from ..attention.t3 import Published
 from .operations import branches
@@ -27,7 +27,8 @@ def resized(length: int, branch: BranchSpec, ratio: int) -> float:
 
 def uneven(length: int, branch: BranchSpec, ratio: int) -> float:
     """By which part a branch's longest window on an axis is longer than its shortest."""
-    sizes = [(run.stop - run.start) // n for run, n in cut_axis(map_side(length, branch, ratio), branch.num_windows)]
+    borders = window_borders(map_side(length, branch, ratio), branch.num_windows)
+    sizes = [b - a for a, b in pairwise(borders)]
     return max(sizes) / min(sizes) - 1
 
 

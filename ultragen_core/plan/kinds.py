@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from ..attention.config import BlockSpec, BranchSpec
 from ..attention.extras import ExtrasShape
-from ..attention.grid import Region, TokenGrid
-from ..attention.layer import branch_layout
+from ..attention.grid import TokenGrid, window_borders
+from ..attention.layer import map_side
 from ..attention.t3 import Windows, coincide, window_grid
 from .operations import Operations, branches, t3_layer, ultragen_layer, window_tokens
 
@@ -50,18 +50,13 @@ def ultragen_kind(name: str, blocks: Sequence[int], grid: TokenGrid, spec: Block
 
 
 def _ultragen_branch(name: str, grid: TokenGrid, spec: BranchSpec, ratio: int) -> Branch:
-    size, regions = branch_layout(grid, spec, ratio)
+    sides = (map_side(length, spec, ratio) for length in (grid.h, grid.w))
+    rows, columns = (
+        tuple(border / side for border in window_borders(side, spec.num_windows, spec.shifted)) for side in sides
+    )
     tokens = window_tokens(grid, spec, ratio)
     note = f"at 1/{ratio} of the resolution" if ratio > 1 else ""
-    return Branch(name, _borders(regions, 0, size.h), _borders(regions, 1, size.w), (min(tokens), max(tokens)), note)
-
-
-def _borders(regions: Sequence[Region], axis: int, length: int) -> tuple[float, ...]:
-    borders = {length}
-    for region in regions:
-        cut, count = region[axis], region.windows[axis + 1]
-        borders |= set(range(cut.start, cut.stop, (cut.stop - cut.start) // count))
-    return tuple(border / length for border in sorted(borders))
+    return Branch(name, rows, columns, (min(tokens), max(tokens)), note)
 
 
 def t3_kind(name: str, blocks: Sequence[int], grid: TokenGrid, windows: Windows, channels: int) -> Kind:
