@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension
 
-from . import config, metrics, model, plan, sampling, vae, video
+from . import config, metrics, model, plan, prompts, resume, sampling, vae, video
 
-NODES = [*model.NODES, *config.NODES, *sampling.NODES, *vae.NODES, *video.NODES, *metrics.NODES, *plan.NODES]
+NODES = [node for room in (model, config, sampling, prompts, resume, vae, video, metrics, plan) for node in room.NODES]
 
 
 class UltraGenExtension(ComfyExtension):

@@ -1,25 +1,15 @@
-"""Where sampling starts, and starts again: noise levels, the empty latent, prompts, the sampler's state."""
+"""Where sampling starts: noise levels and the empty latent."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io, ui
 
-from ..ultragen_core.host.resume import MINUTES, STEPS, Keeping, resumable
 from ..ultragen_core.host.sampling import empty_latent, with_shift
-from ..ultragen_core.prompts import parse_prompts, read_prompts
 from ..ultragen_core.sampling import PUBLISHED_SHIFT, flow_sigmas, shift_for_size
 from ..ultragen_core.sizes import PRESETS, VideoSize, pixels_of
-from ..ultragen_core.states import StateFolder
 
 CUSTOM = "custom"
 DEFAULT_PRESET = next(iter(PRESETS))
-NO_FILE = "none"
-PROMPT_FILES = (".txt", ".json")
-STATES = "ultragen_resume"
 
 
 class UltraGenModelSampling(io.ComfyNode):
@@ -136,110 +126,4 @@ class UltraGenEmptyLatent(io.ComfyNode):
         return io.NodeOutput(latent, ui=ui.PreviewText(said))
 
 
-class UltraGenPrompts(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="UltraGenPrompts",
-            display_name="UltraGen Prompts",
-            category="UltraGen",
-            description=(
-                "A list of prompts; every node that follows runs once for each before the next node runs, so that the"
-                " videos of a long list are saved at the end."
-            ),
-            inputs=[
-                io.String.Input(
-                    "text",
-                    default="",
-                    multiline=True,
-                    tooltip="One prompt a line; lines that start with # are comments. Or json: a list of strings.",
-                ),
-                io.Combo.Input(
-                    "file",
-                    options=[NO_FILE, *cls.prompt_files()],
-                    default=NO_FILE,
-                    tooltip="A .txt or .json file of the input folder, read instead of the text.",
-                ),
-            ],
-            outputs=[io.String.Output("prompts", is_output_list=True)],
-        )
-
-    @classmethod
-    def prompt_files(cls) -> list[str]:
-        folder = Path(folder_paths.get_input_directory())
-        return sorted(path.name for path in folder.glob("*") if path.suffix.lower() in PROMPT_FILES and path.is_file())
-
-    @classmethod
-    def fingerprint_inputs(cls, text, file):
-        return text if file == NO_FILE else hashlib.sha256(cls.file_path(file).read_bytes()).hexdigest()
-
-    @classmethod
-    def file_path(cls, file: str) -> Path:
-        return Path(folder_paths.get_input_directory()) / Path(file).name
-
-    @classmethod
-    def execute(cls, text, file) -> io.NodeOutput:
-        if file == NO_FILE:
-            return io.NodeOutput(parse_prompts(text))
-        return io.NodeOutput(read_prompts(cls.file_path(file)))
-
-
-class UltraGenResume(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="UltraGenResume",
-            display_name="UltraGen Resume",
-            category="UltraGen",
-            description=(
-                "Keeps what sampling has reached in output/ultragen_resume. The same prompt, queued again after a"
-                " crash, an interrupt or an out-of-memory, goes on from there to the same video; a changed one starts"
-                " anew. The file is removed when sampling is done; of runs never taken up again the newest four stay."
-            ),
-            inputs=[
-                io.Sampler.Input(
-                    "sampler",
-                    tooltip=(
-                        "euler or another one that needs nothing of earlier steps but the latent; others are refused,"
-                        " with a list of those that work."
-                    ),
-                ),
-                io.Int.Input(
-                    "every",
-                    default=1,
-                    min=1,
-                    max=1000,
-                    tooltip=(
-                        "How many minutes or steps of work a crash may cost. An interrupt or an out-of-memory costs"
-                        " none but the step that it falls into."
-                    ),
-                ),
-                io.Combo.Input(
-                    "unit",
-                    options=[MINUTES, STEPS],
-                    default=MINUTES,
-                    tooltip=(
-                        "Minutes suit every size: a state is as large as the latent (4K x 81 frames: 180 MB), and a"
-                        " step takes from one second to minutes."
-                    ),
-                ),
-            ],
-            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
-        )
-
-    @classmethod
-    def model_files(cls, name: str) -> list[Path]:
-        """The files of this name in ComfyUI's model folders."""
-        path = Path(name)
-        if path.anchor or path.suffix.lower() not in folder_paths.supported_pt_extensions | {".gguf"}:
-            return []
-        found = (folder_paths.get_full_path(folder, name) for folder in folder_paths.folder_names_and_paths)
-        return [Path(file) for file in found if file]
-
-    @classmethod
-    def execute(cls, sampler, every, unit) -> io.NodeOutput:
-        states = StateFolder(Path(folder_paths.get_output_directory()) / STATES)
-        return io.NodeOutput(resumable(sampler, Keeping(states, every, unit, cls.model_files)))
-
-
-NODES = [UltraGenModelSampling, UltraGenEmptyLatent, UltraGenPrompts, UltraGenResume]
+NODES = [UltraGenModelSampling, UltraGenEmptyLatent]
