@@ -1,0 +1,29 @@
+"""Text that every log, console and browser can take: file names may hold what no encoding has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import PurePath
+
+LONGEST = 300
+
+
+def printable(text: object, longest: int = LONGEST) -> str:
+    r"""Escape what cannot be encoded or breaks a line; cut what is longer than `longest` characters in its middle.
+
+    Bytes of a file name that are not UTF-8 (lone surrogates in Python) become \xf6, control characters \n or \x07, and
+    characters that turn the direction of text \u202e. Everything else, CJK and emoji included, stays as it is.
+    """
+    text = os.fspath(text) if isinstance(text, PurePath) else str(text)
+    escaped = "".join(character if character.isprintable() else _escaped(character) for character in text)
+    if len(escaped) <= longest:
+        return escaped
+    half = (longest - 3) // 2
+    return f"{escaped[:half]}...{escaped[-half:]}"
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that Python could not decode in a file name
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    # Joiners hold emoji and Indic letters together.
+    return character if character in "\u200c\u200d\u3000\u00a0" else repr(character)[1:-1]
