@@ -111,7 +111,7 @@ LIES = {
     "true": (file_of({"a": entry([True])}, b"1234"), "no possible size"),
     "a negative place": (file_of({"a": entry(start=-4, end=0)}, b"1234"), "no possible size"),
     "many axes": (file_of({"a": entry([1] * 1000)}, b"1234"), "no possible size"),
-    "another size than its place": (file_of({"a": entry([2])}, b"1234"), r"\(2,\) takes 8 bytes, its header gives it 4"),
+    "another size": (file_of({"a": entry([2])}, b"1234"), r"\(2,\) takes 8 bytes, its header gives it 4"),
     "beyond the end": (file_of({"a": entry()}, b"123"), r"should have \d+ bytes by its header"),
     "overlap": (file_of({"a": entry(), "b": entry(start=2, end=6)}, b"123456"), "'a' and 'b' overlap"),
 }  # fmt: skip
@@ -143,7 +143,7 @@ def test_mutated_files_are_read_or_refused(tmp_path):
         {"__metadata__": {"format": "pt"}, "a": entry((2, 3), 0, 24), "b": entry((4,), 24, 32, "F16")}, bytes(32)
     )
     refused = 0
-    for _ in range(1500):
+    for _ in range(600):
         content = bytearray(whole)
         for _ in range(draw.randint(1, 3)):
             content[draw.randrange(len(content))] = draw.choice((*b'0123456789-[]{}",:.eE ', draw.randrange(256)))
@@ -152,4 +152,4 @@ def test_mutated_files_are_read_or_refused(tmp_path):
             read_tensors(path)
         except DamagedFile:
             refused += 1
-    assert 700 < refused < 1500
+    assert 200 < refused < 600
