@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..ultragen_core.attention.config import TRAINED_WINDOWS, GlobalConfig, LocalConfig, parse_blocks
 from ..ultragen_core.attention.gate import GateLine
+from .base import Node
 
 LocalConfigType = io.Custom("ULTRAGEN_LOCAL")
 GlobalConfigType = io.Custom("ULTRAGEN_GLOBAL")
@@ -70,7 +71,7 @@ def window_counts(name: str, even: int, odd: int) -> tuple[int, int] | None:
     return (even, odd) if even else None
 
 
-class UltraGenLocalConfig(io.ComfyNode):
+class UltraGenLocalConfig(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -151,7 +152,7 @@ class UltraGenLocalConfig(io.ComfyNode):
         )
 
 
-class UltraGenGlobalConfig(io.ComfyNode):
+class UltraGenGlobalConfig(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -10,9 +10,10 @@ from comfy_api.latest import io, ui
 from ..ultragen_core.host.metrics import check, measure
 from ..ultragen_core.metrics.report import numbers, picture, text
 from ..ultragen_core.metrics.scores import METRICS
+from .base import Node
 
 
-class UltraGenMetrics(io.ComfyNode):
+class UltraGenMetrics(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..ultragen_core.host.load import RULES, load_extras_file, load_model
 from ..ultragen_core.host.patch import Settings, apply
 from ..ultragen_core.weights.extras_file import extract
+from .base import Node
 from .config import GlobalConfigType, LocalConfigType
 
 WEIGHT_DTYPES = {
@@ -20,7 +21,7 @@ WEIGHT_DTYPES = {
 NONE = "none"
 
 
-class UltraGenLoadModel(io.ComfyNode):
+class UltraGenLoadModel(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -72,7 +73,7 @@ class UltraGenLoadModel(io.ComfyNode):
         return io.NodeOutput(load_model(path, attention_rule, WEIGHT_DTYPES[weight_dtype]))
 
 
-class UltraGenApply(io.ComfyNode):
+class UltraGenApply(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -175,7 +176,7 @@ class UltraGenApply(io.ComfyNode):
         return io.NodeOutput(apply(model, settings, loaded))
 
 
-class UltraGenExtractWeights(io.ComfyNode):
+class UltraGenExtractWeights(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -15,12 +15,13 @@ from ..ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ..ultragen_core.host.plan import plan_of, preview
 from ..ultragen_core.plan.picture import picture
 from ..ultragen_core.plan.report import Plan
+from .base import Node
 from .config import UltraGenGlobalConfig, UltraGenLocalConfig
 from .model import NONE
 from .sampling import UltraGenEmptyLatent
 
 
-class UltraGenPlan(io.ComfyNode):
+class UltraGenPlan(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

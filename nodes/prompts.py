@@ -9,12 +9,13 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..ultragen_core.prompts import parse_prompts, read_prompts
+from .base import Node
 
 NO_FILE = "none"
 PROMPT_FILES = (".txt", ".json")
 
 
-class UltraGenPrompts(io.ComfyNode):
+class UltraGenPrompts(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -9,11 +9,12 @@ from comfy_api.latest import io
 
 from ..ultragen_core.host.resume import MINUTES, STEPS, Keeping, resumable
 from ..ultragen_core.states import StateFolder
+from .base import Node
 
 STATES = "ultragen_resume"
 
 
-class UltraGenResume(io.ComfyNode):
+class UltraGenResume(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -7,12 +7,13 @@ from comfy_api.latest import io, ui
 from ..ultragen_core.host.sampling import empty_latent, with_shift
 from ..ultragen_core.sampling import PUBLISHED_SHIFT, flow_sigmas, shift_for_size
 from ..ultragen_core.sizes import PRESETS, VideoSize, pixels_of
+from .base import Node
 
 CUSTOM = "custom"
 DEFAULT_PRESET = next(iter(PRESETS))
 
 
-class UltraGenModelSampling(io.ComfyNode):
+class UltraGenModelSampling(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -69,7 +70,7 @@ class UltraGenModelSampling(io.ComfyNode):
         return io.NodeOutput(with_shift(model, shift), flow_sigmas(steps, shift))
 
 
-class UltraGenEmptyLatent(io.ComfyNode):
+class UltraGenEmptyLatent(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

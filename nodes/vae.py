@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..ultragen_core.host import vae as host
+from .base import Node
 
 CATEGORY = "UltraGen"
 
@@ -34,7 +35,7 @@ def _said(vae) -> ui.PreviewText | None:
     return ui.PreviewText(f"Left to ComfyUI's own decode and encode. {refusal}") if refusal else None
 
 
-class UltraGenVAETiling(io.ComfyNode):
+class UltraGenVAETiling(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -56,7 +57,7 @@ class UltraGenVAETiling(io.ComfyNode):
         return io.NodeOutput(host.tiled(vae, tile or None), ui=_said(vae))
 
 
-class UltraGenVAEDecode(io.ComfyNode):
+class UltraGenVAEDecode(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

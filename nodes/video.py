@@ -19,10 +19,11 @@ from ..ultragen_core.host.save import (
 )
 from ..ultragen_core.video.codecs import CODECS, CROPS, check_encoders
 from ..ultragen_core.video.latents import SUFFIX, load_latent, newest_first
+from .base import Node
 from .vae import check_tile, tile_input
 
 
-class UltraGenSaveVideo(io.ComfyNode):
+class UltraGenSaveVideo(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -146,7 +147,7 @@ class UltraGenSaveVideo(io.ComfyNode):
         raise ValueError(f"{path} lies neither in ComfyUI's output folder nor in its temp folder.")
 
 
-class UltraGenLoadLatent(io.ComfyNode):
+class UltraGenLoadLatent(Node):
     @classmethod
     def define_schema(cls):
         return io.Schema(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import PurePath
 
 LONGEST = 300
@@ -20,6 +21,11 @@ def printable(text: object, longest: int = LONGEST) -> str:
         return escaped
     half = (longest - 3) // 2
     return f"{escaped[:half]}...{escaped[-half:]}"
+
+
+def encodable(text: str) -> str:
+    """Escape what cannot be encoded, and nothing else: for whole messages, whose lines and length stay."""
+    return re.sub("[\ud800-\udfff]", lambda match: _escaped(match[0]), text)
 
 
 def _escaped(character: str) -> str:

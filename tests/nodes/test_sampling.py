@@ -73,7 +73,7 @@ def test_empty_latent_of_another_vae(pack):
         return node(pack, "UltraGenEmptyLatent").execute(*widgets, 1, Wan22()).result[0]["samples"].shape
 
     assert shape("custom", 1280, 720, 121) == (1, 48, 31, 46, 80)
-    assert shape("4K x 81 (3840x2176)", 0, 0, 0) == (1, 48, 21, 136, 240)  # what T3-Video's 5B was trained on
+    assert shape("4K x 81 (3840x2176)", 64, 64, 1) == (1, 48, 21, 136, 240)  # what T3-Video's 5B was trained on
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_prompt_files_are_confined_to_the_input_folder(pack, tmp_path, monkeypat
     prompts = node(pack, "UltraGenPrompts")
     assert prompts.prompt_files() == ["list.txt"]
     assert prompts.execute("", "list.txt").result[0] == ["one", "two"]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="file must be one of none, list.txt, got '../secret.txt'"):
         prompts.execute("", "../secret.txt")
 
 

@@ -1,0 +1,197 @@
+"""What every node of the pack shares: inputs held to the schema's limits, errors that can be shown and logged."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from numbers import Real
+
+import torch
+from comfy_api.latest import io
+
+from ..ultragen_core.printable import encodable
+
+LONGEST_SHOWN = 60  # characters of a value
+MOST_SHOWN = 12  # options of a list
+LARGEST = sys.float_info.max
+
+
+class Node(io.ComfyNode):
+    """A node whose inputs are held to its own schema, whatever they come from.
+
+    ComfyUI checks the widgets of a queued prompt, but lets NaN pass, and looks at nothing that comes through a link.
+    Subclasses write `execute`, `validate_inputs` and `fingerprint_inputs` as for ComfyNode, and get them guarded:
+    - `execute` starts with valid inputs only. What `validate_inputs` refuses is refused here too, with the values of
+      links, which are None when a prompt is queued.
+    - `validate_inputs` never raises. An option list that it takes as a parameter is its own to check, as for ComfyUI.
+    - `fingerprint_inputs` never raises: the node runs again instead, and says itself what is wrong.
+    - Errors keep their type and traceback, and their messages can be encoded.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        for name, guard in _GUARDS.items():
+            method = cls.__dict__.get(name)
+            # ComfyUI runs nodes on copies of their classes: these are guarded already, and locked.
+            if method is not None and not hasattr(method.__func__, "__wrapped__"):
+                setattr(cls, name, classmethod(guard(method.__func__)))
+
+    @classmethod
+    def checked(cls, inputs: Mapping[str, object], queued: bool = False) -> dict[str, object]:
+        """Return `inputs`, numbers in the schema's type; names that the schema does not have are passed on as they are.
+
+        queued: whether this is before the run, when None stands for what a link will bring, and what is missing is
+        ComfyUI's to report. Raises ValueError for what the node's widgets and sockets could not hold.
+        """
+        schema, values = cls.define_schema(), dict(inputs)
+        for each in schema.inputs:
+            if each.id not in values:
+                if not (queued or each.optional):
+                    raise ValueError(f"{schema.display_name}: {each.id} is missing.")
+                continue
+            options = None if each.id in _own_checks(cls) else getattr(each, "options", None)
+            check = functools.partial(_held, schema.display_name, each, options, queued)
+            value = values[each.id]
+            if schema.is_input_list and value is not None:
+                if not (value or queued or each.optional):
+                    raise ValueError(f"{schema.display_name}: {each.id} is an empty list. Connect at least one.")
+                values[each.id] = [check(one) for one in value]
+            else:
+                values[each.id] = check(value)
+        return values
+
+
+def _held(node: str, each: io.Input, options: list | None, queued: bool, value: object) -> object:
+    """One value for the input `each`, in its type. Raises ValueError."""
+    if value is None and (queued or each.optional):
+        return None
+    rule, fits = _rule(each, options)
+    if not fits(value):
+        raise ValueError(f"{node}: {each.id} must be {rule}, got {_shown(value)}. Change it, or what is linked to it.")
+    if isinstance(each, io.Int.Input):
+        return int(value)
+    return float(value) if isinstance(each, io.Float.Input) else value
+
+
+def _rule(each: io.Input, options: list | None) -> tuple[str, Callable[[object], bool]]:
+    """What a value must be, in words and as a test."""
+    if isinstance(each, (io.Int.Input, io.Float.Input)):
+        return _number(each.min, each.max, whole=isinstance(each, io.Int.Input))
+    if isinstance(each, io.Boolean.Input):
+        return "true or false", lambda value: isinstance(value, int) and value in (0, 1)
+    if isinstance(each, io.Combo.Input) and options is not None:
+        listed = ", ".join(map(str, options)) if len(options) <= MOST_SHOWN else f"{len(options)} options of its list"
+        words = f"one of {listed}" if options else "one of its options, but it has none"
+        return words, lambda value: isinstance(value, (str, int)) and value in options
+    if isinstance(each, (io.String.Input, io.Combo.Input)):
+        return "text", lambda value: isinstance(value, str)
+    if isinstance(each, io.Latent.Input):
+        return "a latent", lambda value: isinstance(value, Mapping) and isinstance(value.get("samples"), torch.Tensor)
+    return "connected", lambda value: value is not None
+
+
+def _number(least: float | None, most: float | None, whole: bool) -> tuple[str, Callable[[object], bool]]:
+    low, high = -LARGEST if least is None else least, LARGEST if most is None else most
+
+    def fits(value: object) -> bool:
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        return number and low <= value <= high and not (whole and value % 1)
+
+    limits = "" if None in (least, most) else f" from {least} to {most}"
+    return f"a {'whole ' if whole else ''}number{limits}", fits
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "nothing"
+    if not isinstance(value, (str, int, float)) or (isinstance(value, int) and abs(value) > LARGEST):
+        return f"a value of type {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def _own_checks(cls: type[Node]) -> set[str]:
+    """The inputs that a node's own `validate_inputs` takes; ComfyNode's takes any, and none by name."""
+    parameters = inspect.signature(cls.validate_inputs).parameters.values()
+    return {each.name for each in parameters if each.kind != each.VAR_KEYWORD}
+
+
+def _guarded_execute(execute: Callable) -> Callable:
+    names = list(inspect.signature(execute).parameters)[1:]
+
+    @functools.wraps(execute)
+    def guarded(cls, *args, **inputs):
+        try:
+            values = cls.checked(dict(zip(names, args, strict=False)) | inputs)
+            own = {name: values[name] for name in _own_checks(cls) & values.keys()}
+            verdict = cls.validate_inputs(**own) if own else True
+            if verdict is not True:
+                raise ValueError(f"{cls.define_schema().display_name}: {verdict}")
+            return execute(cls, **values)
+        except Exception as error:
+            _make_printable(error)
+            raise
+
+    return guarded
+
+
+def _guarded_validation(validate: Callable) -> Callable:
+    signature = inspect.signature(validate)
+
+    @functools.wraps(validate)
+    def guarded(cls, *args, **inputs):
+        values = dict(zip(list(signature.parameters)[1:], args, strict=False)) | inputs
+        try:
+            signature.bind(cls, **values)
+        except TypeError:
+            return True  # an input is missing, which ComfyUI itself reports
+        try:
+            verdict = validate(cls, **cls.checked(values, queued=True))
+        except Exception as error:
+            verdict = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return encodable(verdict) if isinstance(verdict, str) else verdict
+
+    guarded.__signature__ = signature  # ComfyUI reads the parameters without following wrappers
+    return guarded
+
+
+def _guarded_fingerprint(fingerprint: Callable) -> Callable:
+    @functools.wraps(fingerprint)
+    def guarded(cls, *args, **inputs):
+        try:
+            return fingerprint(cls, *args, **inputs)
+        except Exception:
+            return float("nan")
+
+    guarded.__signature__ = inspect.signature(fingerprint)
+    return guarded
+
+
+_GUARDS = {
+    "execute": _guarded_execute,
+    "validate_inputs": _guarded_validation,
+    "fingerprint_inputs": _guarded_fingerprint,
+}
+
+
+def _make_printable(error: BaseException) -> None:
+    """Escape what no log can encode in the messages of `error` and of those that led to it, in place."""
+    seen, waiting = set(), [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        waiting += [one.__cause__, one.__context__]
+        if (args := tuple(map(_cleaned, one.args))) != one.args:
+            one.args = args
+        for name in {*vars(one), *(("filename", "filename2", "strerror") if isinstance(one, OSError) else ())}:
+            value = getattr(one, name)
+            if isinstance(value, str) and value != encodable(value):
+                setattr(one, name, encodable(value))
+
+
+def _cleaned(value: object) -> object:
+    return encodable(value) if isinstance(value, str) else value

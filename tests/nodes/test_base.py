@@ -1,0 +1,213 @@
+"""What every node of the pack shares, called the way ComfyUI calls it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import sys
+
+import execution
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from comfy_api.internal import first_real_override
+from comfy_api.latest import io
+
+BYTES_NAME = "gr\udcf6n.ckpt"  # not UTF-8, as Python hands it on
+SOCKETS = {"LATENT": {"samples": torch.zeros(1, 16, 1, 8, 8)}}
+
+
+@pytest.fixture
+def base(pack):
+    return sys.modules[f"{pack.__name__}.nodes.base"]
+
+
+@pytest.fixture
+def toy(base):
+    """A node that hands back what it was given."""
+
+    class Toy(base.Node):
+        fail = broken = None  # what execute and validate_inputs raise
+
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(
+                node_id="Toy",
+                display_name="Toy Node",
+                inputs=[
+                    io.Float.Input("rate", default=1.0, min=0.5, max=2.0),
+                    io.Int.Input("count", default=1, min=1, max=8, optional=True),
+                    io.Boolean.Input("switch", optional=True),
+                    io.String.Input("text", optional=True),
+                    io.Combo.Input("mode", options=["a", "b"], optional=True),
+                    io.Combo.Input("file", options=[], optional=True),
+                    io.Latent.Input("latent", optional=True),
+                ],
+                outputs=[io.Float.Output()],
+            )
+
+        @classmethod
+        def validate_inputs(cls, file=None):
+            if cls.broken:
+                raise cls.broken
+            return True if file in (None, "there") else f"no file {file}"
+
+        @classmethod
+        def fingerprint_inputs(cls, rate, **_):
+            return 1 / rate
+
+        @classmethod
+        def execute(cls, rate, count=3, **others) -> io.NodeOutput:
+            if cls.fail:
+                raise cls.fail
+            return io.NodeOutput(rate, count, others)
+
+    return Toy
+
+
+def called(node, name: str = "EXECUTE_NORMALIZED", /, **inputs):
+    """As ComfyUI's executor calls a node: on a locked copy of its class, with a list for each input."""
+    inputs = {key: [value] for key, value in inputs.items()}
+    mapped = execution._async_map_node_over_list("prompt", "1", node, inputs, name, False, None, None, {})
+    return asyncio.run(mapped)[0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        ({"rate": math.nan}, "Toy Node: rate must be a number from 0.5 to 2.0, got nan."),
+        ({"rate": math.inf}, "got inf"),
+        ({"rate": 10**400}, "got a value of type int"),
+        ({"rate": "1"}, "got '1'"),
+        ({"rate": None}, "got nothing"),
+        ({"rate": True}, "got True"),
+        ({"rate": torch.ones(2)}, "got a value of type Tensor"),
+        ({}, "Toy Node: rate is missing."),
+        (
+            {"rate": 1, "count": 0},
+            "count must be a whole number from 1 to 8, got 0. Change it, or what is linked to it.",
+        ),
+        ({"rate": 1, "count": 1.5}, "got 1.5"),
+        ({"rate": 1, "switch": "no"}, "switch must be true or false, got 'no'"),
+        ({"rate": 1, "text": 5}, "text must be text, got 5"),
+        ({"rate": 1, "mode": "c" * 99}, "mode must be one of a, b, got 'ccc"),
+        ({"rate": 1, "mode": {}}, "mode must be one of a, b"),
+        ({"rate": 1, "latent": {"samples": None}}, "latent must be a latent, got a value of type dict"),
+        ({"rate": 1, "file": "gone"}, "Toy Node: no file gone"),
+    ],
+)
+def test_a_value_through_a_link_is_held_to_the_widgets_limits(toy, inputs, sentence):
+    toy.fail = AssertionError("work began")
+    with pytest.raises(ValueError) as refused:
+        called(toy, **inputs)
+    assert sentence in str(refused.value) and len(str(refused.value)) < 200
+
+
+def test_valid_values_arrive_in_the_schemas_types(toy):
+    given = {"rate": 1, "count": 2.0, "switch": 1, "text": "", "mode": "b", "file": "there", "latent": None}
+    rate, count, others = called(toy, **given).result
+    assert (rate, type(rate), count, type(count)) == (1.0, float, 2, int)
+    assert others == {key: given[key] for key in ("switch", "text", "mode", "file", "latent")}
+    assert called(toy, rate=np.float32(0.5)).result[:2] == (0.5, 3), "a default of execute stays one"
+    assert toy.execute(1.0, 2).result[1] == 2
+
+
+def test_inputs_of_a_list_node_are_held_one_by_one(pack):
+    metrics = sys.modules[f"{pack.__name__}.nodes.metrics"].UltraGenMetrics
+    switches = dict.fromkeys(("hd_mse", "hd_lpips", "hd_fvd", "clip_score", "temporal_consistency"), [False])
+    for wrong, sentence in (
+        ({"prompt": ["a", 5]}, "prompt must be text, got 5"),
+        ({"video": []}, "UltraGen Metrics: video is an empty list"),
+        ({"video": [None]}, "video must be connected, got nothing"),
+        ({"hd_mse": ["yes"]}, "hd_mse must be true or false"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            metrics.execute(**{"video": [torch.zeros(1, 8, 8, 3)], "prompt": [""], **switches, **wrong})
+
+
+def test_every_error_that_leaves_a_node_can_be_encoded(toy):
+    class Odd(Exception):
+        def __init__(self, name):
+            self.name = name
+
+        def __str__(self):
+            return self.name
+
+    for error in (
+        ValueError(f"{BYTES_NAME} is no weights file"),
+        FileNotFoundError(2, "No such file", BYTES_NAME),
+        Odd(BYTES_NAME),
+    ):
+        error.__cause__ = KeyError("inner")
+        error.__cause__.__context__ = RuntimeError(BYTES_NAME)
+        toy.fail = error
+        with pytest.raises(type(error)) as raised:
+            called(toy, rate=1)
+        assert raised.value is error and raised.traceback[-1].name == "execute"
+        while error is not None:
+            assert str(error).encode()
+            assert "inner" in str(error) or r"\xf6" in str(error)
+            error = error.__cause__ or error.__context__
+
+
+def test_validation_ends_in_a_sentence_and_fingerprints_in_a_run(toy):
+    assert called(toy, "validate_inputs", file=None) is True
+    assert called(toy, "validate_inputs", file="there") is True
+    assert (
+        called(toy, "validate_inputs", file=5)
+        == "Toy Node: file must be text, got 5. Change it, or what is linked to it."
+    )
+    assert called(toy, "validate_inputs", file=BYTES_NAME) == "no file gr\\xf6n.ckpt"
+    toy.broken = ValueError(BYTES_NAME)
+    assert called(toy, "validate_inputs", file="there") == "gr\\xf6n.ckpt"
+    toy.broken = KeyError("x")
+    assert called(toy, "validate_inputs", file="there") == "KeyError: 'x'"
+    assert called(toy, "fingerprint_inputs", rate=2) == 0.5
+    assert math.isnan(called(toy, "fingerprint_inputs", rate=0)) and math.isnan(called(toy, "fingerprint_inputs"))
+
+
+def test_comfyui_sees_the_same_parameters_and_overrides(toy, pack):
+    assert inspect.getfullargspec(toy.validate_inputs).args == ["cls", "file"]
+    assert first_real_override(toy, "fingerprint_inputs") is not None and toy.FUNCTION == "EXECUTE_NORMALIZED"
+    resume = next(node for node in pack.nodes.NODES if node.__name__ == "UltraGenResume")
+    for name in ("validate_inputs", "fingerprint_inputs"):
+        assert first_real_override(resume, name) is None, "a node without it gets none"
+
+
+def test_every_input_of_every_node_refuses_what_its_widget_could_not_hold(pack, base, monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_filename_list", lambda _: ["model.safetensors"])
+    tried = 0
+    for node in pack.nodes.NODES:
+        assert issubclass(node, base.Node)
+        schema = node.define_schema()
+        valid = {each.id: SOCKETS.get(each.io_type, object()) for each in schema.inputs}
+        for each in schema.inputs:
+            if getattr(each, "default", None) is not None or getattr(each, "options", None):
+                valid[each.id] = each.options[0] if each.default is None else each.default
+        for each in schema.inputs:
+            for wrong in wrong_values(each, node):
+                given = valid | {each.id: wrong}
+                if schema.is_input_list:
+                    given = {name: [value] for name, value in given.items()}
+                with pytest.raises(ValueError, match=rf"{schema.display_name}: .*\b{each.id}\b"):
+                    called_once(node, given)
+                tried += 1
+    assert tried > 150
+
+
+def wrong_values(each, node) -> list:
+    if isinstance(each, (io.Int.Input, io.Float.Input)):
+        return [each.min - 1, each.max + 1, math.nan, "1", [1], *([] if each.optional else [None])]
+    if isinstance(each, io.Combo.Input):
+        return ["no such option", 5, {}, None]
+    if isinstance(each, (io.String.Input, io.Boolean.Input)):
+        return [5, [], None]
+    return [] if each.optional else [None]
+
+
+def called_once(node, inputs: dict):
+    """execute on ComfyUI's copy of the class, each input as it is."""
+    node.VALIDATE_CLASS()
+    return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}} if hasattr(io, "V3Data") else {}).execute(**inputs)
