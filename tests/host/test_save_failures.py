@@ -67,9 +67,11 @@ class TestRefusedBeforeDecoding:
         monkeypatch.setattr("ultragen_core.video.codecs._can_encode", lambda name: name != "libx265")
         self.refused(tmp_path, vae, "needs the encoder libx265", codec="H.265 8-bit")
 
-    def test_sound_that_aac_cannot_take(self, tmp_path, vae):
-        audio = {"waveform": torch.zeros(1, 2, 99), "sample_rate": 37000}
-        self.refused(tmp_path, vae, "got 37000", codec="H.264 8-bit", audio=audio)
+    def test_sound_that_no_codec_takes(self, tmp_path, vae):
+        audio = {"waveform": torch.zeros(1, 4, 99), "sample_rate": 48000}
+        self.refused(tmp_path, vae, "1, 2 or 6 channels, got 4", codec="H.264 8-bit", audio=audio)
+        audio = {"waveform": torch.full((1, 2, 99), float("nan")), "sample_rate": 48000}
+        self.refused(tmp_path, vae, "198 of 198 samples are NaN", codec="H.264 8-bit", audio=audio)
 
     def test_a_disk_too_small(self, tmp_path, vae, monkeypatch):
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 
 from ultragen_core.video.codecs import (
     CODECS,
     Codec,
-    check_audio,
     check_encoders,
     check_frame_size,
+    check_quality,
     cropped_rows,
     estimated_bytes,
+    frame_rate,
 )
 
 H264, H265, H265_10, FFV1 = CODECS.values()
@@ -48,12 +51,42 @@ def test_crops_are_from_the_centre():
         cropped_rows(720, 1080)
 
 
-def test_impossible_sound_is_said():
-    check_audio(H264, 2, 44100)
-    with pytest.raises(ValueError, match="1, 2 or 6 channels, got 4"):
-        check_audio(H264, 4, 44100)
-    with pytest.raises(ValueError, match="aac takes .* got 37000"):
-        check_audio(H264, 2, 37000)
+@pytest.mark.parametrize(
+    ("written", "exact"),
+    [
+        (23.976, "24000/1001"),
+        (23.98, "24000/1001"),
+        (24000 / 1001, "24000/1001"),
+        (29.97, "30000/1001"),
+        (47.952, "48000/1001"),
+        (59.94, "60000/1001"),
+        (119.88, "120000/1001"),
+        (239.76, "240000/1001"),
+        (14.985, "15000/1001"),
+        (12.5, "25/2"),
+        (15, "15"),
+        (24.0, "24"),
+        (23.5, "47/2"),
+        (16.667, "16667/1000"),
+        (100 / 3, "100/3"),
+        (1, "1"),
+        (240, "240"),
+    ],
+)
+def test_rates_are_what_is_meant(written, exact):
+    assert frame_rate(written) == Fraction(exact)
+
+
+@pytest.mark.parametrize("fps", [0, -1, 0.999, 240.001, 1e-4, 1e9, float("nan"), float("inf")])
+def test_impossible_rates_are_said(fps):
+    with pytest.raises(ValueError, match="fps must be 1 to 240 frames a second, got"):
+        frame_rate(fps)
+
+
+@pytest.mark.parametrize("crf", [0, -3, 52, float("nan")])
+def test_impossible_qualities_are_said(crf):
+    with pytest.raises(ValueError, match=r"quality \(CRF\) must be 1 to 51, got"):
+        check_quality(crf)
 
 
 def test_estimates_follow_size_and_quality():

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,8 +15,9 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
+from ultragen_core.video.audio import Sound
 from ultragen_core.video.codecs import CODECS, Codec, check_frame_size
-from ultragen_core.video.encoder import Sound, VideoWriter
+from ultragen_core.video.encoder import VideoWriter
 
 H264, H265, H265_10, FFV1 = CODECS.values()
 FPS = Fraction(15)
@@ -165,6 +170,106 @@ def test_the_frames_held_back_can_be_interrupted(tmp_path):
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-def test_the_smallest_size_allowed_can_be_written(tmp_path, codec):
-    check_frame_size(codec, 16, 16)
-    assert len(read_back(written(tmp_path, codec, np.zeros((2, 16, 16, 3), np.uint8)))) == 2
+@pytest.mark.parametrize("size", [(16, 16), (16384, 16)], ids=str)
+def test_the_extreme_sizes_allowed_can_be_written(tmp_path, codec, size):
+    check_frame_size(codec, *size)
+    width, height = size
+    assert len(read_back(written(tmp_path, codec, np.zeros((2, height, width, 3), np.uint8)))) == 2
+
+
+ENCODE = """
+import json, sys, av, numpy as np
+
+noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+for _ in range(2):
+    with av.open(sys.argv[1], "w") as container:
+        stream = container.add_stream("libx265", rate=15, width=48, height=64, pix_fmt="yuv420p")
+        stream.options = json.loads(sys.argv[2])
+        for _ in range(7):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode(None))
+"""
+
+
+def test_narrow_h265_leaves_the_process_alive(tmp_path):
+    """x265 writes past its buffers below 50 pixels of width. glibc's own check ends such a process at once."""
+    checker = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
+    checks = {"LD_PRELOAD": str(checker), "MALLOC_CHECK_": "3"} if checker.exists() else {}
+    options = json.dumps(H265.options(30, 7, (48, 64)))
+    command = [sys.executable, "-c", ENCODE, str(tmp_path / "narrow.mp4"), options]
+    subprocess.run(command, env={**os.environ, **checks}, check=True)
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+def test_sound_and_frames_come_in_turn(tmp_path, codec):
+    """A minute at one frame a second: encoders hold back far more seconds than a container waits for (10)."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 8000 * 60))
+    path = tmp_path / f"minute.{codec.extension}"
+    with VideoWriter(path, codec, (64, 64), Fraction(1), 40, 60, Sound(noise, 8000)) as writer:
+        for index in range(60):
+            writer.write(np.full((64, 64, 3), index, np.uint8))
+        writer.finish(lambda: None)
+    with av.open(str(path)) as container:
+        packets = sorted((p.pos, p.dts * p.time_base, p.stream.type) for p in container.demux() if p.dts is not None)
+    reached = {"audio": 0, "video": 0}
+    for _, time, kind in packets:
+        reached[kind] = time
+        assert abs(reached["audio"] - reached["video"]) <= 3
+    assert min(reached.values()) >= 56
+
+
+def test_a_shorter_sound_ends_in_silence(tmp_path):
+    sound = Sound(np.full((2, 16000), 0.5), 48000)
+    path = written(tmp_path, FFV1, np.full((15, 32, 32, 3), 90, np.uint8), sound=sound)
+    with av.open(str(path)) as container:
+        heard = np.concatenate([frame.to_ndarray().reshape(-1, 2) for frame in container.decode(audio=0)])
+    assert len(heard) == 48000
+    assert (np.abs(heard[:16000] - 16384) <= 1).all() and not heard[16000:].any()
+
+
+@pytest.mark.parametrize(
+    ("codec", "rate", "used"), [(H264, 192000, 48000), (H264, 37000, 44100), (FFV1, 192000, 192000)]
+)
+def test_a_rate_that_the_codec_lacks_is_resampled(tmp_path, codec, rate, used):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)[None]
+    path = written(tmp_path, codec, np.full((15, 32, 32, 3), 90, np.uint8), sound=Sound(tone, rate))
+    with av.open(str(path)) as container:
+        assert container.streams.audio[0].rate == used
+        planar = av.AudioResampler(format="fltp")
+        pieces = [piece for frame in container.decode(audio=0) for piece in planar.resample(frame)]
+    heard = np.concatenate([piece.to_ndarray() for piece in pieces], axis=1)[0]
+    assert abs(len(heard) - used) <= 2048
+    middle = heard[used // 10 : used * 9 // 10]
+    assert np.abs(np.fft.rfft(middle)).argmax() * used / len(middle) == pytest.approx(440, abs=2)
+    assert np.abs(middle).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_sound_beyond_full_scale_is_clipped(tmp_path):
+    loud = Sound(np.full((1, 48000), 1e30), 48000)
+    path = written(tmp_path, H264, np.full((3, 32, 32, 3), 90, np.uint8), sound=loud)
+    with av.open(str(path)) as container:
+        assert max(np.abs(frame.to_ndarray()).max() for frame in container.decode(audio=0)) < 1.5
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("count", [0, 4])
+def test_fewer_frames_than_announced_are_an_error(tmp_path, codec, count):
+    message = f"A file of 9 frames was begun, {count} were written"
+    with pytest.raises(ValueError, match=message), VideoWriter(tmp_path / "a", codec, (64, 64), FPS, 12, 9) as writer:
+        for _ in range(count):
+            writer.write(np.full((64, 64, 3), 7, np.uint8))
+        writer.finish(lambda: None)
+
+
+@pytest.mark.parametrize(
+    "frame", [np.zeros((64, 64, 3)), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64), np.uint8)]
+)
+def test_frames_of_another_kind_are_said(tmp_path, frame):
+    message = r"A frame is uint8 or uint16 of shape \(height, width, 3\), got"
+    with pytest.raises(ValueError, match=message), VideoWriter(tmp_path / "a", H264, (64, 64), FPS, 12, 1) as writer:
+        writer.write(frame)
+
+
+def test_what_ffmpeg_refuses_is_an_oserror_that_names_the_file(tmp_path):
+    with pytest.raises(OSError, match="could not write big.mp4"):
+        VideoWriter(tmp_path / "big.mp4", H264, (20000, 64), FPS, 12, 1).write(np.zeros((64, 64, 3), np.uint8))

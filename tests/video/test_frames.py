@@ -81,3 +81,17 @@ def test_a_disk_without_room_is_an_error_at_the_start(tmp_path):
     with pytest.raises(OSError):
         FrameBuffer(1 << 20, 1 << 13, 1 << 13, 16, tmp_path, 0)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_frames_that_are_not_finite_are_counted_once(tmp_path, dtype):
+    pixels = torch.rand(*SHAPE, 3, generator=torch.Generator().manual_seed(2)).to(dtype)
+    with FrameBuffer(*SHAPE, 8, tmp_path, PLENTY) as buffer:
+        buffer.write(*whole(pixels), pixels)
+        assert buffer.not_finite == 0
+        pixels[0, 0, 0, 0], pixels[2, 1, 1, 1], pixels[2, 5, 7, 2] = float("nan"), float("inf"), -float("inf")
+        for _ in range(2):  # tiles are computed again where memory runs out
+            buffer.write(*whole(pixels), pixels)
+        assert buffer.not_finite == 2
+        frames = np.stack(list(buffer))
+    assert (frames[0, 0, 0, 0], frames[2, 1, 1, 1], frames[2, 5, 7, 2]) == (0, 255, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from ultragen_core.host.vae import decode
 from ultragen_core.sampling import flow_sigmas
-from ultragen_core.video.codecs import PREVIEW
+from ultragen_core.video.codecs import PREVIEW, frame_rate
 from ultragen_core.video.encoder import VideoWriter
 from ultragen_core.video.frames import quantise
 
@@ -38,7 +37,7 @@ def write_video(vae, latents: Sequence[Tensor], path: Path, fps: float) -> None:
     decoded = [decode(vae, latent_format(latent.shape[1]).process_out(latent))[0] for latent in latents]
     frames = torch.cat(decoded, dim=2).clamp(0, 1)
     size = frames.shape[2], frames.shape[1]
-    with VideoWriter(path, PREVIEW, size, Fraction(fps).limit_denominator(1000), CRF, len(frames)) as writer:
+    with VideoWriter(path, PREVIEW, size, frame_rate(fps), CRF, len(frames)) as writer:
         for frame in quantise(frames, 8):
             writer.write(frame.numpy())
         writer.finish(lambda: None)

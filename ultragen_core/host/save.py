@@ -16,18 +16,20 @@ import torch
 from comfy.cli_args import args
 
 from ..files import check_folder, finished_file, is_full
+from ..video.audio import Sound, soundtracks
 from ..video.codecs import (
     CODECS,
     CROPS,
     PREVIEW,
     Codec,
-    check_audio,
     check_encoders,
     check_frame_size,
+    check_quality,
     cropped_rows,
     estimated_bytes,
+    frame_rate,
 )
-from ..video.encoder import Sound, VideoWriter
+from ..video.encoder import VideoWriter
 from ..video.frames import FrameBuffer
 from ..video.latents import SUFFIX, save_latent
 from .save_progress import DECODING, ENCODING, Report, SaveProgress
@@ -135,17 +137,16 @@ def save_video(
     kept latent where something fails later. Interrupted, it leaves the latent and no unfinished video.
     """
     samples = latent["samples"]
-    if audio is not None and not audio["waveform"].shape[-1]:
-        audio = None  # of no length, as from a video without sound
     texts = {} if args.disable_metadata else {key: json.dumps(value) for key, value in metadata.items()}
     plan = _plan(vae, samples, settings, folders, texts, audio)
+    sounds = soundtracks(audio, plan.codec, plan.batch, plan.frames / plan.fps)
     _check_room(plan, samples)
     progress = SaveProgress(plan.batch, say)
     saved = []
     with _latent_kept(samples, plan) as kept:
         for index in range(plan.batch):
             reports = progress.of(index, DECODING), progress.of(index, ENCODING)
-            saved.append(_save_one(vae, samples[index : index + 1], plan, _sound(audio, index), *reports))
+            saved.append(_save_one(vae, samples[index : index + 1], plan, sounds[index], *reports))
     videos, previews = (list(paths) for paths in zip(*saved, strict=True))
     return SavedVideos(videos, previews, kept if settings.keep_latent == KEEP else None, refusal(vae))
 
@@ -160,13 +161,11 @@ def _plan(
         )
     codec = CODECS[settings.codec]
     check_encoders(codec, audio is not None)
-    if audio is not None:
-        check_audio(codec, audio["waveform"].shape[1], int(audio["sample_rate"]))
+    check_quality(settings.crf)
     batch, frames, height, width = decoded_shape(vae, tuple(samples.shape))
     rows = cropped_rows(height, CROPS[settings.crop])
     check_frame_size(codec, width, rows.stop - rows.start)
-    # 1001: 23.976 and 29.97 stay what they are.
-    fps = Fraction(settings.fps).limit_denominator(1001)
+    fps = frame_rate(settings.fps)
     ram_limit = int(comfy.model_management.get_free_memory(torch.device("cpu")) * _RAM_SHARE)
     return _Plan(settings, folders, texts, codec, fps, batch, frames, height, width, rows, ram_limit)
 
@@ -230,7 +229,7 @@ def _encode(buffer: FrameBuffer, plan: _Plan, path: Path, preview: Path, sound: 
         stack.enter_context(writers[0])
         if preview != path:
             size = _preview_size(*plan.size)
-            writers.append(VideoWriter(preview, PREVIEW, size, plan.fps, _PREVIEW_CRF, plan.frames, sound))
+            writers.append(VideoWriter(preview, PREVIEW, size, plan.fps, _PREVIEW_CRF, plan.frames, sound, plan.texts))
             stack.enter_context(writers[1])
         for number, frame in enumerate(buffer):
             for writer in writers:
@@ -244,10 +243,3 @@ def _preview_size(width: int, height: int) -> tuple[int, int]:
     """Even sides, the longer one of 1280 pixels at most."""
     scale = min(1.0, _PREVIEW_SIDE / max(width, height))
     return max(16, round(width * scale / 2) * 2), max(16, round(height * scale / 2) * 2)
-
-
-def _sound(audio: Mapping | None, index: int) -> Sound | None:
-    if audio is None:
-        return None
-    waveforms = audio["waveform"]
-    return Sound(waveforms[min(index, len(waveforms) - 1)].float().cpu().numpy(), int(audio["sample_rate"]))

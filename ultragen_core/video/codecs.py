@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from types import MappingProxyType
 
 import av
@@ -25,19 +27,29 @@ class Codec:
     def lossless(self) -> bool:
         return self.encoder == "ffv1"
 
-    def options(self, crf: int, frames: int) -> dict[str, str]:
-        """What to tell the encoder, which will be given `frames` frames."""
+    def options(self, crf: int, frames: int, size: tuple[int, int]) -> dict[str, str]:
+        """What to tell the encoder, which will be given `frames` frames of `size`, (width, height) in pixels."""
         if self.lossless:
             # Version 3: threads by slice, a checksum in every slice, every frame decodable alone.
             return {"level": "3", "slices": "16", "slicecrc": "1", "g": "1"}
         if self.encoder == "libx265":
-            return {"crf": str(crf), "x265-params": "log-level=error" + (X265_SHORT if frames < 5 else "")}
+            return {"crf": str(crf), "x265-params": "log-level=error" + _x265_workarounds(frames, *size)}
         return {"crf": str(crf)}
 
 
 # For videos of a few frames: x265 gives two of them random times, having planned to reorder more, and was once seen to
 # flush four for ever, its threads idle.
 X265_SHORT = ":bframes=0:pools=none:frame-threads=1"
+# For frames up to 48 pixels wide: there x265 4.2 writes past its buffers in cu-tree, which ends the process later.
+X265_NARROW = ":cutree=0"
+# Its blocks are no larger than the shorter side; below 32 pixels HEVC forbids them in frames longer than 4096.
+X265_FLAT = ":allow-non-conformance=1"
+
+
+def _x265_workarounds(frames: int, width: int, height: int) -> str:
+    needed = {X265_SHORT: frames < 5, X265_NARROW: width < 64, X265_FLAT: min(width, height) < 32}
+    return "".join(option for option, wanted in needed.items() if wanted)
+
 
 # FFV1 is the lossless choice and not H.264 in RGB, which is exact too: browsers show the latter in false colours and no
 # hardware decodes it, while FFV1 (RFC 9043) either plays exactly (mpv, VLC, FFmpeg) or not at all; files are as large,
@@ -56,11 +68,10 @@ CROPS = MappingProxyType({"keep": None, "1080 lines": 1080, "1440 lines": 1440, 
 
 _LARGEST_SIDE = 16384
 _SMALLEST_SIDE = 16
-_AUDIO_RATES = {
-    "aac": (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350),
-    "flac": range(1, 655351),
-}
-AUDIO_LAYOUTS = MappingProxyType({1: "mono", 2: "stereo", 6: "5.1"})
+_SLOWEST, _FASTEST = 1, 240  # frames a second
+_LARGEST_CRF = 51
+# The whole rates that broadcasting slows down by 1000 / 1001: 24 and 30, their multiples and their halves.
+_NTSC = (12, 15, 24, 30, 48, 60, 72, 90, 96, 120, 144, 180, 192, 240)
 
 
 def check_encoders(codec: Codec, with_audio: bool) -> None:
@@ -105,13 +116,24 @@ def cropped_rows(height: int, lines: int | None) -> slice:
     return slice(top, top + lines)
 
 
-def check_audio(codec: Codec, channels: int, sample_rate: int) -> None:
-    """Raise ValueError for audio that the codec's container is not written with."""
-    if channels not in AUDIO_LAYOUTS:
-        raise ValueError(f"Audio has 1, 2 or 6 channels, got {channels}. Mix it down first.")
-    if sample_rate not in _AUDIO_RATES[codec.audio_encoder]:
-        rates = ", ".join(str(rate) for rate in _AUDIO_RATES[codec.audio_encoder])
-        raise ValueError(f"{codec.audio_encoder} takes {rates} Hz, got {sample_rate}. Resample the audio first.")
+def check_quality(crf: int) -> None:
+    """Raise ValueError for a CRF that no encoder takes."""
+    if not 1 <= crf <= _LARGEST_CRF:
+        raise ValueError(f"quality (CRF) must be 1 to {_LARGEST_CRF}, got {crf}. 17 looks like the original.")
+
+
+def frame_rate(fps: float) -> Fraction:
+    """Return frames a second as the exact rate that is meant: 23.976 and 23.98 are 24000/1001, 12.5 is 25/2.
+
+    Raises ValueError outside 1 to 240, where NaN and infinity are too.
+    """
+    if not (math.isfinite(fps) and _SLOWEST <= fps <= _FASTEST):
+        raise ValueError(f"fps must be {_SLOWEST} to {_FASTEST} frames a second, got {fps}. UltraGen's weights: 15.")
+    for whole in _NTSC:
+        slowed = Fraction(whole * 1000, 1001)
+        if abs(fps - slowed) <= 0.005:  # what two decimals can tell
+            return slowed
+    return Fraction(str(fps)).limit_denominator(1000)
 
 
 def estimated_bytes(codec: Codec, frames: int, height: int, width: int, crf: int) -> int:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-from .codecs import AUDIO_LAYOUTS, Codec
+from .audio import AudioTrack, Sound
+from .codecs import Codec
 
 # The numbers of ITU-T H.273, which codecs and containers share; BT.709 has the same for primaries, transfer and matrix.
 _RGB = 0
@@ -23,19 +22,14 @@ _LIMITED_RANGE = 1
 _FULL_RANGE = 2
 
 
-class Sound(NamedTuple):
-    """Audio for a whole video: float (channels, samples) in -1..1, and samples a second."""
-
-    waveform: np.ndarray
-    sample_rate: int
-
-
 class VideoWriter:
     """Writes one file; a context manager. Frames are RGB, (height, width, 3), uint8 or, for codecs of 16 bits, uint16.
 
     Colour: the 4:2:0 codecs are converted to and tagged as BT.709, limited range (PyAV alone gives untagged BT.601,
     which players take for BT.709 at these sizes). The lossless codec stores the RGB values themselves.
-    `size` is (width, height) of the file; frames of another size are scaled. PyAV's errors are OSErrors.
+    `size` is (width, height) of the file; frames of another size are scaled. What fails in FFmpeg is an OSError.
+
+    Sound is encoded as far as the frames have come, so that neither waits in memory for the other.
     """
 
     def __init__(
@@ -49,18 +43,18 @@ class VideoWriter:
         sound: Sound | None = None,
         metadata: Mapping[str, str] | None = None,
     ):
-        self._codec, self._size, self._fps = codec, size, fps
+        self._codec, self._size, self._fps, self._frames = codec, size, fps, frames
         self._written = 0
         # use_metadata_tags: as ComfyUI's own nodes, so that a file dropped into the browser opens its workflow.
         options = {"movflags": "use_metadata_tags+faststart"} if codec.container == "mp4" else {}
-        self._container = av.open(str(path), "w", format=codec.container, options=options)
+        with _as_os_errors(path):
+            self._container = av.open(str(path), "w", format=codec.container, options=options)
+        self._path = path
         try:
             for key, text in (metadata or {}).items():
                 self._container.metadata[key] = text
-            self._stream = self._add_video(codec.options(crf, frames))
-            if sound is not None:
-                # First, so that the container can lay it between the frames as they come.
-                self._write_sound(sound, math.ceil(frames / fps * sound.sample_rate))
+            self._stream = self._add_video(codec.options(crf, frames, size))
+            self._audio = None if sound is None else AudioTrack(self._container, codec, sound, frames / fps)
         except BaseException:
             self._abandon()
             raise
@@ -78,24 +72,27 @@ class VideoWriter:
         context.color_range = _FULL_RANGE if self._codec.lossless else _LIMITED_RANGE
         return stream
 
-    def _write_sound(self, sound: Sound, samples: int) -> None:
-        waveform = np.ascontiguousarray(sound.waveform[:, :samples], dtype=np.float32)
-        layout = AUDIO_LAYOUTS[waveform.shape[0]]
-        stream = self._container.add_stream(self._codec.audio_encoder, rate=sound.sample_rate, layout=layout)
-        frame = av.AudioFrame.from_ndarray(waveform, format="fltp", layout=layout)
-        frame.sample_rate = sound.sample_rate
-        frame.pts = 0
-        self._container.mux(stream.encode(frame))
-        self._container.mux(stream.encode(None))
-
     def write(self, rgb: np.ndarray) -> None:
         """Encode the next frame."""
+        if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                f"A frame is uint8 or uint16 of shape (height, width, 3), got {rgb.dtype} of shape {rgb.shape}."
+            )
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24" if rgb.dtype == np.uint8 else "rgb48le")
-        frame = self._converted(frame)
-        frame.pts = self._written
-        frame.time_base = 1 / self._fps
-        self._written += 1
-        self._container.mux(self._stream.encode(frame))
+        with _as_os_errors(self._path):
+            frame = self._converted(frame)
+            frame.pts = self._written
+            frame.time_base = 1 / self._fps
+            self._written += 1
+            self._mux(self._stream.encode(frame))
+
+    def _mux(self, packets: Iterable[av.Packet]) -> None:
+        for packet in packets:
+            packet.stream = self._stream
+            time = packet.dts * packet.time_base
+            self._container.mux(packet)
+            if self._audio is not None:
+                self._audio.write_until(time)
 
     def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
         width, height = self._size
@@ -113,12 +110,17 @@ class VideoWriter:
         )
 
     def finish(self, still_wanted: Callable[[], None]) -> None:
-        """Encode what the encoder holds back, dozens of frames, and close. `still_wanted` is asked before each."""
-        for packet in self._stream.codec_context.encode_lazy(None):
-            still_wanted()
-            packet.stream = self._stream
-            self._container.mux(packet)
-        self._container.close()
+        """Encode what the encoder holds back, dozens of frames, and close. `still_wanted` is asked before each.
+
+        Raises ValueError where other than the `frames` announced were written: x265 may then wait for ever.
+        """
+        if self._written != self._frames or not self._written:
+            raise ValueError(f"A file of {self._frames} frames was begun, {self._written} were written.")
+        with _as_os_errors(self._path):
+            self._mux(_while_wanted(self._stream.codec_context.encode_lazy(None), still_wanted))
+            if self._audio is not None:
+                self._audio.finish()
+            self._container.close()
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -131,3 +133,20 @@ class VideoWriter:
         # Closing writes the trailer of a file that nobody will see; what led here is the error worth reading.
         with suppress(OSError, ValueError):
             self._container.close()
+
+
+def _while_wanted(packets: Iterator[av.Packet], still_wanted: Callable[[], None]) -> Iterator[av.Packet]:
+    for packet in packets:
+        still_wanted()
+        yield packet
+
+
+@contextmanager
+def _as_os_errors(path: Path) -> Iterator[None]:
+    """FFmpeg's own errors are of many kinds; those of the operating system are OSErrors already."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        raise OSError(error.errno, f"FFmpeg could not write {path.name}: {error.strerror}.") from error

@@ -24,6 +24,7 @@ class FrameBuffer:
         self.bits = bits
         self.on_disk = self.size(*self.shape[:3], bits) > memory_limit
         self._drain = Drain()
+        self._broken: dict[torch.device, torch.Tensor] = {}
         self._file = tempfile.TemporaryFile(dir=folder) if self.on_disk else None
         try:
             self._pixels = self._allocate()
@@ -61,8 +62,20 @@ class FrameBuffer:
 
         On a GPU the copy runs on while the caller computes what comes next.
         """
+        self._note_broken(frames, pixels)
         target = torch.from_numpy(self._pixels if self.bits == 8 else self._pixels.view(np.int16))
         self._drain.copy(quantise(pixels, self.bits), target[frames, rows, columns])
+
+    def _note_broken(self, frames: slice, pixels: torch.Tensor) -> None:
+        # One flag a frame, which stays on the device: to look at it now would wait for the device.
+        if pixels.device not in self._broken:
+            self._broken[pixels.device] = torch.zeros(self.shape[0], dtype=torch.bool, device=pixels.device)
+        self._broken[pixels.device][frames].logical_or_(~torch.isfinite(pixels).flatten(1).all(1))
+
+    @property
+    def not_finite(self) -> int:
+        """How many frames were given NaN or infinity, which become black or white."""
+        return int(sum(flags.cpu() for flags in self._broken.values()).count_nonzero()) if self._broken else 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Frames in order, (height, width, 3) uint8 or uint16. Complete once every piece was written."""
