@@ -49,6 +49,9 @@ def pytest_configure(config):
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True
+    from tools.demo_nodes import convolution
+
+    convolution.install()
 
 
 @pytest.hookimpl(hookwrapper=True)

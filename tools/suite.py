@@ -13,8 +13,15 @@ from tools import browser, comfyui, package_tools
 from tools.console import say
 
 ROOT = Path(__file__).resolve().parent.parent
-# Pure torch, training, and this repository's tools, which use the newest themselves: one run is enough.
-NEWEST_ONLY = tuple(f"tests/{name}" for name in ("attention", "install", "miniature", "tools", "training", "weights"))
+# What calls nothing of ComfyUI's, training, and this repository's tools, which use the newest themselves: one run is
+# enough.
+NEWEST_ONLY = tuple(
+    f"tests/{name}"
+    for name in (
+        "attention", "install", "metrics", "miniature", "plan", "tools", "training", "weights",
+        *(f"video/test_{name}.py" for name in ("codecs", "encoder", "frames", "reader")),
+    )
+)  # fmt: skip
 NO_TESTS_COLLECTED = 5
 MOST_WORKERS = 4  # each has its own ComfyUI server
 

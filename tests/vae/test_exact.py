@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from vae_models import UNITS, error, narrow, tiled_decode, tiled_encode
@@ -39,19 +41,29 @@ def test_encode_equals_core(version, frames, rows, columns):
         assert error(tiled_encode(model, x, tile), core) < 5e-6
 
 
-@pytest.mark.parametrize("tile", range(64, 177, 16))
-def test_every_tile_size(tile):
+@pytest.fixture(scope="module")
+def whole():
+    """`whole(rows, columns)`: a model, latents of that size, and what core decodes; each size once."""
     model = narrow("2.1")
-    z = torch.randn(1, 4, 2, 19, 21, generator=torch.Generator().manual_seed(2))
-    assert error(tiled_decode(model, z, tile), model.decode(z)) < 2e-6
+
+    @functools.cache
+    def decoded(rows: int, columns: int):
+        z = torch.randn(1, 4, 2, rows, columns, generator=torch.Generator().manual_seed(2))
+        return model, z, model.decode(z)
+
+    return decoded
+
+
+@pytest.mark.parametrize("tile", range(64, 177, 16))
+def test_every_tile_size(whole, tile):
+    model, z, core = whole(19, 21)
+    assert error(tiled_decode(model, z, tile), core) < 2e-6
 
 
 @pytest.mark.parametrize("layer", [Residual, Upsample, Head])
-def test_a_halo_smaller_by_one_is_wrong(monkeypatch, layer):
+def test_a_halo_smaller_by_one_is_wrong(monkeypatch, whole, layer):
     """The outermost column of what a layer is given, taken away at every tile edge inside the image."""
-    model = narrow("2.1")
-    z = torch.randn(1, 4, 2, 9, 33, generator=torch.Generator().manual_seed(2))
-    core = model.decode(z)
+    model, z, core = whole(9, 33)
     assert error(tiled_decode(model, z, 64), core) < 2e-6
     derived = layer.open
 
