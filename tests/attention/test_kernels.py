@@ -82,12 +82,12 @@ def test_compression(both, ratio):
 
 
 @pytest.mark.parametrize(
-    ("frames", "batch_of_gates", "coarse", "rows"),  # rows at a time
-    [(1, 1, (2, 9), None), (3, 2, (5, 18), None), (3, 1, (2, 9), 2), (1, 2, (2, 9), 1)],
+    ("frames", "batch_of_gates", "height", "coarse", "rows"),  # rows at a time
+    [(1, 1, 3, (2, 9), None), (3, 2, 3, (3, 18), None), (3, 1, 4, (2, 9), 2), (1, 2, 3, (2, 9), 1)],
 )
-def test_refinement_and_blend(both, frames, batch_of_gates, coarse, rows):
+def test_refinement_and_blend(both, frames, batch_of_gates, height, coarse, rows):
     conv = nn.Conv3d(C, C, 3, padding=1, groups=C)
-    shape, low = (2, frames, 5, 18, C), (2, frames, *coarse, C)
+    shape, low = (2, frames, height, 18, C), (2, frames, *coarse, C)
     tokens_at_a_time = rows and 2 * frames * rows * 18
     gate, some = seeded(batch_of_gates, 1, C).sigmoid(), replace(ENGINE, tokens_at_a_time=tokens_at_a_time)
     fast, slow = both(resample.refine_blend, lambda: (seeded(*low), conv, seeded(*shape, seed=1), gate, some))
