@@ -68,6 +68,7 @@ def main() -> int:
         if args.python and not shutil.which(args.python):
             raise Trouble(f"{args.python} is not a program. Name the Python that your ComfyUI runs with in --python.")
     cache = environment.cache_folder()
+    environment.keep_bytecode(cache)
     enter(cache, args)
     if args.command == "test":
         from tools import suite

@@ -45,6 +45,21 @@ def test_cache_folder_that_cannot_be(tmp_path):
     assert "ULTRAGEN_CACHE" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("unwanted", [True, False])
+def test_modules_are_compiled_once(monkeypatch, tmp_path, unwanted):
+    """Beside their sources, or where that is not wanted, in the cache."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    (folder / "module_of_a_test.py").touch()
+    monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1" if unwanted else "")
+    environment.keep_bytecode(tmp_path / "cache")
+    subprocess.run([sys.executable, "-c", "import module_of_a_test"], cwd=folder, check=True)
+    monkeypatch.undo()
+    (compiled,) = tmp_path.rglob("module_of_a_test.*.pyc")
+    assert compiled.is_relative_to(tmp_path / "cache" / "bytecode") == unwanted
+
+
 @pytest.fixture
 def release(tmp_path):
     """A made-up release of one file, and what downloads it."""
