@@ -200,18 +200,21 @@ def batch_1080p(layout: Layout) -> str:
     layout.group("Size")
     latent = layout.add("UltraGenEmptyLatent", preset=PRESET_1080P, vae=vae)
     layout.group("List", 440)
-    prompts = layout.add("UltraGenPrompts", text=PROMPTS)
-    conds = add_prompts(layout, clip, NEGATIVE_ULTRAGEN, prompts)
-    add_video(layout, add_sampling(layout, model, conds, latent), vae, "ultragen_batch")
+    prompts = layout.add("UltraGenPrompts", text=PROMPTS, index=0, negative=NEGATIVE_ULTRAGEN)
+    prompts.node["widgets_values"][4] = "increment"  # what index does after each run
+    conds = add_prompts(layout, clip, prompts._replace(slot=1), prompts)
+    samples = add_sampling(layout, model, conds, latent, seed=prompts._replace(slot=2))
+    add_video(layout, samples, vae, "ultragen_batch")
     return note(
         layout,
         "UltraGen: one video for each prompt of a list",
-        "One Run, as many 1080P videos as *UltraGen Prompts* has lines. For long lists put a `.txt` (one a line) or a"
-        " `.json` file into ComfyUI's `input` folder, press R and choose it in `file`.",
-        "**Order.** ComfyUI runs each node for all prompts before the next node starts: all videos are sampled first"
-        " and saved at the end. All of them start from the same seed.",
-        "**Cut off?** Queue the same list again: UltraGen Resume goes on within the prompt that was cut off, but those"
-        " before it are sampled anew. Long lists are safer queued one by one.",
+        "**Set the number beside Run to the length of the list** (here 3) and run: each entry of the queue makes the"
+        " video of one prompt and saves it before the next begins. `index` counts them, from 0; set it back to 0 for"
+        " another list.",
+        "**Your list** is text, one prompt a line, or a `.txt`, `.csv` or `.json` file in ComfyUI's `input` folder:"
+        " press R and choose it in `file`. A table with the columns `prompt`, `negative`, `seed` gives each video its"
+        " own; what it leaves empty comes from the node.",
+        "**Cut off?** What is saved stays. Set `index` to the prompt that was cut off and queue the rest again.",
         "**Settings** are the published ones, as in ultragen_t2v_1080p.",
         LOG,
         ULTRAGEN_LINKS,

@@ -29,7 +29,7 @@ PROMPT = (
     " and every detail of rock, bark and ripple is crisp."
 )
 PROMPT_I2V = "The camera moves slowly into the scene, light and shadow drift over it, every detail stays crisp."
-PROMPTS = """# One prompt a line. Lines that start with # are left out.
+PROMPTS = """# One prompt a line. A line that starts with # and a blank is a comment.
 Wide aerial shot drifting slowly over a mountain lake at sunrise, snow-covered peaks, mist on the still water
 Waves roll in on black volcanic sand at dusk, foam glows in the last light, the camera stays low and still
 Slow drone flight above an autumn forest in the fog, golden larches, a river winds through the valley"""
@@ -58,7 +58,7 @@ def load_vae(layout: Layout, file: ModelFile = VAE21) -> Out:
     return layout.add("VAELoader", "Load VAE", vae_name=file.name)
 
 
-def add_prompts(layout: Layout, clip: Out, negative: str, prompt: str | Out = PROMPT) -> dict[str, Out]:
+def add_prompts(layout: Layout, clip: Out, negative: str | Out, prompt: str | Out = PROMPT) -> dict[str, Out]:
     layout.group("Prompts", 440)
     return {
         "positive": layout.add("CLIPTextEncode", "Prompt", clip=clip, text=prompt),
@@ -74,10 +74,11 @@ def add_sampling(
     steps: int = 30,
     cfg: int = 5,
     title: str = "Sampling",
+    seed: int | Out = 0,
 ) -> Out:
     layout.group(title, 320)
     sampling = layout.add("UltraGenModelSampling", model=model, shift=5, steps=steps)
-    return _sampler(layout, sampling, sampling._replace(slot=1), conds, latent, cfg)
+    return _sampler(layout, sampling, sampling._replace(slot=1), conds, latent, cfg, seed)
 
 
 def add_refining(layout: Layout, model: Out, conds: dict[str, Out], latent: Out) -> Out:
@@ -87,9 +88,11 @@ def add_refining(layout: Layout, model: Out, conds: dict[str, Out], latent: Out)
     return _sampler(layout, sampling, split._replace(slot=1), conds, latent)
 
 
-def _sampler(layout: Layout, model: Out, sigmas: Out, conds: dict[str, Out], latent: Out, cfg: int = 5) -> Out:
+def _sampler(
+    layout: Layout, model: Out, sigmas: Out, conds: dict[str, Out], latent: Out, cfg: int = 5, seed: int | Out = 0
+) -> Out:
     guider = layout.add("CFGGuider", "CFG", model=model, cfg=cfg, **conds)
-    noise = layout.add("RandomNoise", "Seed", noise_seed=0)
+    noise = layout.add("RandomNoise", "Seed", noise_seed=seed)
     sampler = layout.add("UltraGenResume", sampler=layout.add("KSamplerSelect", sampler_name="euler"))
     return layout.add(
         "SamplerCustomAdvanced", "Sample", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,

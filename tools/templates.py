@@ -75,6 +75,9 @@ def make(name: str, object_info: dict) -> dict:
 
 def small_run(server: Server, file: Path, look: Look, object_info: dict, seed: int) -> list[Path]:
     graph = workflow.make_small(workflow.to_api(file, object_info), *look.size, seed)
+    for node in graph.values():
+        if node["class_type"] == "UltraGenPrompts":
+            node["inputs"]["index"] = -1  # the whole list
     return demo.saved_videos(server, server.run(workflow.with_stand_ins(graph)))
 
 

@@ -21,7 +21,7 @@ def to_api(file: Path, object_info: dict) -> dict:
 
 
 def make_small(graph: dict, width: int, height: int, frames: int, steps: int, seed: int) -> dict:
-    """The same graph at another size, steps and seed."""
+    """The same graph at another size, steps and seed. Links stay."""
     small = copy.deepcopy(graph)
     for node in small.values():
         changes = {
@@ -29,10 +29,13 @@ def make_small(graph: dict, width: int, height: int, frames: int, steps: int, se
             "WanImageToVideo": {"width": width, "height": height, "length": frames},
             "UltraGenModelSampling": {"steps": steps},
             "RandomNoise": {"noise_seed": seed},
+            "UltraGenPrompts": {"seed": seed},
             "UltraGenLoadLatent": {"latent": KEPT_LATENT},
             "UltraGenSaveVideo": {"crop": "keep"},
         }.get(node["class_type"], {})
-        node["inputs"] |= changes
+        node["inputs"] |= {
+            name: value for name, value in changes.items() if not isinstance(node["inputs"].get(name), list)
+        }
     return small
 
 

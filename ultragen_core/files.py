@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .printable import printable
+
 UNFINISHED = ".part"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -29,6 +31,14 @@ def finished_file(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def file_within(folder: Path, name: str) -> Path:
+    """A file that somebody named, in `folder` or below it. Raises ValueError where it is none, or leads elsewhere."""
+    path = Path(os.path.realpath(folder / name.replace("\\", "/"))) if "\0" not in name else folder
+    if not os.path.isfile(path) or not path.is_relative_to(os.path.realpath(folder)):
+        raise ValueError(f"{printable(name)} must be a file in {folder}. Put it there, or correct the name.")
+    return path
 
 
 def is_full(error: BaseException) -> bool:

@@ -1,61 +1,92 @@
-"""Lists of prompts: one a line, or json."""
+"""What UltraGen Prompts gives for each video: an entry of the list, and the node's own values where it says nothing."""
 
 from __future__ import annotations
 
 import json
-import re
-from contextlib import suppress
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 
-_LINES = re.compile(r"\r\n|\r|\n")  # no other character ends a line: pasted text holds some that look like spaces
-_JSON = re.compile(r"[\[{]\s*[\"\[{]")  # prompts may begin with a bracket too: [cinematic], {red|blue}
-_UTF16 = b"\xff\xfe", b"\xfe\xff"
+from .prompt_lists.entries import MAX_SEED, Entry, PromptList, seed_of, shown
+from .prompt_lists.formats import AUTO, decode, parse
 
-
-def read_prompts(path: Path) -> list[str]:
-    """`parse_prompts` of a file in UTF-8, or in UTF-16 with its mark. Raises ValueError."""
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} must be text in UTF-8, got other bytes ({error}). Save it as UTF-8.") from error
-    return parse_prompts(text, path.name)
+NO_FILE = "none"
+WHOLE_LIST = -1
 
 
-def parse_prompts(text: str, name: str = "The prompt list") -> list[str]:
-    """Plain text: one prompt a line, empty lines and lines that start with # left out. Json: a list of strings or of
-    objects with a "prompt", an object with such a list under "prompts", or one string or object a line.
+@dataclass(frozen=True)
+class Item:
+    """One video of a list. index: its place in the list, from 0. image: a file name, or None.
 
-    name: of the file; one that ends in .json holds nothing else. Raises ValueError where there is no prompt, or the
-    json is of another form.
+    negative and seed are links of the graph, [node id, output], where the node's own are links.
     """
-    lines = [line.strip() for line in _LINES.split(text.lstrip("\ufeff"))]
-    lines = [line for line in lines if line and not line.startswith("#")]
-    if lines and (name.lower().endswith(".json") or _JSON.match("\n".join(lines))):
-        lines = _of_json(_json(lines, name), name)
-    if not lines:
+
+    prompt: str
+    negative: str | list
+    seed: int | list
+    image: str | None
+    index: int
+
+    def details(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+def read_list(inputs: Mapping, read_file: Callable[[str], bytes]) -> PromptList:
+    """The list that the node's inputs name: `text`, or `file` unless it is NO_FILE, read as `format` says.
+
+    read_file: the content of a file of the input folder. Raises ValueError in a sentence, and what read_file raises.
+    """
+    file, format = inputs.get("file", NO_FILE), inputs.get("format", AUTO)
+    if file != NO_FILE:
+        return parse(decode(read_file(file), file), format, file)
+    if not isinstance(inputs["text"], str):
+        raise ValueError(f"text must be text, got {shown(inputs['text'])}. Link a string.")
+    return parse(inputs["text"], format)
+
+
+def chosen_items(found: PromptList, index: int = WHOLE_LIST, negative: str = "", seed: int = 0) -> list[Item]:
+    """All items, or the one at `index`. Raises ValueError where the list ends before it, or the seed is none.
+
+    An entry without a negative or seed takes those given. The same entry once more without a seed takes the next seed,
+    so that writing a line four times makes four videos. No seed hangs on the other entries of the list.
+    """
+    if not isinstance(index, int) or not WHOLE_LIST <= index < len(found.entries):
         raise ValueError(
-            f"{name} must hold at least one prompt, got none. Write one prompt a line; lines that start with # are"
-            " comments."
+            f"index must be at most {len(found.entries) - 1}, the last of {len(found.entries)} prompts, got {index}."
+            f" Set it to 0 to begin anew, or to {WHOLE_LIST} for the whole list."
         )
-    return lines
+    seed = seed if isinstance(seed, list) else seed_of(seed)
+    repeats: Counter[Entry] = Counter()
+    items = []
+    for number, entry in enumerate(found.entries):
+        own_seed = entry.seed if entry.seed is not None else _later(seed, repeats[entry])
+        repeats[entry] += 1
+        items.append(Item(entry.prompt, entry.negative or negative, own_seed, entry.image, number))
+    return items if index == WHOLE_LIST else [items[index]]
 
 
-def _json(lines: list[str], name: str) -> object:
+def _later(seed: int | list, number: int) -> int | list:
+    if isinstance(seed, int):
+        return (seed + number) % (MAX_SEED + 1)
+    return [*seed, number] if number else seed
+
+
+def item_of(inputs: Mapping, position: int | None, read_file: Callable[[str], bytes]) -> dict | None:
+    """What one item of the node's lists is computed from, whatever else the list holds.
+
+    inputs: of an UltraGenPrompts node in the queued graph (API format), links included. position: ComfyUI's place in
+    the list, which stays at the last item of a shorter list; None is the first. read_file: as in `read_list`.
+    Returns {"prompt", "negative", "seed", "image"}; a negative or seed that comes through a link is that link. None
+    where the list cannot be known from the graph: its text, file or index is a link, or the file is gone or changed.
+    """
+    names = ("text", "file", "format", "index")
+    if any(isinstance(inputs.get(name), list) for name in names):
+        return None
+    own = {name: inputs[name] for name in ("index", "negative", "seed") if name in inputs}
     try:
-        return json.loads("\n".join(lines))
-    except json.JSONDecodeError as error:
-        with suppress(json.JSONDecodeError):
-            return [json.loads(line) for line in lines]
-        raise ValueError(
-            f"{name} starts like json but is not: {error}. Mend it, or write one prompt a line."
-        ) from error
-
-
-def _of_json(found: object, name: str) -> list[str]:
-    items = found.get("prompts", [found]) if isinstance(found, dict) else found
-    items = items if isinstance(items, list) else [None]
-    prompts = [item.get("prompt") if isinstance(item, dict) else item for item in items]
-    if not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f'{name} must be a json list of strings, or of objects with a "prompt".')
-    return [prompt.strip() for prompt in prompts if prompt.strip()]
+        items = chosen_items(read_list(inputs, read_file), **own)
+    except (ValueError, OSError):
+        return None
+    item = asdict(items[min(position or 0, len(items) - 1)])
+    del item["index"]
+    return item

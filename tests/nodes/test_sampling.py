@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-from ultragen_core.prompts import parse_prompts, read_prompts
 from ultragen_core.sampling import flow_sigmas, shift_for_size
 from ultragen_core.sizes import PRESETS, VideoSize, latent_shape, round_up
 
@@ -74,72 +73,6 @@ def test_empty_latent_of_another_vae(pack):
 
     assert shape("custom", 1280, 720, 121) == (1, 48, 31, 46, 80)
     assert shape("4K x 81 (3840x2176)", 64, 64, 1) == (1, 48, 21, 136, 240)  # what T3-Video's 5B was trained on
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a cat\n# not this\n\n  a dog  \n",
-        '["a cat", "a dog"]',
-        '{"prompts": [{"prompt": "a cat"}, "a dog"]}',
-        "\ufeffa cat\na dog",
-        "a cat\r\na dog\r",
-        '[\n "a cat",\n "a dog"\n]',
-        '{"prompt": "a cat"}\n{"prompt": "a dog"}\n',
-    ],
-)
-def test_prompts(text):
-    assert parse_prompts(text) == ["a cat", "a dog"]
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("# only\n", "must hold at least one prompt"),
-        ('["a", 2]', "json list of strings"),
-        ('{"prompts": "a lake"}', "json list of strings"),
-        ('{"prompts": 5}', "json list of strings"),
-        ('{"text": "a lake"}', "json list of strings"),
-        ('["a"', "starts like json but is not"),
-    ],
-)
-def test_wrong_prompts(text, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        parse_prompts(text)
-
-
-@pytest.mark.parametrize("text", ["[cinematic] a cat", "{red|blue} a cat", "[1] a cat", "a cat\u2028with a dog"])
-def test_prompts_that_are_one_line_of_plain_text(text):
-    assert parse_prompts(text) == [text]
-
-
-def test_one_prompt_as_json():
-    assert parse_prompts('{"prompt": "a cat"}') == ["a cat"]
-
-
-def test_prompt_files_in_other_encodings(tmp_path):
-    (tmp_path / "utf16.txt").write_text("ein Kätzchen\nein Hund", encoding="utf-16")
-    assert read_prompts(tmp_path / "utf16.txt") == ["ein Kätzchen", "ein Hund"]
-    (tmp_path / "gbk.txt").write_text("落日下的湖面，远处是群山", encoding="gbk")
-    with pytest.raises(ValueError, match="gbk.txt must be text in UTF-8.*Save it as UTF-8"):
-        read_prompts(tmp_path / "gbk.txt")
-    (tmp_path / "list.json").write_text("[cinematic] a cat")
-    with pytest.raises(ValueError, match="list.json starts like json but is not"):
-        read_prompts(tmp_path / "list.json")
-
-
-def test_prompt_files_are_confined_to_the_input_folder(pack, tmp_path, monkeypatch):
-    import folder_paths
-
-    (tmp_path / "input").mkdir()
-    (tmp_path / "input" / "list.txt").write_text("one\ntwo\n")
-    (tmp_path / "secret.txt").write_text("secret")
-    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
-    prompts = node(pack, "UltraGenPrompts")
-    assert prompts.prompt_files() == ["list.txt"]
-    assert prompts.execute("", "list.txt").result[0] == ["one", "two"]
-    with pytest.raises(ValueError, match="file must be one of none, list.txt, got '../secret.txt'"):
-        prompts.execute("", "../secret.txt")
 
 
 def test_resume_knows_model_files_by_their_name(pack, tmp_path, monkeypatch):

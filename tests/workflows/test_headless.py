@@ -27,10 +27,10 @@ def test_api_format_is_that_of_the_template(example, server):
     )
 
 
-def queue(server, graph: dict, folder) -> subprocess.CompletedProcess:
+def queue(server, graph: dict, folder, *settings: str) -> subprocess.CompletedProcess:
     file = folder / "workflow.json"
     file.write_text(json.dumps(graph))
-    command = [sys.executable, HEADLESS / "run.py", file, server.url]
+    command = [sys.executable, HEADLESS / "run.py", file, server.url, *settings]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -47,3 +47,14 @@ def test_client_ends_with_1_where_a_node_fails(server, tmp_path):
     prompts = {"class_type": "UltraGenPrompts", "inputs": {"text": "# nothing", "file": "none"}}
     shown = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}
     assert queue(server, {"1": prompts, "2": shown}, tmp_path).returncode == 1
+
+
+def test_client_goes_through_a_list_until_its_end(server, tmp_path):
+    batch = workflow.to_api(templates.FOLDER / "ultragen_batch_1080p.json", server.get("/object_info"))
+    assert batch["5"]["class_type"] == "UltraGenPrompts"
+    graph = {"5": batch["5"], "1": {"class_type": "PreviewAny", "inputs": {"source": ["5", 0]}}}
+    shown = []
+    while (done := queue(server, graph, tmp_path, f"5.index={len(shown)}", "5.text=one\ntwo")).returncode == 0:
+        shown += json.loads(done.stdout)["1"]["text"]
+    assert shown == ["one", "two"]
+    assert "index must be at most 1, the last of 2 prompts, got 2." in done.stderr

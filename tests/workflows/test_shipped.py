@@ -123,7 +123,7 @@ RULES = {
     "ultragen_few_steps_1080p": [ULTRAGEN],
     "ultragen_i2v_1080p": [UNTRAINED],
     "ultragen_two_pass_1080p": [ULTRAGEN],
-    "ultragen_batch_1080p": [ULTRAGEN] * 3,
+    "ultragen_batch_1080p": [ULTRAGEN],  # a run
     "ultragen_decode_only": [],
 }
 # Of all others: that of the small run.

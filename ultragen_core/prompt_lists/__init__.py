@@ -1,0 +1,1 @@
+"""Prompt lists as people write them."""

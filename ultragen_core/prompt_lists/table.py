@@ -1,0 +1,94 @@
+"""Tables: CSV of every spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+
+from .entries import Entry, PromptList, entries_of, field_of
+from .lines import COMMENT, split_lines, without_comments
+
+_SEPARATORS = ",", ";", "\t"  # semicolons are Excel's where the comma is the decimal point
+_NO_SEPARATOR = "\x1f"
+_SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\s*")  # Excel's own first line
+
+
+def is_table(text: str) -> bool:
+    """Whether the first line has the names of columns, prompt among them. One name alone may be a prompt."""
+    heads = ([field_of(cell) for cell in _head(text, separator)] for separator in _SEPARATORS)
+    return any("prompt" in head and len(head) > 1 + head.count(None) for head in heads)
+
+
+def read_table(text: str, name: str) -> PromptList:
+    """CSV with commas, semicolons or tabs, and a first row of column names; a single column may go without.
+
+    Raises ValueError in a sentence that begins with `name`.
+    """
+    separator, text = _separator(text)
+    rows = [row for row in _rows(text, separator, name) if any(map(str.strip, row)) and not COMMENT.match(row[0])]
+    if not rows:
+        return PromptList(())
+    if not any(map(field_of, rows[0])):
+        return _without_names(rows, name)
+    names, *rows = rows
+    _check_names(names, name)
+    for number, row in enumerate(rows, 1):
+        if any(map(str.strip, row[len(names) :])):
+            raise ValueError(
+                f"{name}, entry {number}: {len(row)} cells under {len(names)} column names. Put cells that hold"
+                f" {separator!r} into double quotes."
+            )
+    return entries_of((dict(zip(names, row, strict=False)) for row in rows), name)
+
+
+def _check_names(names: list[str], name: str) -> None:
+    fields = [field for field in map(field_of, names) if field]
+    if "prompt" not in fields or len(fields) > len(set(fields)):
+        raise ValueError(
+            f"{name} must have one column prompt, and at most one of negative, seed and image each; got"
+            f" {', '.join(map(str.strip, names))}."
+        )
+
+
+def _without_names(rows: list[list[str]], name: str) -> PromptList:
+    if any(len(row) > 1 for row in rows) or any(all(mark in row[0] for row in rows) for mark in ";\t"):
+        raise ValueError(
+            f"{name} must begin with a row of column names, such as prompt,negative,seed, got"
+            f" {rows[0][0].strip()!r}. Add it, or choose lines where each line is a prompt."
+        )
+    return PromptList(tuple(Entry(row[0].strip()) for row in rows))
+
+
+def _separator(text: str) -> tuple[str, str]:
+    """The separator, and the text without the line in which Excel names it: the one that makes most known names."""
+    first, _, rest = text.lstrip().partition("\n")
+    told = _SEPARATOR_LINE.fullmatch(first)
+    if told:
+        return told[1], rest
+    heads = {separator: _head(text, separator) for separator in _SEPARATORS}
+    best = max(heads, key=lambda separator: sum(map(bool, map(field_of, heads[separator]))))
+    # A single column has no separator: its cells may hold commas without quotes.
+    alone = len(heads[best]) == 1 and field_of(heads[best][0])
+    return _NO_SEPARATOR if alone else best, text
+
+
+def _head(text: str, separator: str) -> list[str]:
+    """The cells of the first line that is no comment; none where it is not CSV."""
+    lines = [line for line in split_lines(without_comments(text)) if line.strip()]
+    try:
+        return next(csv.reader(lines[:1], delimiter=separator, skipinitialspace=True, strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _rows(text: str, separator: str, name: str) -> Iterator[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(
+            f"{name} cannot be read as CSV, line {reader.line_num}: {error}. Is a double quote not closed? Within"
+            " quotes, write two for one."
+        ) from error
