@@ -103,3 +103,11 @@ def test_a_raw_stream_without_times(tmp_path):
     with av.open(str(raw)) as container:
         assert all(frame.pts is None for frame in container.decode(video=0))
     assert len(list(read_frames(str(raw)))) == COUNT
+
+
+def test_files_that_ffmpeg_cannot_read_are_oserrors_that_name_them(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"no video at all")
+    with pytest.raises(OSError, match="FFmpeg could not read clip.mp4: ."):
+        list(read_frames(str(tmp_path / "clip.mp4")))
+    with pytest.raises(OSError, match="FFmpeg could not read the video: ."):
+        list(read_frames(BytesIO(b"no video at all")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from .audio import AudioTrack, Sound
 from .codecs import Codec
+from .errors import as_os_errors
 
 # The numbers of ITU-T H.273, which codecs and containers share; BT.709 has the same for primaries, transfer and matrix.
 _RGB = 0
@@ -47,9 +48,9 @@ class VideoWriter:
         self._written = 0
         # use_metadata_tags: as ComfyUI's own nodes, so that a file dropped into the browser opens its workflow.
         options = {"movflags": "use_metadata_tags+faststart"} if codec.container == "mp4" else {}
-        with _as_os_errors(path):
+        self._doing = f"write {path.name}"
+        with as_os_errors(self._doing):
             self._container = av.open(str(path), "w", format=codec.container, options=options)
-        self._path = path
         try:
             for key, text in (metadata or {}).items():
                 self._container.metadata[key] = text
@@ -79,7 +80,7 @@ class VideoWriter:
                 f"A frame is uint8 or uint16 of shape (height, width, 3), got {rgb.dtype} of shape {rgb.shape}."
             )
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24" if rgb.dtype == np.uint8 else "rgb48le")
-        with _as_os_errors(self._path):
+        with as_os_errors(self._doing):
             frame = self._converted(frame)
             frame.pts = self._written
             frame.time_base = 1 / self._fps
@@ -116,7 +117,7 @@ class VideoWriter:
         """
         if self._written != self._frames or not self._written:
             raise ValueError(f"A file of {self._frames} frames was begun, {self._written} were written.")
-        with _as_os_errors(self._path):
+        with as_os_errors(self._doing):
             self._mux(_while_wanted(self._stream.codec_context.encode_lazy(None), still_wanted))
             if self._audio is not None:
                 self._audio.finish()
@@ -139,14 +140,3 @@ def _while_wanted(packets: Iterator[av.Packet], still_wanted: Callable[[], None]
     for packet in packets:
         still_wanted()
         yield packet
-
-
-@contextmanager
-def _as_os_errors(path: Path) -> Iterator[None]:
-    """FFmpeg's own errors are of many kinds; those of the operating system are OSErrors already."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        if isinstance(error, OSError):
-            raise
-        raise OSError(error.errno, f"FFmpeg could not write {path.name}: {error.strerror}.") from error

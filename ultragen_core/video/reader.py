@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 
 import av
 import numpy as np
 import torch
+
+from .errors import as_os_errors
 
 
 def read_frames(source: str | BytesIO, start: float = 0.0, duration: float = 0.0) -> Iterator[torch.Tensor]:
     """Frames in order, float32 RGB (height, width, 3) in 0..1, turned as the file says; one is in memory at a time.
 
     start, duration: the part to read, in seconds; duration 0 reads to the end. ValueError for a file without a picture.
-    PyAV's errors are OSErrors or ValueErrors.
+    What fails in FFmpeg is an OSError.
     """
-    with av.open(source, mode="r") as container:
+    name = Path(source).name if isinstance(source, str) else "the video"
+    with as_os_errors(f"read {name}"), av.open(source, mode="r") as container:
         if not container.streams.video:
             raise ValueError(
                 f"A video file holds pictures, this one has none ({container.format.name}). Choose another."
