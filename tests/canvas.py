@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 
@@ -45,6 +46,13 @@ _TITLE = """() => {
     const {x, y} = app.canvas.canvas.getBoundingClientRect();
     return [x + (node.pos[0] + 60 + offset[0]) * scale, y + (node.pos[1] - 15 + offset[1]) * scale];
 }"""
+_DROP = """([name, type, content]) => {
+    const dataTransfer = new DataTransfer();
+    const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+    dataTransfer.items.add(new File([bytes], name, {type}));
+    const where = {dataTransfer, bubbles: true, cancelable: true, clientX: 900, clientY: 500};
+    app.canvas.canvas.dispatchEvent(new DragEvent("drop", where));
+}"""
 
 
 class Canvas:
@@ -74,6 +82,10 @@ class Canvas:
         """As if the file had been dropped on the page."""
         self.run("workflow => app.loadGraphData(workflow)", workflow)
         self.run(_DRAWN)
+
+    def drop(self, file: Path, kind: str) -> None:
+        """A file dropped on the graph, of this media type."""
+        self.run(_DROP, [file.name, kind, base64.b64encode(file.read_bytes()).decode()])
 
     def prompt(self) -> dict:
         """What Run would queue, in API format."""

@@ -10,7 +10,7 @@ app.registerExtension({
         const onExecuted = node.onExecuted;
         node.onExecuted = function (output) {
             onExecuted?.apply(this, arguments);
-            show(node, output?.text?.join("\n") ?? "");
+            show(node, [output?.text ?? []].flat().join("\n"));
         };
     },
 });
@@ -20,8 +20,8 @@ const LINE = 15; // pixels
 const MOST_LINES = 6;
 
 function show(node, text) {
-    const said = node.widgets?.find((widget) => widget.name === NAME) ?? (text && add(node));
-    if (!said) return;
+    const said = node.widgets?.find((widget) => widget?.name === NAME) ?? (text && add(node));
+    if (!said?.element) return;
     said.element.textContent = text;
     const [width, height] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
@@ -39,7 +39,8 @@ function add(node) {
         whiteSpace: "pre-wrap",
     });
     // Six pixels a letter: the element itself cannot be measured before it is drawn.
-    const lines = () => element.textContent.split("\n").map((line) => Math.ceil((6 * line.length) / (node.size[0] - 40)));
+    const width = () => Math.max(60, node.size[0] - 40);
+    const lines = () => element.textContent.split("\n").map((line) => Math.ceil((6 * line.length) / width()));
     const height = () => 4 + LINE * Math.min(MOST_LINES, lines().reduce((a, b) => a + b, 0));
     return display(node, NAME, element, height);
 }
