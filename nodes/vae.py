@@ -81,7 +81,8 @@ class UltraGenVAEDecode(Node):
     @classmethod
     def execute(cls, samples, vae, tile: int) -> io.NodeOutput:
         images = host.decode(vae, samples["samples"], tile or None)
-        return io.NodeOutput(images.reshape(-1, *images.shape[-3:]), ui=_said(vae))
+        # As core's node: only videos have a dimension of their own.
+        return io.NodeOutput(images.flatten(0, 1) if images.ndim == 5 else images, ui=_said(vae))
 
 
 NODES = [UltraGenVAETiling, UltraGenVAEDecode]

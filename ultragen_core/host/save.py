@@ -33,7 +33,7 @@ from ..video.encoder import VideoWriter
 from ..video.frames import FrameBuffer
 from ..video.latents import SUFFIX, save_latent
 from .save_progress import DECODING, ENCODING, Report, SaveProgress
-from .vae import decoded_shape, refusal, stream_decode
+from .vae import decoded_shape, may_pin, refusal, stream_decode
 
 KEEP, KEEP_UNTIL_SAVED, KEEP_NOT = "keep", "until the video is saved", "off"
 NAMELESS = "ultragen"  # ComfyUI's own name for nothing begins with a dot, which hides the file
@@ -116,7 +116,7 @@ class _Plan:
 
     def buffer(self) -> FrameBuffer:
         shape = (self.frames, self.height, self.width)
-        return FrameBuffer(*shape, self.codec.bits, self.folders.temp, self.ram_limit)
+        return FrameBuffer(*shape, self.codec.bits, self.folders.temp, self.ram_limit, may_pin())
 
 
 def save_video(

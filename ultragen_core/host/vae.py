@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import copy
+import functools
+import logging
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import comfy.utils
 import torch
+from comfy.cli_args import args
 
 from ..vae.drain import Drain
 from ..vae.geometry import Window
+from ..vae.memory import tensor_limit
+from ..vae.walk import channels_in
+from .out_of_memory import is_host_out_of_memory
 from .vae_known import known
-from .vae_run import SMALLEST_TILE, Report, decode_video, encode_video
+from .vae_retry import SMALLEST_TILE, ram_ran_out
+from .vae_run import Report, decode_video, encode_video
+from .vae_shapes import check_images, decoded_shape, picture_channels
 
 __all__ = ["SMALLEST_TILE", "Region", "decode", "decoded_shape", "encode", "refusal", "stream_decode", "tiled"]
 
@@ -34,21 +43,20 @@ def refusal(vae) -> str:
     return known(vae).refusal
 
 
-def decoded_shape(vae, latent_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """(batch, frames, height, width) of what a latent of shape (b, c, t, h, w) or (b, c, h, w) decodes to.
+def may_pin() -> bool:
+    """Whether copies from a GPU may go through pinned memory, which ComfyUI's user may have turned off."""
+    return not args.disable_pinned_memory
 
-    Raises ValueError where latent and VAE do not belong together.
-    """
-    if latent_shape[1] != vae.latent_channels:
+
+def check_tile(tile: int | None) -> None:
+    """Raise ValueError unless `tile` is a side in pixels that decode and encode take; None is auto."""
+    if tile is None:
+        return
+    if isinstance(tile, bool) or not isinstance(tile, int) or tile < SMALLEST_TILE:
         raise ValueError(
-            f"The VAE must be the model's: the latent has {latent_shape[1]} channels, the VAE takes"
-            f" {vae.latent_channels}. Latents of 16 channels need Wan 2.1's VAE, those of 48 (the 5B model) Wan 2.2's."
+            f"A tile must be at least {SMALLEST_TILE} pixels, got {tile}. Choose a larger one, or 0 (in Python None)"
+            " for auto."
         )
-    ratio, rows, columns = (
-        vae.upscale_ratio if isinstance(vae.upscale_ratio, tuple) else (None, *[vae.upscale_ratio] * 2)
-    )
-    frames = ratio(latent_shape[2]) if ratio and len(latent_shape) == 5 else 1
-    return latent_shape[0], frames, latent_shape[-2] * rows, latent_shape[-1] * columns
 
 
 @torch.no_grad()
@@ -61,18 +69,29 @@ def stream_decode(
 ) -> None:
     """Decode the latent (b, c, t, h, w) exactly, in tiles, handing every finished piece to `write(region, pixels)`.
 
-    `pixels` is (frames, rows, columns, 3), float, 0..1, on the decode device, and the writer's to change. When memory
-    runs out, all regions of that video come again, in smaller pieces. `tile` is a side in output pixels; None takes the
-    largest that fits into free device memory. `progress` is a ComfyUI ProgressBar or called as progress(done, total).
-    Raises vae_run.NotEnoughMemory when even the smallest tile does not fit, ValueError for a tile below SMALLEST_TILE.
+    `pixels` is (frames, rows, columns, 3), float, 0..1, on the decode device, and the writer's to change; a fourth
+    channel (alpha) is dropped. When memory runs out, all regions of that video come again, in smaller pieces. `tile` is
+    a side in output pixels; None takes the largest that fits into free device memory. `progress` is a ComfyUI
+    ProgressBar or called as progress(done, total). Raises vae_run.NotEnoughMemory when even the smallest tile does not
+    fit, ValueError for a tile below SMALLEST_TILE and for a latent that is not this VAE's.
     """
-    if tile is not None and tile < SMALLEST_TILE:
-        raise ValueError(
-            f"A tile must be at least {SMALLEST_TILE} pixels, got {tile}. Choose a larger one, or None for auto."
-        )
+    check_tile(tile)
+    shape = decoded_shape(vae, samples.shape)
+    if picture_channels(vae) > 3:
+        logging.warning("UltraGen: this VAE decodes to pictures with alpha, which a video file has not: it is dropped.")
+
+    def write_rgb(region: Region, pixels: torch.Tensor) -> None:
+        write(region, pixels[..., :3])
+
     if known(vae).refusal:
-        _stream_from_core(vae, samples, write)
-        return
+        _stream_from_core(vae, samples, shape, write_rgb)
+    else:
+        _stream(vae, samples, write_rgb, tile, progress)
+
+
+def _stream(
+    vae, samples: torch.Tensor, write: Write, tile: int | None, progress: Report | comfy.utils.ProgressBar | None
+) -> None:
     for index in range(samples.shape[0]):
 
         def emit(frames: slice, window: Window, pixels: torch.Tensor, index: int = index) -> None:
@@ -84,61 +103,118 @@ def stream_decode(
         decode_video(vae, known(vae).decoder, samples[index : index + 1], tile, emit, report)
 
 
+@torch.no_grad()
 def decode(vae, samples: torch.Tensor, tile: int | None = None) -> torch.Tensor:
-    """Latents to an IMAGE per video, (b, frames, height, width, 3) on the VAE's output device, as core's vae.decode."""
+    """Latents to an IMAGE per video, (b, frames, height, width, c) on the VAE's output device, as core's vae.decode."""
+    check_tile(tile)
     if known(vae).refusal:
         return vae.decode(samples)
-    shape = (*decoded_shape(vae, samples.shape), vae.output_channels)
-    images = torch.empty(shape, dtype=_output_dtype(vae), device=vae.output_device)
-    drain = Drain()
+    shape = (*decoded_shape(vae, samples.shape), picture_channels(vae))
+    images = _empty_images(vae, shape)
+    drain = Drain(pinned=may_pin())
 
     def write(region: Region, pixels: torch.Tensor) -> None:
         drain.copy(pixels, images[region])
 
-    stream_decode(vae, samples, write, tile, comfy.utils.ProgressBar(1))
+    _stream(vae, samples, write, tile, comfy.utils.ProgressBar(1))
     drain.finish()
     return images
 
 
 @torch.no_grad()
 def encode(vae, pixels: torch.Tensor, tile: int | None = None) -> torch.Tensor:
-    """An IMAGE ([b,] frames, height, width, 3) to latents (b, c, t, h, w), as core's vae.encode."""
+    """An IMAGE ([b,] frames, height, width, c) to latents (b, c, t, h, w), as core's vae.encode.
+
+    Raises ValueError for images that the VAE cannot take.
+    """
+    check_tile(tile)
     if known(vae).refusal:
         return vae.encode(pixels)
-    pixels = vae.vae_encode_crop_pixels(pixels).movedim(-1, 1)
+    layers = known(vae).encoder
+    channels = channels_in(layers)
+    check_images(pixels, 1, vae.spacial_compression_encode())
+    pixels = vae.vae_encode_crop_pixels(pixels)[..., :channels]
+    check_images(pixels, channels, vae.spacial_compression_encode())
+    pixels = pixels.movedim(-1, 1)
     if pixels.ndim < 5:
         pixels = pixels.unsqueeze(2) if vae.not_video else pixels.movedim(1, 0).unsqueeze(0)
     bar, made = comfy.utils.ProgressBar(1), []
     for index in range(pixels.shape[0]):
         report = _share(_reporter(bar), index, pixels.shape[0])
-        latents = encode_video(vae, known(vae).encoder, pixels[index : index + 1], tile, report)
+        latents = encode_video(vae, layers, pixels[index : index + 1], tile, report)
         made.append(latents.to(vae.output_device, _output_dtype(vae)))
     return torch.cat(made)
+
+
+class ExactMethods:
+    """What `tiled` puts before a VAE's class. Everything is looked up on the VAE itself, so that copies with another
+    model or device use their own. Core's tile sizes are dropped: they decide how wrong core's result is, ours only how
+    much memory it takes.
+    """
+
+    exact_tile: int | None = None
+
+    def decode(self, samples_in, *core, **core_by_name):
+        if refusal(self):
+            return super().decode(samples_in, *core, **core_by_name)
+        return decode(self, samples_in, self.exact_tile)
+
+    def decode_tiled(self, samples, *core, **core_by_name):
+        if refusal(self):
+            return super().decode_tiled(samples, *core, **core_by_name)
+        return decode(self, samples, self.exact_tile)
+
+    def encode(self, pixel_samples, *core, **core_by_name):
+        if refusal(self):
+            return super().encode(pixel_samples, *core, **core_by_name)
+        return encode(self, pixel_samples, self.exact_tile)
+
+    def encode_tiled(self, pixel_samples, *core, **core_by_name):
+        if refusal(self):
+            return super().encode_tiled(pixel_samples, *core, **core_by_name)
+        return encode(self, pixel_samples, self.exact_tile)
+
+
+ExactMethods.exact_methods = ExactMethods  # by which vae_known tells them from another pack's
 
 
 def tiled(vae, tile: int | None = None):
     """A copy of the VAE whose decode, decode_tiled, encode and encode_tiled are exact and tiled; same patcher.
 
-    Core's nodes call these four. Core's own tile sizes are dropped: they decide how wrong the result is, ours only how
-    much memory it takes.
+    A VAE that is left to core, or to the pack that it is from, is returned as it is.
     """
+    check_tile(tile)
+    if known(vae).refusal:
+        return vae
     exact = copy.copy(vae)
-
-    def exact_decode(samples_in: torch.Tensor, *_, **__) -> torch.Tensor:
-        return decode(vae, samples_in, tile)
-
-    def exact_encode(pixel_samples: torch.Tensor, *_, **__) -> torch.Tensor:
-        return encode(vae, pixel_samples, tile)
-
-    if not known(vae).refusal:
-        exact.decode = exact.decode_tiled = exact_decode
-        exact.encode = exact.encode_tiled = exact_encode
+    exact.__class__ = _exact_class(type(vae))
+    exact.exact_tile = tile
     return exact
 
 
-def _stream_from_core(vae, samples: torch.Tensor, write: Write) -> None:
+@functools.cache
+def _exact_class(base: type) -> type:
+    return base if issubclass(base, ExactMethods) else type(f"Exact{base.__name__}", (ExactMethods, base), {})
+
+
+def _empty_images(vae, shape: tuple[int, ...]) -> torch.Tensor:
+    dtype = _output_dtype(vae)
+    fits = math.prod(shape) * dtype.itemsize <= tensor_limit(vae.output_device)
+    try:
+        return torch.empty(shape, dtype=dtype, device=vae.output_device if fits else "cpu")
+    except Exception as error:
+        if is_host_out_of_memory(error):
+            raise ram_ran_out(error) from error
+        raise
+
+
+def _stream_from_core(vae, samples: torch.Tensor, shape: tuple[int, ...], write: Write) -> None:
     images = vae.decode(samples)
     images = images if images.ndim == 5 else images.unsqueeze(1)
+    if images.shape[:4] != shape or images.shape[-1] < 3:
+        raise ValueError(
+            f"The VAE made pictures of shape {tuple(images.shape)}, where {(*shape, 3)} was to be expected."
+        )
     for index, video in enumerate(images):
         frames, rows, columns = (slice(0, size) for size in video.shape[:3])
         write(Region(index, frames, rows, columns), video)

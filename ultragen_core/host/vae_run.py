@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,19 +16,16 @@ from ..vae import decode, encode
 from ..vae.geometry import Cut, Place, Window, output_size, places
 from ..vae.joint import Kit
 from ..vae.layers import Layer
-from ..vae.memory import need
+from ..vae.memory import TensorTooLarge, need, tensor_limit
 from ..vae.shelf import Shelf
+from .out_of_memory import NotEnoughMemory
+from .vae_retry import SMALLEST_TILE, tile_phase, whole_frame_phase
 
-SMALLEST_TILE = 64
 # Where the tile is chosen for the user. Larger ones save a tenth at most, for half as much memory again.
 TILES = (512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
 LATENT_FRAMES = 4  # frames per latent frame, but for the first
 
 Report = Callable[[int, int], None]
-
-
-class NotEnoughMemory(RuntimeError):
-    """Not ComfyUI's out-of-memory class, which would start core's inexact tiles over ours."""
 
 
 class Progress:
@@ -85,7 +82,7 @@ def decode_video(
     length, latents = z.shape[2], tuple(z.shape[-2:])
     size = output_size(tail, latents)
     unit = size[0] // latents[0]
-    needs = decode_needs(layers, tuple(z.shape[1:]), vae.vae_dtype)
+    needs = decode_needs(layers, tuple(z.shape[1:]), vae.vae_dtype, tensor_limit(vae.device))
     room = make_room(vae, tile, max(size), *needs)
     progress = Progress(report)
 
@@ -96,18 +93,20 @@ def decode_video(
         return shelf
 
     with on_device(vae):
-        shelf = whole_frame_phase(frames, room.home, f"{latents[1] * unit}x{latents[0] * unit} pixels", needs.frames)
+        shelf = whole_frame_phase(frames, room.home, f"{size[1]}x{size[0]} pixels", needs.frames, vae.device)
 
         def tiles(tile: int) -> None:
             cut = Cut(size, tile, unit)
             progress.expect(length, length * (1 + cut.counts[0] * cut.counts[1]))
             decode.in_tiles(tail, shelf, cut, kit(vae), emit, progress.tick)
 
-        tile_phase(tiles, room.tile, needs.tile)
+        tile_phase(tiles, room.tile, needs.tile, vae.device)
 
 
-def decode_needs(layers: Sequence[Layer], latent_shape: tuple[int, ...], dtype: torch.dtype) -> Needs:
-    """For latents (c, t, h, w), counted on the layers without running them."""
+def decode_needs(
+    layers: Sequence[Layer], latent_shape: tuple[int, ...], dtype: torch.dtype, limit: float = math.inf
+) -> Needs:
+    """For latents (c, t, h, w), counted on the layers without running them. `limit`: most bytes of one tensor."""
     head, tail = decode.split(layers)
     latent_channels, length, *latents = latent_shape
     size = output_size(tail, tuple(latents))
@@ -116,9 +115,9 @@ def decode_needs(layers: Sequence[Layer], latent_shape: tuple[int, ...], dtype: 
     def tile_need(tile: int) -> int:
         cut = Cut(size, tile, size[0] // latents[0])
         where = places(tail, tuple(latents), next(cut.tiles()), cut.clip)
-        return _with_reserve(need(tail, where, channels, chunks, dtype))
+        return _with_reserve(need(tail, where, channels, chunks, dtype, limit))
 
-    frames = _frame_need(head, tuple(latents), latent_channels, chunks, dtype)
+    frames = _frame_need(head, tuple(latents), latent_channels, chunks, dtype, limit)
     return Needs(tile_need, frames, channels * length * latents[0] * latents[1] * dtype.itemsize)
 
 
@@ -128,17 +127,17 @@ def encode_video(vae, layers: Sequence[Layer], x: torch.Tensor, tile: int | None
     size, length = tuple(x.shape[-2:]), (x.shape[2] - 1) // LATENT_FRAMES + 1
     latents = output_size(head, size)
     unit = size[0] // latents[0]
-    chunks = (1, LATENT_FRAMES)[: min(length, 2)]
+    chunks, limit = (1, LATENT_FRAMES)[: min(length, 2)], tensor_limit(vae.device)
 
     def where(tile: int) -> list[Place]:
         cut = Cut(latents, tile // unit, 1)
         return places(head, size, next(cut.tiles()), cut.clip)
 
     def tile_need(tile: int) -> int:
-        return _with_reserve(need(head, where(tile), x.shape[1], chunks, vae.vae_dtype))
+        return _with_reserve(need(head, where(tile), x.shape[1], chunks, vae.vae_dtype, limit))
 
     channels = tail[0].proj.out_channels
-    frame_need = _frame_need(tail, latents, channels, (1,) * len(chunks), vae.vae_dtype)
+    frame_need = _frame_need(tail, latents, channels, (1,) * len(chunks), vae.vae_dtype, limit)
     shelf_bytes = channels * length * latents[0] * latents[1] * vae.vae_dtype.itemsize
     room = make_room(vae, tile, max(size), tile_need, frame_need, shelf_bytes)
     shelf, progress = Shelf(length, latents, room.home), Progress(report)
@@ -152,9 +151,13 @@ def encode_video(vae, layers: Sequence[Layer], x: torch.Tensor, tile: int | None
         progress.expect(0, length * (1 + cut.counts[0] * cut.counts[1]))
         encode.in_tiles(head, pixels, size, cut, kit(vae), shelf, progress.tick)
 
+    def frames(home: torch.device) -> torch.Tensor:
+        shelf.move(home)
+        return encode.whole_frames(tail, shelf, kit(vae), progress.tick)
+
     with on_device(vae):
-        tile_phase(tiles, room.tile, tile_need)
-        made = encode.whole_frames(tail, shelf, kit(vae), progress.tick)
+        tile_phase(tiles, room.tile, tile_need, vae.device)
+        made = whole_frame_phase(frames, room.home, f"{size[1]}x{size[0]} pixels", frame_need, vae.device)
     return made.chunk(2, dim=1)[0]
 
 
@@ -162,62 +165,39 @@ def make_room(
     vae, tile: int | None, longest: int, tile_need: Callable[[int], int], frame_need: int, shelf_bytes: int
 ) -> Room:
     """Ask ComfyUI for the true need (its own estimate of a 4K decode is 100 GB), then take what is free."""
-    usual = max(frame_need, tile_need(tile or min(TILES[0], longest)))
+    wanted = candidates(longest)[0] if tile is None else min(tile, max(longest, SMALLEST_TILE))
+    largest = largest_tile(wanted, tile_need)
+    usual = max(frame_need, tile_need(largest))
     mm.load_models_gpu([vae.patcher], memory_required=usual + shelf_bytes, force_full_load=vae.disable_offload)
     free = free_memory(vae)
-    home = vae.device if usual + shelf_bytes <= free else torch.device("cpu")
+    fits = usual + shelf_bytes <= free and shelf_bytes <= tensor_limit(vae.device)
+    home = vae.device if fits else torch.device("cpu")
     if tile is None:
         left = free - shelf_bytes if home == vae.device else free
-        tile = next((size for size in candidates(longest) if tile_need(size) <= left), SMALLEST_TILE)
-    logging.info("UltraGen VAE: tiles of %d pixels, features on %s, %.1f GiB free.", tile, home, free / 2**30)
-    return Room(tile, home)
+        sizes = (size for size in candidates(longest) if size <= largest)
+        largest = next((size for size in sizes if tile_need(size) <= left), SMALLEST_TILE)
+    logging.info("UltraGen VAE: tiles of %d pixels, features on %s, %.1f GiB free.", largest, home, free / 2**30)
+    return Room(largest, home)
+
+
+def largest_tile(tile: int, tile_need: Callable[[int], int]) -> int:
+    """`tile`, halved until no tensor of it is larger than the device takes."""
+    while True:
+        try:
+            tile_need(tile)
+            return tile
+        except TensorTooLarge as error:
+            if tile <= SMALLEST_TILE:
+                raise
+            smaller = max(SMALLEST_TILE, tile // 2)
+            logging.warning("UltraGen VAE: tiles of %d pixels instead of %d. %s", smaller, tile, error)
+            tile = smaller
 
 
 def candidates(longest: int) -> list[int]:
     """Tile sizes to try, largest first: one above the image's longer side is as good as all of them."""
     above = [size for size in TILES if size >= longest]
     return above[-1:] + [size for size in TILES if size < longest]
-
-
-def tile_phase(run: Callable[[int], None], tile: int, tile_need: Callable[[int], int]) -> None:
-    """run(tile), with half the tile each time memory runs out."""
-    while not _fits(functools.partial(run, tile)):
-        if tile <= SMALLEST_TILE:
-            raise NotEnoughMemory(
-                f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels and did "
-                "not get them. Unload other models (or close other programs that use the GPU) and run this node again."
-            )
-        logging.warning("UltraGen VAE: memory ran out with tiles of %d pixels, going on with half of that.", tile)
-        tile = max(SMALLEST_TILE, tile // 2)
-
-
-def whole_frame_phase(run: Callable[[torch.device], Shelf], home: torch.device, what: str, frame_need: int) -> Shelf:
-    """run(home), once more with the features in the host's memory when the device's runs out."""
-    made: list[Shelf] = []
-    for place in (home, torch.device("cpu")):
-        if _fits(lambda place=place: made.append(run(place))):
-            return made[0]
-    raise NotEnoughMemory(
-        f"The VAE's attention over a whole frame of {what} needs about {frame_need / 2**20:.0f} MiB and did not get "
-        "them. Unload other models (or close other programs that use the GPU), or decode a smaller video."
-    )
-
-
-def _fits(run: Callable[[], object]) -> bool:
-    """Whether run() ends without memory running out. The error's tensors are gone when this returns."""
-    try:
-        run()
-        return True
-    except Exception as error:
-        if not _is_out_of_memory(error):
-            raise
-    mm.soft_empty_cache()
-    return False
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    known = getattr(mm, "is_oom", None)  # newer ComfyUI
-    return known(error) if known else isinstance(error, mm.OOM_EXCEPTION)
 
 
 def free_memory(vae) -> int:
@@ -233,9 +213,21 @@ def on_device(vae) -> contextlib.AbstractContextManager:
 
 
 def _frame_need(
-    layers: Sequence[Layer], size: tuple[int, int], channels: int, chunks: Sequence[int], dtype: torch.dtype
+    layers: Sequence[Layer],
+    size: tuple[int, int],
+    channels: int,
+    chunks: Sequence[int],
+    dtype: torch.dtype,
+    limit: float,
 ) -> int:
-    return _with_reserve(need(layers, places(layers, size, Window.whole(size), (True, True)), channels, chunks, dtype))
+    where = places(layers, size, Window.whole(size), (True, True))
+    try:
+        return _with_reserve(need(layers, where, channels, chunks, dtype, limit))
+    except TensorTooLarge as error:
+        raise NotEnoughMemory(
+            f"Whole frames of this size are too large for this GPU's VAE: {error} Take a smaller video, or start"
+            " ComfyUI with --cpu-vae."
+        ) from error
 
 
 def _with_reserve(size: int) -> int:

@@ -23,6 +23,11 @@ class Shelf:
         rows, columns = window.inside(Window.whole(self.size))
         self._frames[start : start + frames, rows, columns] = x[0].permute(1, 2, 3, 0)
 
+    def move(self, home: torch.device) -> None:
+        """Keep everything on `home` from now on."""
+        self.home = home
+        self._frames = self._frames.to(home)
+
     def get(self, index: int, window: Window, kit: Kit) -> torch.Tensor:
         """One frame (1, c, 1, rows, columns) of `window`, zero beyond the image."""
         inside = window.clip(self.size)

@@ -32,6 +32,18 @@ def encoder_layers(vae: nn.Module) -> list[Layer]:
     return layers if _pixels(vae) == 1 else [Patchify(_pixels(vae)), *layers]
 
 
+def channels_in(layers: Sequence[Layer]) -> int:
+    """Channels that the encoder or decoder takes."""
+    folded = layers[0].n ** 2 if isinstance(layers[0], Patchify) else 1
+    return layers[folded > 1].conv.in_channels // folded
+
+
+def channels_out(layers: Sequence[Layer]) -> int:
+    """Channels that the encoder or decoder makes."""
+    folded = layers[-1].n ** 2 if isinstance(layers[-1], Unpatchify) else 1
+    return layers[-2 if folded > 1 else -1].conv.out_channels // folded
+
+
 def _pixels(vae: nn.Module) -> int:
     """Side of the block of pixels that one point of the outermost map stands for: Wan 2.2 folds 2 x 2 into channels."""
     return 2 if any(_name(module) == "Up_ResidualBlock" for module in vae.decoder.upsamples) else 1

@@ -16,14 +16,17 @@ class FrameBuffer:
     """A video of shape (frames, height, width, 3) in 8 or 16 bits a channel, filled piece by piece in any order.
 
     It lies in RAM, or, larger than `memory_limit` bytes, in a file of `folder` that has no name (on Linux; elsewhere it
-    goes when closed), so that no error and no kill leaves it behind. Use it as a context manager.
+    goes when closed), so that no error and no kill leaves it behind. Use it as a context manager. `pinned`: whether
+    pieces may come from a GPU through pinned memory.
     """
 
-    def __init__(self, frames: int, height: int, width: int, bits: int, folder: str, memory_limit: int):
+    def __init__(
+        self, frames: int, height: int, width: int, bits: int, folder: str, memory_limit: int, pinned: bool = True
+    ):
         self.shape = (frames, height, width, 3)
         self.bits = bits
         self.on_disk = self.size(*self.shape[:3], bits) > memory_limit
-        self._drain = Drain()
+        self._drain = Drain(pinned=pinned)
         self._broken: dict[torch.device, torch.Tensor] = {}
         self._file = tempfile.TemporaryFile(dir=folder) if self.on_disk else None
         try:
