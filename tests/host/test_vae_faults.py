@@ -194,7 +194,6 @@ def test_a_copy_decodes_with_what_it_holds(monkeypatch, vae, samples, core):
     expected = other.decode(samples)
     assert not close(expected, core) and close(copied.decode(samples), expected)
     seen, copied.device = [], torch.device("meta")
-    monkeypatch.setattr(host, "known", lambda vae: vae_known.Known())
     monkeypatch.setattr(host, "decode_video", lambda vae, *given: seen.append(vae.device))
     copied.decode(samples)
     assert seen == [torch.device("meta")]
@@ -246,6 +245,16 @@ def test_wrong_latents_are_said(vae, shape, sentence):
 def test_wrong_images_are_said(vae, shape, sentence):
     with pytest.raises(ValueError, match=sentence):
         host.encode(vae, torch.zeros(shape))
+
+
+def test_of_video_and_sound_the_video_is_decoded(vae, samples, core):
+    class Nested:  # as newer ComfyUI's NestedTensor
+        is_nested = True
+
+        def unbind(self):
+            return [samples, torch.zeros(1, 8, 4)]
+
+    assert close(host.decode(vae, Nested()), core)
 
 
 def test_odd_latents_and_images_give_what_core_gives(vae, samples, core):

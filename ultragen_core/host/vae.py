@@ -107,6 +107,8 @@ def _stream(
 def decode(vae, samples: torch.Tensor, tile: int | None = None) -> torch.Tensor:
     """Latents to an IMAGE per video, (b, frames, height, width, c) on the VAE's output device, as core's vae.decode."""
     check_tile(tile)
+    if getattr(samples, "is_nested", False):  # video and sound of one model: as core's node does
+        samples = samples.unbind()[0]
     if known(vae).refusal:
         return vae.decode(samples)
     shape = (*decoded_shape(vae, samples.shape), picture_channels(vae))

@@ -33,14 +33,12 @@ class Disagreement(Exception):
     """The test's results cannot be compared; the message says why."""
 
 
-# What is known holds for the model on one device in one dtype: float16 overflows where others do not.
-_examined: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[torch.device, torch.dtype], Known]] = (
-    weakref.WeakKeyDictionary()
-)
+# What is known holds for the model in one dtype: float16 overflows where others do not.
+_examined: weakref.WeakKeyDictionary[torch.nn.Module, dict[torch.dtype, Known]] = weakref.WeakKeyDictionary()
 
 
 def known(vae) -> Known:
-    """Read the VAE and compare both directions with core's on a few latents, once per model, device and dtype.
+    """Read the VAE and compare both directions with core's on a few latents, once per model and dtype.
 
     An interruption and NotEnoughMemory are raised and nothing is remembered; any other failure is a refusal.
     """
@@ -48,7 +46,7 @@ def known(vae) -> Known:
     if replaced_method(vae):
         return Known(refusal=f"Its {replaced_method(vae)} is another node pack's, which is left to do it.")
     vae.throw_exception_if_invalid()
-    found, key = _examined.setdefault(vae.first_stage_model, {}), (vae.device, vae.vae_dtype)
+    found, key = _examined.setdefault(vae.first_stage_model, {}), vae.vae_dtype
     if key not in found:
         found[key] = _examine(vae)
         if found[key].refusal:
