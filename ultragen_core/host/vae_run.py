@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -112,6 +113,7 @@ def decode_needs(
     size = output_size(tail, tuple(latents))
     channels, chunks = head[-1].proj.out_channels, (1,) * min(length, 2)
 
+    @functools.cache
     def tile_need(tile: int) -> int:
         cut = Cut(size, tile, size[0] // latents[0])
         where = places(tail, tuple(latents), next(cut.tiles()), cut.clip)
@@ -133,6 +135,7 @@ def encode_video(vae, layers: Sequence[Layer], x: torch.Tensor, tile: int | None
         cut = Cut(latents, tile // unit, 1)
         return places(head, size, next(cut.tiles()), cut.clip)
 
+    @functools.cache
     def tile_need(tile: int) -> int:
         return _with_reserve(need(head, where(tile), x.shape[1], chunks, vae.vae_dtype, limit))
 
