@@ -144,7 +144,9 @@ def write_checkpoint(path: Path, shape: dict, extras: bool) -> None:
 
 def measure(options: argparse.Namespace, path: Path) -> None:
     from ultragen_core.host.load import load_model
+    from ultragen_core.weights.complete import DEPTHS
 
+    DEPTHS.clear()  # models of fewer layers than published are meant here
     shape = MODELS[options.model] | {"num_layers": options.layers}
     write_checkpoint(path, shape, extras=options.model == "1.3b")
     model = load_model(path, "auto" if options.model == "1.3b" else "t3", {"dtype": torch.bfloat16})

@@ -217,7 +217,11 @@ def test_a_truncated_file_is_refused(tmp_path, ending, keep):
     [
         ("<!DOCTYPE html><html>Access denied</html>", "it is a web page"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is the pointer that git-lfs leaves"),
-        ("notes on this model, kept beside the others", "it is in none of these formats"),
+        ("Repository not found", 'it is a text that begins "Repository not found"'),
+        ("\x00\x01\x02notes", "it is in none of these formats"),
+        ("GIF89a", "it is a picture"),
+        ("", "it is empty"),
+        ("GGUF\x03\x00", "it is a GGUF file: load it with a GGUF loader"),
     ],
 )
 def test_a_text_file_is_refused_and_named(tmp_path, text, what):

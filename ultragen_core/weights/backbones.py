@@ -10,7 +10,9 @@ from torch import nn
 
 from ..metrics.i3d import I3D
 from ..metrics.lpips import LPIPS
-from .files import WeightsError, read_state_dict
+from ..printable import printable
+from .errors import WeightsError
+from .files import read_state_dict
 
 
 class Backbone(NamedTuple):
@@ -52,13 +54,15 @@ def _filled(build: type[Network], files: dict[Path, Backbone]) -> Network:
         network = build()
     # Files older than PyTorch 0.4 do not count batches, and nothing here asks for the count.
     wanted = {key: value.shape for key, value in network.state_dict().items() if value.ndim}
-    found = {key: value for path in files for key, value in read_state_dict(path).items() if key in wanted}
+    sources = f"Put {' and '.join(file.where for file in files.values())}."
+    try:
+        found = {key: value for path in files for key, value in read_state_dict(path).items() if key in wanted}
+    except WeightsError as error:
+        raise WeightsError(f"{error} {sources}") from error
     for key, shape in wanted.items():
         if key not in found or found[key].shape != shape:
             held = f"found {tuple(found[key].shape)}" if key in found else "it is missing"
-            raise WeightsError(
-                f"{' and '.join(path.name for path in files)} must hold {key} of shape {tuple(shape)}, {held}. "
-                f"Put {' and '.join(file.where for file in files.values())}."
-            )
+            names = " and ".join(printable(path.name) for path in files)
+            raise WeightsError(f"{names} must hold {key} of shape {tuple(shape)}, {held}. {sources}")
     network.to_empty(device="cpu").load_state_dict(found)
     return network.eval().requires_grad_(False)

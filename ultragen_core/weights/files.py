@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-SOURCE = "huggingface.co/JTUplayer/Ultragen (ultragen_1080p.ckpt)"
+from ..printable import printable
+from ..safetensors_file import is_safetensors, read_header, read_tensors
+from .errors import SOURCE, WeightsError, sentences
+from .pickle_file import read_index, read_pickle
+from .shards import shards_of
 
 StateDict = dict[str, Tensor]
 
@@ -24,87 +24,68 @@ CONTAINERS = ("state_dict", "module", "model")
 DEEPEST_NESTING = 4
 
 
-class WeightsError(ValueError):
-    """A weights file that cannot be used: the sentence says what was expected, what was found and where to get the
-    right one.
-    """
-
-
-def read_state_dict(path: str | Path) -> StateDict:
+def read_state_dict(path: str | Path, mapped: bool = False) -> StateDict:
     """Every tensor of a .safetensors, .ckpt or .pt file under Wan's own key names, on the CPU.
 
-    The format is read from the file's content, not from its name. Raises `WeightsError`.
+    The format is read from the file's content, not from its name. Of a model in pieces any piece stands for all.
+    mapped: leave the tensors in the file, for models that memory does not hold twice; the process then ends if the file
+        is overwritten while they are in use. Otherwise nothing that happens to the file touches what was read.
+    Raises `WeightsError`.
     """
-    path = Path(path)
-    return unwrap(_read_safetensors(path) if _is_safetensors(path) else _read_pickle(path), path.name)
+    return _state_dict(Path(path), lambda file: _content(file, mapped))
 
 
 def read_outline(path: str | Path) -> StateDict:
-    """As `read_state_dict`, for names and sizes alone: of a safetensors file no more than its header is read."""
-    path = Path(path)
-    return unwrap(_read_header(path) if _is_safetensors(path) else _read_pickle(path), path.name)
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Such a file starts with the length of its JSON header, then the header's brace."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
+    """As `read_state_dict`, for names and sizes alone: only headers are read, the tensors have no data."""
+    return _state_dict(Path(path), _index)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty for any other format."""
-    try:
-        with safetensors.safe_open(str(path), "pt") as file:
-            return file.metadata() or {}
-    except safetensors.SafetensorError:
-        return {}
+    """The metadata of a safetensors file; empty for any other format. Raises `WeightsError`."""
+    with sentences(Path(path)):
+        return dict(read_header(Path(path)).metadata) if is_safetensors(Path(path)) else {}
 
 
-def _read_safetensors(path: Path) -> StateDict:
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise WeightsError(_damaged(path, error)) from error
+def file_bytes(path: str | Path) -> int:
+    """Bytes on disk of a model, all its pieces together. Raises `WeightsError`."""
+    files = shards_of(Path(path))
+    with sentences(Path(path)):
+        return sum(file.stat().st_size for file in files)
 
 
-def _read_header(path: Path) -> StateDict:
-    try:
-        with safetensors.safe_open(str(path), "pt") as file:
-            return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise WeightsError(_damaged(path, error)) from error
+def contents_mark(state: StateDict) -> str:
+    """A text that two state dicts share if they hold the same tensors, judged by names, sizes and a few values."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key]
+        few = tensor.flatten()[:8].contiguous().view(torch.uint8) if tensor.numel() else tensor
+        digest.update(f"{key!r} {tensor.dtype} {tuple(tensor.shape)} {few.tolist()}".encode())
+    return digest.hexdigest()
 
 
-def _read_pickle(path: Path) -> object:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if re.search(r"Unsupported (global|class)|GLOBAL", str(error)):
-            raise WeightsError(
-                f"{path.name} holds Python objects other than tensors and was not opened, because unpickling them can"
-                f" run code. Expected a checkpoint of tensors only, such as {SOURCE}."
-            ) from error
-        # torch's own words advise to switch the protection off.
-        raise WeightsError(_damaged(path, _what_it_is(path))) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise WeightsError(_damaged(path, error)) from error
+def _state_dict(path: Path, read: Callable[[Path], object]) -> StateDict:
+    files = shards_of(path)
+    contents = []
+    for file in files:
+        with sentences(file):
+            contents.append(read(file))
+    content = contents[0]
+    if len(files) > 1:
+        content = {key: value for part in contents if isinstance(part, Mapping) for key, value in part.items()}
+    return unwrap(content, printable(path.name))
 
 
-def _what_it_is(path: Path) -> str:
-    """Of a file that is no checkpoint, from its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip()
-    if start.startswith(b"version https://git-lfs"):
-        return "it is the pointer that git-lfs leaves where the file was not fetched"
-    return "it is a web page" if start.startswith(b"<") else "it is in none of these formats"
+def _content(path: Path, mapped: bool) -> object:
+    if is_safetensors(path):
+        return read_tensors(path, mapped)[0]
+    return read_pickle(path, mapped)
 
 
-def _damaged(path: Path, error: Exception | str) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"{path.name} ({path.stat().st_size:,} bytes) is damaged, incomplete or not a weights file: {reason}. Expected"
-        f" .safetensors or a torch checkpoint; download it again from where it came, or get UltraGen's from {SOURCE}."
-    )
+def _index(path: Path) -> object:
+    if not is_safetensors(path):
+        return read_index(path)
+    slots = read_header(path).slots
+    return {key: torch.empty(slot.shape, dtype=slot.dtype, device="meta") for key, slot in slots.items()}
 
 
 def unwrap(content: object, name: str) -> StateDict:
@@ -113,7 +94,7 @@ def unwrap(content: object, name: str) -> StateDict:
         if isinstance(content, Mapping):
             content = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), content)
     items = content.items() if isinstance(content, Mapping) else ()
-    tensors = {key: value for key, value in items if isinstance(key, str) and isinstance(value, Tensor)}
+    tensors = {key: value for key, value in items if isinstance(key, str) and _usable(value)}
     if not tensors:
         raise WeightsError(
             f"{name} holds no state dict: expected named tensors, found {type(content).__name__}. Get the right one"
@@ -123,6 +104,10 @@ def unwrap(content: object, name: str) -> StateDict:
         # What lies outside the prefix belongs to another model of the same bundle (a VAE, a text encoder).
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     return tensors
+
+
+def _usable(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
 
 
 def _common_prefix(tensors: StateDict) -> str | None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..attention.extras import BlockExtras, ExtrasShape, initial_block
 from ..attention.gate import BlockGates
-from .files import SOURCE, StateDict, WeightsError
+from ..printable import printable
+from .errors import SOURCE, WeightsError
+from .files import StateDict
 
 # Our module name -> published name, under blocks.N.self_attn.
 EXTRA_NAMES = {
@@ -38,7 +40,7 @@ GATE_NAMES = {
 }
 _OURS = {published: ours for ours, published in (EXTRA_NAMES | GATE_NAMES).items()}
 _EXTRA_KEY = re.compile(
-    r"blocks\.(\d+)\.self_attn\.("
+    r"blocks\.(\d{1,4})\.self_attn\.("
     + "|".join(re.escape(name) for name in sorted(_OURS, key=len, reverse=True))
     + r")\.(.+)"
 )
@@ -59,6 +61,14 @@ class Extras:
     @property
     def trained(self) -> bool:
         return bool(self.gates)
+
+    def copied(self) -> Extras:
+        """The same weights in memory of their own."""
+
+        def copies(states: dict[int, StateDict]) -> dict[int, StateDict]:
+            return {index: {key: value.clone() for key, value in state.items()} for index, state in states.items()}
+
+        return replace(self, blocks=copies(self.blocks), gates=copies(self.gates))
 
 
 def untrained(channels: int, blocks: list[int], global_ratio: int = 4) -> Extras:
@@ -156,7 +166,7 @@ def describe(state_dict: StateDict) -> str:
         return "looks like a VAE (load it with a VAE loader)"
     if any(key.startswith("blocks.0.self_attn") for key in keys):
         return "is a Wan model without UltraGen's extra weights (the rule ultragen runs it all the same, experimental)"
-    return f"is an unknown file ({len(keys)} tensors, the first {keys[0]!r})"
+    return f"is an unknown file ({len(keys)} tensors, the first {printable(keys[0], 120)!r})"
 
 
 def _validate(per_block: dict[int, StateDict], name: str) -> ExtrasShape:
@@ -179,7 +189,7 @@ def _shape_of(keys: StateDict) -> ExtrasShape:
     """The sizes that a block's tensors have; 1 stands in where one that tells is missing or no such tensor."""
 
     def size(key: str, axis: int) -> int:
-        return keys[key].shape[axis] if key in keys and keys[key].ndim > 1 else 1
+        return keys[key].shape[axis] if key in keys and keys[key].ndim > 1 and keys[key].numel() else 1
 
     return ExtrasShape(
         channels=size("global_branch.compress.weight", 0),

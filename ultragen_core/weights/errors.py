@@ -1,0 +1,95 @@
+"""The one error of this room, and its sentences for files that hold no weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..printable import printable
+from ..safetensors_file import DamagedFile
+
+SOURCE = "huggingface.co/JTUplayer/Ultragen (ultragen_1080p.ckpt)"
+
+_BEGINNINGS = (
+    (b"version https://git-lfs", "it is the pointer that git-lfs leaves where the file was not fetched"),
+    (b"GGUF", "it is a GGUF file: load it with a GGUF loader (ComfyUI-GGUF) and connect UltraGen Apply after it"),
+    (b"PK", "its archive is cut off, or no PyTorch archive"),
+    (b"<", "it is a web page"),
+    (b"{", "it is JSON text"),
+    (b"GIF8", "it is a picture"),
+    (b"\x89PNG", "it is a picture"),
+    (b"\xff\xd8\xff", "it is a picture"),
+)
+_TEXT = re.compile(rb"[\t\r\n\x20-\x7e]+")
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used: the sentence says what was expected, what was found and where to get the
+    right one.
+    """
+
+
+@contextmanager
+def sentences(path: Path) -> Iterator[None]:
+    """Turn whatever reading `path` raises into a WeightsError. A parser of hostile bytes can raise anything."""
+    name = printable(path.name)
+    try:
+        yield
+    except WeightsError:
+        raise
+    except DamagedFile as error:
+        raise WeightsError(_damaged(path, str(error))) from error
+    except OSError as error:
+        raise WeightsError(
+            f"{name} cannot be read: {printable(error.strerror or error)}. Check that the file is there, that ComfyUI's"
+            " user may read it, and that its disk is connected."
+        ) from error
+    except Exception as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise WeightsError(
+                f"{name} does not fit into memory. Close other programs, or use a smaller or quantised file."
+            ) from error
+        raise WeightsError(_damaged(path, what_it_is(path, error))) from error
+
+
+def holds_objects(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{printable(path.name)} holds Python objects other than tensors and was not opened, because unpickling them"
+        " can run code. Expected a checkpoint of tensors only; a .safetensors of the same model is always one."
+    )
+
+
+def what_it_is(path: Path, error: Exception) -> str:
+    """Name a file that is no checkpoint from its first bytes; where they tell nothing, what its parser said."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(80)
+    except OSError:
+        return _first_line(error)
+    if not start:
+        return "it is empty"
+    for beginning, what in _BEGINNINGS:
+        if start.lstrip().startswith(beginning):
+            return what
+    if _TEXT.fullmatch(start):
+        return f'it is a text that begins "{printable(start.decode().split(chr(10))[0].strip(), 60)}"'
+    return _first_line(error)
+
+
+def _damaged(path: Path, reason: str) -> str:
+    try:
+        size = f" ({path.stat().st_size:,} bytes)" if path.is_file() else ""
+    except OSError:
+        size = ""
+    return (
+        f"{printable(path.name)}{size} is damaged, incomplete or not a weights file: {reason}. Expected .safetensors or"
+        " a PyTorch checkpoint. Download it again from where it came."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    # torch's own words advise to switch the protection off.
+    line = next(iter(str(error).strip().splitlines()), "")
+    return printable(line.rstrip("."), 200) if line and "weights_only" not in line else "it is in none of these formats"

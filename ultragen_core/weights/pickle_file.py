@@ -1,0 +1,197 @@
+"""Checkpoints that torch.save wrote: what they hold from their index alone, and their tensors.
+
+Neither runs code from the file, and neither takes more memory than the file's size explains.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..safetensors_file import DamagedFile, open_regular
+from .errors import holds_objects
+
+# The index of a Wan checkpoint has 150 KiB; training states have some MiB.
+LONGEST_INDEX = 32 * 2**20
+OLD_FORMAT = 0x1950A86A20F9469CFC6C  # what such a file begins with, then a version and the system that wrote it
+_STORAGES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexFloat": torch.complex64,
+    "ComplexDouble": torch.complex128,
+    "Untyped": torch.uint8,
+}
+# torch.load takes plain values from these beside tensors, such as the numbers of a training state.
+_HARMLESS = {"torch", "collections", "numpy", "_codecs", "pytorch_lightning"}
+_HARMLESS_BUILTINS = {"set", "bytearray", "complex", "slice"}
+
+
+def read_index(path: Path) -> object:
+    """The content of a checkpoint with tensors of no data (device meta); their data are not read.
+
+    Raises DamagedFile, WeightsError, and anything that hostile bytes provoke in the unpickler.
+    """
+    with open_regular(path) as file:
+        if zipfile.is_zipfile(file):
+            return _of_archive(path, file)
+        file.seek(0)
+        return _of_old_format(path, file)
+
+
+def read_pickle(path: Path, mapped: bool = False) -> object:
+    """The content of a checkpoint, tensors on the CPU. Raises as `read_index`.
+
+    mapped: as for `read_tensors`; old-format files are read into memory all the same.
+    """
+    read_index(path)  # bounds what torch is asked to unpack
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise holds_objects(path) from error
+
+
+def _of_archive(path: Path, file: BinaryIO) -> object:
+    size = path.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > size:
+            raise DamagedFile(
+                f"its archive of {size:,} bytes unpacks to {unpacked:,}, PyTorch's are not compressed; write it again"
+                " with torch.save"
+            )
+        index = next((entry for entry in archive.infolist() if entry.filename.split("/")[1:] == ["data.pkl"]), None)
+        if index is None:
+            raise DamagedFile("it is an archive of another kind than PyTorch's: it has no data.pkl")
+        if index.file_size > LONGEST_INDEX:
+            raise DamagedFile(f"its index data.pkl has {index.file_size:,} bytes, at most {LONGEST_INDEX:,} are read")
+        unpickler = _Index(path, io.BytesIO(archive.read(index)), encoding="utf-8")
+    content = unpickler.load()
+    sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    folder = index.filename.split("/")[0]
+    for key, storage in unpickler.storages.items():
+        found = sizes.get(f"{folder}/data/{key}", 0)
+        if found < storage.nbytes:
+            raise DamagedFile(f"its part data/{key} should have {storage.nbytes:,} bytes, found {found:,}")
+    return content
+
+
+def _of_old_format(path: Path, file: BinaryIO) -> object:
+    index = io.BytesIO(file.read(LONGEST_INDEX))
+    if index.getvalue()[:1] != b"\x80" or _Index(path, index).load() != OLD_FORMAT:
+        raise ValueError
+    for _ in ("version", "system"):
+        _Index(path, index).load()
+    unpickler = _Index(path, index, encoding="utf-8")
+    content = unpickler.load()
+    needed, size = sum(storage.nbytes for storage in unpickler.storages.values()), path.stat().st_size
+    if needed + index.tell() > size:
+        raise DamagedFile(f"its tensors should have {needed:,} bytes, the whole file has {size:,}")
+    return content
+
+
+@dataclass(frozen=True)
+class _Storage:
+    dtype: torch.dtype
+    length: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.length * self.dtype.itemsize
+
+
+class _Plain:
+    """Stands in for what is neither tensor nor container."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, value):
+        pass
+
+    def extend(self, values):
+        pass
+
+
+class _Index(pickle._Unpickler):
+    """Builds tensors without data and dictionaries, and nothing else: no name in the file is ever looked up.
+
+    In plain Python, because the C unpickler allocates whatever number of slots a file asks for.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, **options):
+        super().__init__(file, **options)
+        self._path = path
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> object:
+        if module in ("torch", "torch.storage"):
+            dtype = _STORAGES.get(name.removesuffix("Storage")) or getattr(torch, name, None)
+            if isinstance(dtype, torch.dtype):
+                return dtype
+        if known := _BUILT.get((module, name)):
+            return known
+        if module.split(".")[0] in _HARMLESS or (module == "builtins" and name in _HARMLESS_BUILTINS):
+            return _Plain
+        raise holds_objects(self._path)
+
+    def persistent_load(self, found: object) -> object:
+        kind, *rest = found
+        if kind != "storage":
+            return _Plain
+        dtype, key, _, length = rest[:4]
+        if not isinstance(dtype, torch.dtype) or type(length) is not int or length < 0:
+            raise DamagedFile("its index describes no possible tensor")
+        storage = self.storages[str(key)] = _Storage(dtype, length)
+        return storage
+
+
+def _tensor(storage: object, offset: int, size: tuple[int, ...], stride: object, *rest: object) -> Tensor:
+    dtype = next((each for each in rest if isinstance(each, torch.dtype)), None) or storage.dtype
+    if any(type(length) is not int or length < 0 for length in size) or not isinstance(storage, _Storage):
+        raise DamagedFile("its index describes no possible tensor")
+    if math.prod(size) * dtype.itemsize > storage.nbytes or math.prod(max(length, 1) for length in size) > 2**62:
+        raise DamagedFile(f"its index describes a tensor of {tuple(size)} in {storage.nbytes:,} bytes")
+    return torch.empty(tuple(size), dtype=dtype, device="meta")
+
+
+def _first(value: object, *rest: object) -> object:
+    return value
+
+
+def _of_type(build: object, kind: object, args: tuple, state: object) -> object:
+    return build(*args)
+
+
+_BUILT = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
+    ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
+}
