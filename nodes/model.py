@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..ultragen_core.host.load import RULES, load_extras_file, load_model
 from ..ultragen_core.host.patch import Settings, apply
+from ..ultragen_core.printable import printable
 from ..ultragen_core.weights.extras_file import extract
 from .base import Node
 from .config import GlobalConfigType, LocalConfigType
@@ -38,7 +39,8 @@ class UltraGenLoadModel(Node):
                     options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip=(
                         "A file of models/diffusion_models: ultragen_1080p.ckpt as published, under any name, .ckpt or"
-                        " .safetensors, for 1080P; T3-Video-Wan2.1-T2V-1.3B or T3-Video-Wan2.2-T2V-5B for 4K."
+                        " .safetensors, for 1080P; T3-Video-Wan2.1-T2V-1.3B or T3-Video-Wan2.2-T2V-5B for 4K. Of a model"
+                        " in pieces (-00001-of-00003) any piece. GGUF: use its own loader, then UltraGen Apply."
                     ),
                 ),
                 io.Combo.Input(
@@ -196,8 +198,8 @@ class UltraGenExtractWeights(Node):
                     "file_name",
                     default="ultragen_extras",
                     tooltip=(
-                        "Name of the file in models/model_patches, without ending. An existing file of that name is"
-                        " replaced."
+                        "Name of the file in models/model_patches, without ending. Where another file has that name, a"
+                        " number is added; nothing is replaced."
                     ),
                 ),
             ],
@@ -208,9 +210,10 @@ class UltraGenExtractWeights(Node):
     @classmethod
     def execute(cls, checkpoint, file_name) -> io.NodeOutput:
         source = folder_paths.get_full_path_or_raise("diffusion_models", checkpoint)
-        path, blocks = extract(source, folder_paths.get_folder_paths("model_patches")[0], file_name)
-        said = f"{blocks} blocks, {path.stat().st_size / 2**20:.1f} MiB: {path}"
-        return io.NodeOutput(str(path), ui=ui.PreviewText(said))
+        path, blocks, written = extract(source, folder_paths.get_folder_paths("model_patches")[0], file_name)
+        there = "" if written else "already there, unchanged: "
+        shown = f"{there}{blocks} blocks, {path.stat().st_size / 2**20:.1f} MiB: {printable(path)}"
+        return io.NodeOutput(str(path), ui=ui.PreviewText(shown))
 
 
 NODES = [UltraGenLoadModel, UltraGenApply, UltraGenExtractWeights]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support import DATA
 
-from ultragen_core.weights.extras_file import read_extras, save_extras
+from ultragen_core.weights.extras_file import extract, read_extras, save_extras
 from ultragen_core.weights.files import WeightsError, read_metadata, read_state_dict
 from ultragen_core.weights.published import published_items, same_base, split
 
@@ -231,3 +231,62 @@ def test_a_text_file_is_refused_and_named(tmp_path, text, what):
     with pytest.raises(WeightsError, match=said) as refused:
         read_state_dict(path)
     assert "weights_only" not in str(refused.value), "no advice to switch the protection off"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "ultragen.safetensors"
+    safetensors.torch.save_file(FLAT, path)
+    return path
+
+
+def test_extracting_never_replaces_a_file(checkpoint, tmp_path):
+    folder = tmp_path / "new" / "folder"
+    first = extract(checkpoint, folder, "extras")
+    assert first == (folder / "extras.safetensors", 2, True)
+    assert extract(checkpoint, folder, "extras") == (first.path, 2, False), "the same weights are there already"
+    other = tmp_path / "other.ckpt"
+    torch.save({key: value + 1 for key, value in FLAT.items()}, other)
+    assert extract(other, folder, "extras") == (folder / "extras_2.safetensors", 2, True)
+    (folder / "page.safetensors").write_bytes(b"<html>")
+    (folder / "page_2.safetensors").symlink_to(folder / "nowhere")
+    assert extract(checkpoint, folder, "page").path == folder / "page_3.safetensors"
+    assert (folder / "page.safetensors").read_bytes() == b"<html>"
+    assert same_tensors(dict(published_items(read_extras(first.path))), dict(published_items(split(FLAT, "")[1])))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        "a ",
+        "a.",
+        ".a",
+        "..",
+        "a/b",
+        "a\\b",
+        "a:b",
+        "a\x00b",
+        "a\nb",
+        "a\x7f",
+        "\udcf6",
+        "con",
+        "NUL.x",
+        "a" * 201,
+    ]
+    + ["湖" * 67, "a?", 'a"'],
+)
+def test_a_name_that_some_system_refuses_is_refused(checkpoint, tmp_path, name):
+    with pytest.raises(ValueError, match="file_name must be a plain name") as error:
+        extract(checkpoint, tmp_path / "out", name)
+    assert str(error.value).encode() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stored", ["[]", "{", '{"a": [1]}', '{"1": [null]}', '{"1": 3}', "[" * 10_000, '{"1": ["x"]}'])
+def test_damaged_metadata_are_refused(tmp_path, stored):
+    path = tmp_path / "extras.safetensors"
+    metadata = {"format": "ultragen-extras", "format_version": "1", "base_fingerprint": stored}
+    safetensors.torch.save_file(dict(published_items(split(FLAT, "tiny")[1])), path, metadata)
+    with pytest.raises(WeightsError, match="extras.safetensors has damaged metadata"):
+        read_extras(path)

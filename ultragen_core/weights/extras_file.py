@@ -4,18 +4,28 @@ what they fit.
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import safetensors.torch
+import torch
 
 from ..files import finished_file
-from .files import WeightsError, read_metadata, read_state_dict
+from ..printable import printable
+from .errors import WeightsError
+from .files import read_metadata, read_state_dict
 from .published import Extras, published_items, split
 
 FORMAT = "ultragen-extras"
 VERSION = "1"
+LONGEST_NAME = 200  # bytes; 255 with what is added to it
+# Devices on Windows, with any ending.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def save_extras(extras: Extras, path: str | Path) -> None:
@@ -28,8 +38,7 @@ def save_extras(extras: Extras, path: str | Path) -> None:
         "blocks": json.dumps(list(extras.blocks)),
         "base_fingerprint": json.dumps(extras.fingerprint),
     }
-    # Views into a memory-mapped checkpoint are copied: safetensors stores each tensor contiguous and alone. A file of
-    # this name that a loaded model still maps keeps its old content.
+    # safetensors stores each tensor contiguous and alone.
     tensors = {key: tensor.clone() for key, tensor in published_items(extras)}
     with finished_file(Path(path)) as part:
         safetensors.torch.save_file(tensors, part, metadata)
@@ -38,29 +47,68 @@ def save_extras(extras: Extras, path: str | Path) -> None:
 def read_extras(path: str | Path) -> Extras:
     """The extras of an extras-only file or of a whole checkpoint. Raises `WeightsError`."""
     path = Path(path)
-    metadata = read_metadata(path)
+    name, metadata = printable(path.name), read_metadata(path)
     version = metadata.get("format_version") if metadata.get("format") == FORMAT else None
     if version not in (None, VERSION):
         raise WeightsError(
-            f"{path.name} has format version {version}, this pack reads version {VERSION}: update the pack, or extract"
-            " the file again."
+            f"{name} has format version {printable(version, 20)}, this pack reads version {VERSION}: update the pack, or"
+            " extract the file again."
         )
-    _, extras = split(read_state_dict(path), path.name)
+    _, extras = split(read_state_dict(path), name)
     if not extras.fingerprint and "base_fingerprint" in metadata:
-        stored = json.loads(metadata["base_fingerprint"])
-        extras = replace(extras, fingerprint={int(index): values for index, values in stored.items()})
+        extras = replace(extras, fingerprint=_fingerprint(metadata["base_fingerprint"], name))
     return extras
 
 
-def extract(checkpoint: str | Path, folder: str | Path, name: str) -> tuple[Path, int]:
-    """Write the extras of a checkpoint to `folder`/`name`.safetensors: that path, and how many blocks have extras.
+def _fingerprint(stored: str, name: str) -> dict[int, list[float]]:
+    """Of the metadata of an extras-only file. Raises `WeightsError`."""
+    try:
+        return {int(index): [float(value) for value in values][:4] for index, values in json.loads(stored).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise WeightsError(f"{name} has damaged metadata (base_fingerprint). Extract the file again.") from error
+
+
+class Extracted(NamedTuple):
+    """A file of extras, how many blocks they are for, and whether it was written now or held just them already."""
+
+    path: Path
+    blocks: int
+    written: bool
+
+
+def extract(checkpoint: str | Path, folder: str | Path, name: str) -> Extracted:
+    """Write the extras of a checkpoint to `folder`/`name`.safetensors, or `name`_2, ... where another file has the name.
 
     Raises `WeightsError`, and ValueError where `name` is more than a plain name.
     """
-    if not name.strip() or Path(name).name != name or name.startswith(".") or "\\" in name:
-        raise ValueError(f"file_name must be a plain name without folders, got {name!r}.")
+    _check_name(name)
     extras = read_extras(checkpoint)
-    path = Path(folder) / f"{name}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_extras(extras, path)
-    return path, len(extras.blocks)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = folder / f"{name if number == 1 else f'{name}_{number}'}.safetensors"
+        if not os.path.lexists(path):
+            save_extras(extras, path)
+            return Extracted(path, len(extras.blocks), True)
+        if _holds(path, extras):
+            return Extracted(path, len(extras.blocks), False)
+
+
+def _check_name(name: str) -> None:
+    odd = re.search(r'[<>:"/\\|?*]', name) or printable(name, len(name)) != name
+    edges = name != name.strip() or name.startswith(".") or name.endswith(".") or not name
+    if odd or edges or _RESERVED.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
+        raise ValueError(
+            f'file_name must be a plain name that every system takes, without folders, the characters <>:"/\\|?* or a'
+            f" dot or blank at its ends, and at most {LONGEST_NAME} bytes long; got {printable(name, 80)!r}."
+        )
+
+
+def _holds(path: Path, extras: Extras) -> bool:
+    try:
+        found = read_extras(path)
+    except WeightsError:
+        return False
+    a, b = dict(published_items(found)), dict(published_items(extras))
+    same = a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a)
+    return same and found.fingerprint == extras.fingerprint

@@ -100,9 +100,10 @@ def _of_old_format(path: Path, file: BinaryIO) -> object:
         _Index(path, index).load()
     unpickler = _Index(path, index, encoding="utf-8")
     content = unpickler.load()
-    needed, size = sum(storage.nbytes for storage in unpickler.storages.values()), path.stat().st_size
-    if needed + index.tell() > size:
-        raise DamagedFile(f"its tensors should have {needed:,} bytes, the whole file has {size:,}")
+    _Index(path, index).load()  # the order of what follows: of each storage its length in 8 bytes, then its data
+    whole = index.tell() + sum(8 + storage.nbytes for storage in unpickler.storages.values())
+    if whole > (size := path.stat().st_size):
+        raise DamagedFile(f"it should have {whole:,} bytes by its index, it has {size:,}")
     return content
 
 
