@@ -75,7 +75,6 @@ def test_every_kind_of_model_counts_as_whole(name):
 @pytest.mark.parametrize(
     ("part", "found"),
     [
-        ("blocks.3.", "blocks before those with UltraGen's extra weights are dense"),
         ("blocks.0.", "blocks 1-3 are there, 0 is missing"),
         ("blocks.2.ffn.0.weight", "blocks.2.ffn.0.weight is missing"),
         ("head.modulation", "head.modulation is missing"),

@@ -8,7 +8,6 @@ from collections import defaultdict
 from ..printable import printable
 from .errors import SOURCE, WeightsError
 from .files import StateDict
-from .published import outline
 
 _BLOCK_KEY = re.compile(r"((?:vace_)?blocks)\.(\d{1,4})\.(.+)")
 _LAYERS = r"(?:self_attn|cross_attn)\.(?:[qkvo]|norm_[qk]|[kv]_img|norm_k_img)|ffn\.[02]|norm3"
@@ -108,13 +107,6 @@ def _check_depth(state: StateDict, blocks: int, vace_blocks: int, name: str) -> 
         raise _incomplete(name, f"it has {blocks} blocks, Wan models of {channels} channels have {depth}")
     if vace_blocks and len(range(0, blocks, max(1, blocks // vace_blocks))) != vace_blocks:
         raise _incomplete(name, f"it has {vace_blocks} vace_blocks, which do not divide its {blocks} blocks evenly")
-    if channels not in DEPTHS and (added := outline(state)):
-        before, after = min(added[1]), blocks - 1 - max(added[1])
-        if after < before:  # UltraGen leaves as many blocks dense at the end as at the beginning
-            raise _incomplete(
-                name,
-                f"{before} blocks before those with UltraGen's extra weights are dense, after them {max(after, 0)}",
-            )
 
 
 def _incomplete(name: str, found: str) -> WeightsError:
