@@ -39,8 +39,8 @@ class UltraGenLoadModel(Node):
                     options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip=(
                         "A file of models/diffusion_models: ultragen_1080p.ckpt as published, under any name, .ckpt or"
-                        " .safetensors, for 1080P; T3-Video-Wan2.1-T2V-1.3B or T3-Video-Wan2.2-T2V-5B for 4K. Of a model"
-                        " in pieces (-00001-of-00003) any piece. GGUF: use its own loader, then UltraGen Apply."
+                        " .safetensors, for 1080P; T3-Video-Wan2.1-T2V-1.3B or T3-Video-Wan2.2-T2V-5B for 4K. Of a"
+                        " model in pieces (-00001-of-00003) any piece. GGUF: use its own loader, then UltraGen Apply."
                     ),
                 ),
                 io.Combo.Input(

@@ -51,8 +51,8 @@ def read_extras(path: str | Path) -> Extras:
     version = metadata.get("format_version") if metadata.get("format") == FORMAT else None
     if version not in (None, VERSION):
         raise WeightsError(
-            f"{name} has format version {printable(version, 20)}, this pack reads version {VERSION}: update the pack, or"
-            " extract the file again."
+            f"{name} has format version {printable(version, 20)}, this pack reads version {VERSION}: update the pack,"
+            " or extract the file again."
         )
     _, extras = split(read_state_dict(path), name)
     if not extras.fingerprint and "base_fingerprint" in metadata:
@@ -77,7 +77,7 @@ class Extracted(NamedTuple):
 
 
 def extract(checkpoint: str | Path, folder: str | Path, name: str) -> Extracted:
-    """Write the extras of a checkpoint to `folder`/`name`.safetensors, or `name`_2, ... where another file has the name.
+    """Write the extras of a checkpoint to `folder`/`name`.safetensors, or `name`_2, ... where another file has that.
 
     Raises `WeightsError`, and ValueError where `name` is more than a plain name.
     """
