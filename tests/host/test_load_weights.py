@@ -103,7 +103,7 @@ def test_what_comfyui_cannot_build_is_a_sentence(checkpoint):
 @pytest.mark.parametrize("ending", ["ckpt", "safetensors"])
 def test_reading_again_takes_the_same_weights_and_no_others(checkpoint, ending):
     path = checkpoint(ending)
-    model = load_model(path)
+    model = load_model(path, "dense")
     extras = load_extras_file(path).patcher
     os.utime(path, ns=(0, 0))
     for build, arguments in (model.cached_patcher_init, extras.cached_patcher_init):

@@ -131,7 +131,8 @@ def _check_filled(module: torch.nn.Module, given: frozenset[str], name: str) -> 
     """Raise WeightsError where a Wan model has parameters that its file did not: their values are what memory held."""
     if not isinstance(module, comfy.ldm.wan.model.WanModel):
         return
-    lacking = [key for key, _ in module.named_parameters() if key not in given]
+    # Layers of quantised models have scales, which start at 1 where the file has none.
+    lacking = [key for key, _ in module.named_parameters() if key not in given and "scale" not in key]
     quantised = {key.rpartition(".")[0] for key in given if not key.endswith((".weight", ".bias"))}
     lacking = [key for key in lacking if key.endswith(".bias") or key.rpartition(".")[0] not in quantised]
     if lacking:
