@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension
 
-from . import config, metrics, model, plan, prompts, resume, sampling, vae, video
+from . import config, kept, metrics, model, plan, prompts, resume, sampling, vae, video
 
-NODES = [node for room in (model, config, sampling, prompts, resume, vae, video, metrics, plan) for node in room.NODES]
+ROOMS = model, config, sampling, prompts, resume, vae, video, kept, metrics, plan
+NODES = [node for room in ROOMS for node in room.NODES]
 
 
 class UltraGenExtension(ComfyExtension):

@@ -39,6 +39,11 @@ class Node(io.ComfyNode):
                 setattr(cls, name, classmethod(guard(method.__func__)))
 
     @classmethod
+    def before_refusal(cls, inputs: Mapping[str, object]) -> str:
+        """Keep what a refusal of these inputs would lose when the node runs; say so in a sentence."""
+        return ""
+
+    @classmethod
     def checked(cls, inputs: Mapping[str, object], queued: bool = False) -> dict[str, object]:
         """Return `inputs`, numbers in the schema's type; names that the schema does not have are passed on as they are.
 
@@ -123,18 +128,27 @@ def _guarded_execute(execute: Callable) -> Callable:
 
     @functools.wraps(execute)
     def guarded(cls, *args, **inputs):
+        given = dict(zip(names, args, strict=False)) | inputs
         try:
-            values = cls.checked(dict(zip(names, args, strict=False)) | inputs)
-            own = {name: values[name] for name in _own_checks(cls) & values.keys()}
-            verdict = cls.validate_inputs(**own) if own else True
-            if verdict is not True:
-                raise ValueError(f"{cls.define_schema().display_name}: {verdict}")
-            return execute(cls, **values)
+            return execute(cls, **_accepted(cls, given))
         except Exception as error:
             _make_printable(error)
             raise
 
     return guarded
+
+
+def _accepted(cls: type[Node], given: dict[str, object]) -> dict[str, object]:
+    try:
+        values = cls.checked(given)
+        own = {name: values[name] for name in _own_checks(cls) & values.keys()}
+        verdict = cls.validate_inputs(**own) if own else True
+        if verdict is not True:
+            raise ValueError(f"{cls.define_schema().display_name}: {verdict}")
+    except ValueError as error:
+        kept = cls.before_refusal(given)
+        raise ValueError(f"{error}\n{kept}" if kept else str(error)) from error
+    return values
 
 
 def _guarded_validation(validate: Callable) -> Callable:

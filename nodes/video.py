@@ -1,4 +1,4 @@
-"""From a latent to a video file, and back to a latent that was kept."""
+"""From a latent to a video file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ..ultragen_core.host.save import (
     VideoSettings,
     save_video,
 )
+from ..ultragen_core.host.save_latent import keep_refused
+from ..ultragen_core.host.save_plan import SIDE_FILES, chosen
 from ..ultragen_core.video.codecs import CODECS, CROPS, check_encoders
-from ..ultragen_core.video.latents import SUFFIX, load_latent, newest_first
 from .base import Node
 from .vae import check_tile, tile_input
 
@@ -63,8 +64,9 @@ class UltraGenSaveVideo(Node):
                 io.String.Input(
                     "filename_prefix",
                     default="video/ultragen",
-                    tooltip="Folder and name inside ComfyUI's output folder; a number is added. %year%-%month%-%day%, "
-                    "%width% and %height% are filled in.",
+                    tooltip="Folder and name inside ComfyUI's output folder. A number is added, nothing that exists is "
+                    "replaced. %year%-%month%-%day%, %width% and %height% are filled in, and so are %date:yyyy-MM-dd% "
+                    "and %NodeTitle.widget%.",
                 ),
                 io.Combo.Input(
                     "crop",
@@ -83,6 +85,22 @@ class UltraGenSaveVideo(Node):
                 io.Audio.Input(
                     "audio", optional=True, tooltip="Goes along, cut where the video ends: AAC in .mp4, FLAC in .mkv."
                 ),
+                io.String.Input(
+                    "details",
+                    default="",
+                    optional=True,
+                    force_input=True,
+                    tooltip="A text about this video, such as UltraGen Prompts' details (prompt, negative, seed). Goes "
+                    "into the file as its comment.",
+                ),
+                io.Combo.Input(
+                    "side_file",
+                    options=list(SIDE_FILES),
+                    default=next(iter(SIDE_FILES)),
+                    optional=True,
+                    tooltip="json: write the details, codec and size beside the video too, as NAME_00001_.json. For "
+                    "scripts and catalogues.",
+                ),
             ],
             outputs=[
                 io.Video.Output("video", is_output_list=True, tooltip="The files, one for each video of the batch.")
@@ -92,34 +110,58 @@ class UltraGenSaveVideo(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, codec, tile):
+    def validate_inputs(cls, codec=None, tile=None, filename_prefix=None):
         """When the prompt is queued, before any sampling; what comes through a link is None here."""
         try:
             if codec is not None:
-                check_encoders(CODECS[codec], with_audio=False)
-        except KeyError:
-            return f"codec must be one of {', '.join(CODECS)}, got {codec!r}."
-        except ValueError as error:
+                check_encoders(chosen("codec", CODECS, codec), with_audio=False)
+            if filename_prefix is not None:
+                cls.folders().check(filename_prefix)
+        except (ValueError, OSError) as error:
             return str(error)
         return check_tile(tile)
 
     @classmethod
     def execute(
-        cls, samples, vae, fps, codec, quality, filename_prefix, crop, keep_latent, tile, audio=None
+        cls,
+        samples,
+        vae,
+        fps,
+        codec,
+        quality,
+        filename_prefix,
+        crop,
+        keep_latent,
+        tile,
+        audio=None,
+        details="",
+        side_file="off",
     ) -> io.NodeOutput:
-        settings = VideoSettings(filename_prefix, fps, codec, quality, crop, keep_latent, tile or None)
-        folders = Folders(
-            folder_paths.get_output_directory(), folder_paths.get_temp_directory(), folder_paths.get_save_image_path
-        )
-        metadata = dict(cls.hidden.extra_pnginfo or {})
-        if cls.hidden.prompt is not None:
-            metadata["prompt"] = cls.hidden.prompt
-        saved = save_video(vae, samples, settings, folders, metadata, audio, cls.say)
+        choices = fps, codec, quality, crop, keep_latent, tile or None, details or "", side_file
+        settings = VideoSettings(filename_prefix, *choices)
+        saved = save_video(vae, samples, settings, cls.folders(), cls.metadata(), audio, cls.say)
         previews = [cls.shown(path) for path in saved.previews]
+        # What /history tells programs: the page shows and plays `images` alone, which may be previews.
+        written = [*saved.videos, *saved.side_files]
+        shown = {**ui.PreviewVideo(previews).as_dict(), **ui.PreviewText(cls.summary(saved)).as_dict()}
         return io.NodeOutput(
             [InputImpl.VideoFromFile(str(path)) for path in saved.videos],
-            ui={**ui.PreviewVideo(previews).as_dict(), **ui.PreviewText(cls.summary(saved)).as_dict()},
+            ui={**shown, "ultragen_files": [cls.shown(path) for path in written]},
         )
+
+    @classmethod
+    def before_refusal(cls, inputs) -> str:
+        return keep_refused(inputs, cls.folders(), cls.metadata())
+
+    @classmethod
+    def folders(cls) -> Folders:
+        output, temp = folder_paths.get_output_directory(), folder_paths.get_temp_directory()
+        return Folders(output, temp, folder_paths.get_save_image_path)
+
+    @classmethod
+    def metadata(cls) -> dict:
+        metadata = dict(cls.hidden.extra_pnginfo or {})
+        return metadata if cls.hidden.prompt is None else metadata | {"prompt": cls.hidden.prompt}
 
     @classmethod
     def say(cls, text: str) -> None:
@@ -130,12 +172,21 @@ class UltraGenSaveVideo(Node):
 
     @classmethod
     def summary(cls, saved: SavedVideos) -> str:
-        lines = [f"{path} ({path.stat().st_size / 2**20:.1f} MiB)" for path in saved.videos]
+        lines = [f"{path}{cls.size(path)}" for path in saved.videos]
+        lines += [str(path) for path in saved.side_files]
         if saved.latent is not None:
             lines.append(f"Latent: {saved.latent}")
+        lines += saved.notes
         if saved.refusal:
             lines.append(f"Left to ComfyUI's own decode. {saved.refusal}")
         return "\n".join(lines)
+
+    @staticmethod
+    def size(path: Path) -> str:
+        try:
+            return f" ({path.stat().st_size / 2**20:.1f} MiB)"
+        except OSError:  # somebody has moved it already
+            return ""
 
     @classmethod
     def shown(cls, path: Path) -> ui.SavedResult:
@@ -147,64 +198,4 @@ class UltraGenSaveVideo(Node):
         raise ValueError(f"{path} lies neither in ComfyUI's output folder nor in its temp folder.")
 
 
-class UltraGenLoadLatent(Node):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="UltraGenLoadLatent",
-            display_name="UltraGen Load Latent",
-            category="UltraGen",
-            description="Brings back a latent that UltraGen Save Video, or ComfyUI's Save Latent, kept.",
-            inputs=[
-                io.Combo.Input(
-                    "latent",
-                    options=cls.choices(),
-                    tooltip="Latents of output/latents and of the input folder, newest first. Press R to see new ones.",
-                )
-            ],
-            outputs=[io.Latent.Output()],
-        )
-
-    @classmethod
-    def choices(cls) -> list[str]:
-        output = Path(folder_paths.get_output_directory())
-        names = {path: path.name for path in Path(folder_paths.get_input_directory()).glob(f"*{SUFFIX}")}
-        names |= {
-            path: f"{path.relative_to(output).as_posix()} [output]" for path in (output / "latents").rglob(f"*{SUFFIX}")
-        }
-        return [names[path] for path in newest_first(names)]
-
-    @classmethod
-    def path(cls, latent: str) -> Path:
-        """The file of a choice; ValueError where it is none, or lies outside ComfyUI's output and input folders."""
-        name, folder = folder_paths.annotated_filepath(latent)
-        folder = Path(folder or folder_paths.get_input_directory()).resolve()
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder) or path.suffix != SUFFIX or not path.is_file():
-            raise ValueError(f"ComfyUI's output and input folders hold no latent file {latent!r}. Choose another one.")
-        return path
-
-    @classmethod
-    def validate_inputs(cls, latent):
-        """When the prompt is queued; what comes through a link is None here."""
-        try:
-            if latent is not None:
-                cls.path(latent)
-        except ValueError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, latent):
-        if latent is None:  # a name that comes through a link is known too late
-            return float("nan")
-        facts = cls.path(latent).stat()
-        return f"{facts.st_mtime_ns} {facts.st_size}"
-
-    @classmethod
-    def execute(cls, latent) -> io.NodeOutput:
-        samples = load_latent(cls.path(latent))
-        return io.NodeOutput({"samples": samples}, ui=ui.PreviewText(f"{latent}: {tuple(samples.shape)}"))
-
-
-NODES = [UltraGenSaveVideo, UltraGenLoadLatent]
+NODES = [UltraGenSaveVideo]

@@ -158,8 +158,8 @@ def report_painted(server: Server, outputs: dict, graph: dict) -> None:
 
 
 def saved_videos(server: Server, outputs: dict) -> list[Path]:
-    files = [file for output in outputs.values() for entries in output.values() for file in entries]
-    videos = [file for file in files if isinstance(file, dict) and file.get("filename", "").endswith(".mp4")]
+    files = [file for output in outputs.values() for file in output.get("ultragen_files", [])]
+    videos = [file for file in files if file["filename"].endswith(".mp4")]
     if not videos:
         raise Trouble(f"The workflow ended without a video. {server.last_words()}")
     return [server.base / "output" / video["subfolder"] / video["filename"] for video in videos]

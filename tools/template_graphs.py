@@ -204,7 +204,7 @@ def batch_1080p(layout: Layout) -> str:
     prompts.node["widgets_values"][4] = "increment"  # what index does after each run
     conds = add_prompts(layout, clip, prompts._replace(slot=1), prompts)
     samples = add_sampling(layout, model, conds, latent, seed=prompts._replace(slot=2))
-    add_video(layout, samples, vae, "ultragen_batch")
+    add_video(layout, samples, vae, "ultragen_batch", details=prompts._replace(slot=4))
     return note(
         layout,
         "UltraGen: one video for each prompt of a list",

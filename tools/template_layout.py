@@ -95,7 +95,7 @@ class Layout:
         kind, options = (*spec, {})[:2]
         linked = isinstance(given, Out)
         choices = kind if isinstance(kind, list) else options.get("options", [])
-        widget = isinstance(kind, list) or kind in WIDGET_TYPES
+        widget = (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput")
         if linked or not widget:
             slot = {"name": name, "type": kind, "link": None}
             extra = {"widget": {"name": name}} if widget else {"shape": 7} if optional else {}

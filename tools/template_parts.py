@@ -101,7 +101,7 @@ def _sampler(
 
 
 def add_video(
-    layout: Layout, samples: Out, vae: Out, name: str, fps: int = 15, crop: str = "keep", **others: str
+    layout: Layout, samples: Out, vae: Out, name: str, fps: int = 15, crop: str = "keep", **others: str | Out
 ) -> None:
     layout.group("Video", 480)
     layout.add(

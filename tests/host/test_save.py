@@ -15,8 +15,9 @@ import torch
 from safetensors import safe_open
 from save_run import core_levels, files, folders_in, noise, rgb, rounding_ties, settings
 
-from ultragen_core.host import save
+from ultragen_core.host import save_plan
 from ultragen_core.host.save import KEEP_NOT, KEEP_UNTIL_SAVED, save_video
+from ultragen_core.host.save_preview import preview_size
 from ultragen_core.video.latents import load_latent
 
 PROMPT = {"prompt": {"1": {"class_type": "X"}}, "workflow": {"nodes": []}}
@@ -47,7 +48,7 @@ def test_a_batch_is_one_file_each_and_one_latent(tmp_path, vae):
 
 def test_frames_on_disk_give_the_same_file(tmp_path, vae, monkeypatch):
     samples = noise(*LATENT_SHAPE)
-    monkeypatch.setattr(save, "_RAM_SHARE", 0)
+    monkeypatch.setattr(save_plan, "RAM_SHARE", 0)
     saved = save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {})
     rounding_ties(rgb(saved.videos[0]), core_levels(vae, samples))
     assert all("preview" in name for name in files(tmp_path / "temp"))
@@ -75,6 +76,29 @@ def test_disable_metadata_is_honoured(tmp_path, vae, monkeypatch):
         assert not latent.metadata()
 
 
+def test_details_are_the_files_comment_and_a_side_file(tmp_path, vae):
+    details = json.dumps({"prompt": "a lake, 湖", "seed": 7})
+    choices = {"details": details, "side_file": "json"}
+    saved = save_video(vae, {"samples": noise(2, 16, 1, 6, 8)}, settings(**choices), folders_in(tmp_path), {})
+    for video, side in zip(saved.videos, saved.side_files, strict=True):
+        with av.open(str(video)) as container:
+            assert container.metadata["COMMENT"] == details
+        facts = json.loads(side.read_text(encoding="utf-8"))
+        assert side.with_suffix(".mkv") == video and facts["file"] == video.name
+        assert facts["details"] == json.loads(details) and facts["frames"] == 1 and facts["fps"] == 15.0
+
+
+def test_any_text_can_be_a_comment(tmp_path, vae, monkeypatch):
+    choices = {"codec": "H.264 8-bit", "details": "half \ud800, NUL \0, two\nlines"}
+    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(**choices), folders_in(tmp_path), {})
+    with av.open(str(saved.videos[0])) as container:
+        assert container.metadata["comment"] == "half ?, NUL , two\nlines"
+    monkeypatch.setattr(comfy.cli_args.args, "disable_metadata", True)
+    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(**choices), folders_in(tmp_path), {})
+    with av.open(str(saved.videos[0])) as container:
+        assert "comment" not in container.metadata
+
+
 @pytest.mark.parametrize(("fps", "exact"), [(15.0, "15"), (23.976, "24000/1001")])
 def test_frames_a_second(tmp_path, vae, fps, exact):
     latent = {"samples": noise(*LATENT_SHAPE)}
@@ -87,13 +111,14 @@ def test_only_what_browsers_cannot_play_gets_a_preview(tmp_path, vae):
     folders, latent = folders_in(tmp_path), {"samples": noise(*LATENT_SHAPE)}
     saved = save_video(vae, latent, settings("H.264 8-bit"), folders, {})
     assert saved.previews == saved.videos
-    saved = save_video(vae, latent, settings(), folders, {})
+    saved = save_video(vae, latent, settings(), folders, PROMPT)
     assert saved.previews[0].is_relative_to(folders.temp)
     with av.open(str(saved.previews[0])) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.width, stream.height, stream.frames) == ("h264", 64, 48, 5)
-    assert save._preview_size(3840, 2160) == (1280, 720)
-    assert save._preview_size(1080, 1921) == (720, 1280)
+        assert {key: json.loads(container.metadata[key]) for key in PROMPT} == PROMPT
+    assert preview_size(3840, 2160) == (1280, 720)
+    assert preview_size(1080, 1921) == (720, 1280)
 
 
 def test_each_video_has_its_sound(tmp_path, vae):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +16,10 @@ from types import SimpleNamespace
 import comfy.model_management
 import pytest
 import torch
-from save_run import core_levels, files, folders_in, noise, rgb, rounding_ties, settings
+from save_run import core_levels, files, folders_in, narrow_vae, noise, rgb, rounding_ties, settings
 
-from ultragen_core.host import save
-from ultragen_core.host.save import KEEP_NOT, save_video
+from ultragen_core.host import save, save_plan, save_preview
+from ultragen_core.host.save import KEEP_NOT, KEEP_UNTIL_SAVED, save_video
 from ultragen_core.video.latents import load_latent
 
 LATENT_SHAPE = (1, 16, 2, 6, 8)
@@ -40,9 +43,11 @@ class TestRefusedBeforeDecoding:
 
     def refused(self, tmp_path, vae, message, shape=LATENT_SHAPE, audio=None, **choices):
         folders = folders_in(tmp_path)
-        with pytest.raises((ValueError, OSError), match=message):
+        where = "latent is kept in .*" if 0 not in shape else ""
+        with pytest.raises((ValueError, OSError), match=f"(?s){message}.*{where}"):
             save_video(vae, {"samples": noise(*shape)}, settings(**choices), folders, {}, audio)
-        assert files(tmp_path) == []
+        kept = [load_latent(tmp_path / name) for name in files(tmp_path)]
+        assert [tuple(latent.shape) for latent in kept] == ([shape] if 0 not in shape else [])
 
     def test_an_images_latent(self, tmp_path, vae):
         self.refused(tmp_path, vae, r"5 axes .* got \(1, 16, 6, 8\)", shape=(1, 16, 6, 8))
@@ -50,12 +55,16 @@ class TestRefusedBeforeDecoding:
     def test_the_latent_of_another_model(self, tmp_path, vae):
         self.refused(tmp_path, vae, "the latent has 48 channels, the VAE takes 16", shape=(1, 48, 2, 6, 8))
 
-    def test_a_folder_that_cannot_be_made(self, tmp_path, vae, monkeypatch):
-        def denied(*_, **__):
-            raise PermissionError(13, "Permission denied")
+    @pytest.mark.parametrize("shape", [(0, 16, 2, 6, 8), (1, 16, 0, 6, 8)])
+    def test_a_latent_of_nothing(self, tmp_path, vae, shape):
+        self.refused(tmp_path, vae, "at least one video of one frame", shape=shape)
 
-        monkeypatch.setattr("os.makedirs", denied)
-        self.refused(tmp_path, vae, r"folder of video/clip cannot be made in .* \(Permission denied\).*right to write")
+    def test_a_folder_that_cannot_be_made(self, tmp_path, vae):
+        folders = folders_in(tmp_path)
+        (tmp_path / "output/video").write_text("no folder")
+        with pytest.raises(OSError, match=r"(?s)folder of video/clip cannot be made in .* \(.*right to write.*kept in"):
+            save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders, {})
+        assert len(list(tmp_path.rglob("*.latent"))) == 1
 
     def test_a_crop_higher_than_the_video(self, tmp_path, vae):
         self.refused(tmp_path, vae, "at least as high, this one has 48", crop="1080 lines")
@@ -67,9 +76,11 @@ class TestRefusedBeforeDecoding:
         monkeypatch.setattr("ultragen_core.video.codecs._can_encode", lambda name: name != "libx265")
         self.refused(tmp_path, vae, "needs the encoder libx265", codec="H.265 8-bit")
 
-    def test_sound_that_no_codec_takes(self, tmp_path, vae):
+    def test_sound_of_too_many_channels(self, tmp_path, vae):
         audio = {"waveform": torch.zeros(1, 4, 99), "sample_rate": 48000}
         self.refused(tmp_path, vae, "1, 2 or 6 channels, got 4", codec="H.264 8-bit", audio=audio)
+
+    def test_sound_that_is_not_finite(self, tmp_path, vae):
         audio = {"waveform": torch.full((1, 2, 99), float("nan")), "sample_rate": 48000}
         self.refused(tmp_path, vae, "198 of 198 samples are NaN", codec="H.264 8-bit", audio=audio)
 
@@ -77,11 +88,30 @@ class TestRefusedBeforeDecoding:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
         self.refused(tmp_path, vae, "needs about .* GB free. Make room")
 
-    def test_a_name_outside_the_output_folder(self, tmp_path, vae):
-        folders = folders_in(tmp_path)
-        with pytest.raises(Exception, match="outside the output folder"):
-            save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(prefix="../../clip"), folders, {})
-        assert files(tmp_path) == []
+    def test_a_disk_too_small_for_what_shares_it(self, tmp_path, vae, monkeypatch):
+        """Room for the video, and room for its frames, but not for both."""
+        monkeypatch.setattr(save_plan, "RAM_SHARE", 0)
+        frames = 5 * 48 * 64 * 3
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=frames + 1000))
+        self.refused(tmp_path, vae, "with its decoded frames in the temp folder, needs about")
+
+    @pytest.mark.parametrize("prefix", ["../../clip", "/clip", "C:\\clip"])
+    def test_a_name_outside_the_output_folder(self, tmp_path, vae, prefix):
+        self.refused(tmp_path, vae, "outside the output folder", prefix=prefix)
+
+    @pytest.mark.parametrize("prefix", ["y" * 240, "湖" * 80])
+    def test_a_name_too_long(self, tmp_path, vae, prefix):
+        self.refused(tmp_path, vae, "Choose a shorter name", prefix=prefix)
+
+    @pytest.mark.parametrize("fps", [0.0, -1.0, 1e-4, float("nan"), float("inf"), 1e9])
+    def test_fps_out_of_range(self, tmp_path, vae, fps):
+        self.refused(tmp_path, vae, "fps", fps=fps)
+
+    @pytest.mark.parametrize(
+        "choice", [{"crf": 0}, {"crf": 99}, {"codec": "VP9"}, {"crop": "9 lines"}, {"side_file": "xml"}]
+    )
+    def test_what_a_link_may_bring(self, tmp_path, vae, choice):
+        self.refused(tmp_path, vae, "must be .*, got", **choice)
 
 
 def test_a_disk_that_fills_up_leaves_the_latent_and_says_so(tmp_path, vae):
@@ -119,6 +149,104 @@ def test_an_interruption_leaves_the_latent_and_no_unfinished_file(tmp_path, vae,
     finally:
         comfy.model_management.interrupt_current_processing(False)
     assert files(tmp_path / "output") == ["latents/video/clip_00001_.latent"]
+
+
+def test_a_latent_that_finds_no_room_does_not_stop_the_video(tmp_path, vae, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {})
+    assert "The latent could not be kept: its disk is full" in saved.notes[0]
+    assert files(tmp_path / "output") == ["video/clip_00001_.mkv"]
+
+
+def test_a_latent_that_somebody_removed_is_no_error(tmp_path, vae):
+    def say(text):
+        if text == "encoding: 100 %":
+            (tmp_path / "output/latents/video/clip_00001_.latent").unlink()
+
+    choices = settings(keep_latent=KEEP_UNTIL_SAVED)
+    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, choices, folders_in(tmp_path), {}, say=say)
+    assert files(tmp_path / "output") == ["video/clip_00001_.mkv"] and not saved.notes
+
+
+def test_an_error_without_words_gets_some(tmp_path, vae, monkeypatch):
+    def decode(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(save, "stream_decode", decode)
+    with pytest.raises(RuntimeError, match=r"^AssertionError, without a message.*\nThe latent is kept in"):
+        save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
+
+
+def test_an_error_names_the_videos_that_are_saved(tmp_path, vae, monkeypatch):
+    real = save.stream_decode
+
+    def decode(vae, samples, *more):
+        if list(tmp_path.rglob("*.mkv")):
+            raise RuntimeError("The second failed.")
+        return real(vae, samples, *more)
+
+    monkeypatch.setattr(save, "stream_decode", decode)
+    with pytest.raises(RuntimeError, match=r"The second failed.\n.*\nSaved before that: .*clip_00001_.mkv"):
+        save_video(vae, {"samples": noise(2, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {})
+    assert files(tmp_path / "output/video") == ["clip_00001_.mkv"]
+
+
+class TestNotFinite:
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_a_broken_latent_is_counted_and_kept(self, tmp_path, vae, caplog, value):
+        samples = noise(*LATENT_SHAPE)
+        samples[0, 3, 1, 2, 4:6] = value
+        choices = settings(keep_latent=KEEP_UNTIL_SAVED)
+        saved = save_video(vae, {"samples": samples}, choices, folders_in(tmp_path), {})
+        assert re.match(r"2 of the latent's 1536 values are NaN or infinite", saved.notes[0])
+        assert saved.notes[0] in caplog.text
+        assert saved.latent.exists() and len(rgb(saved.videos[0])) == 5
+
+    def test_a_vae_that_overflows_is_noticed_at_the_frames(self, tmp_path, monkeypatch):
+        vae = narrow_vae()
+        with torch.no_grad():
+            vae.first_stage_model.decoder.head[2].bias.fill_(torch.nan)
+        choices = settings(keep_latent=KEEP_UNTIL_SAVED)
+        saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, choices, folders_in(tmp_path), {})
+        (note,) = saved.notes
+        assert note.startswith("5 of 5 decoded frames of clip_00001_.mkv hold NaN") and saved.latent.exists()
+
+    def test_a_sound_video_has_no_notes(self, tmp_path, vae):
+        assert not save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {}).notes
+
+
+class TestThePreviewFails:
+    def saved(self, tmp_path, vae, audio=None, say=lambda text: None):
+        samples = {"samples": noise(*LATENT_SHAPE)}
+        saved = save_video(vae, samples, settings(), folders_in(tmp_path), {}, audio, say)
+        assert rgb(saved.videos[0]).shape == (5, 48, 64, 3)
+        return saved
+
+    def test_a_rate_that_only_the_video_takes(self, tmp_path, vae):
+        saved = self.saved(tmp_path, vae, {"waveform": torch.zeros(1, 2, 192_000), "sample_rate": 192_000})
+        assert len(saved.previews) == 1 and not saved.notes
+
+    def test_a_temp_folder_that_is_cleaned_meanwhile(self, tmp_path, vae):
+        def say(text):
+            if text in ("decoding: 100 %", "encoding: 100 %"):
+                shutil.rmtree(tmp_path / "temp")
+
+        saved = self.saved(tmp_path, vae, say=say)
+        assert not saved.previews and "The preview is missing" in saved.notes[0]
+
+    @pytest.mark.parametrize("when", ["__init__", "write", "finish"])
+    def test_a_full_temp_disk(self, tmp_path, vae, monkeypatch, when):
+        def full(self, *args, **more):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        broken = type("Writer", (save_preview.VideoWriter,), {when: full})
+        monkeypatch.setattr(save_preview, "VideoWriter", broken)
+        saved = self.saved(tmp_path, vae)
+        assert not saved.previews and re.match(r"The preview is missing \(the disk of .*temp is full\)", saved.notes[0])
+        assert files(tmp_path / "temp") == []
 
 
 KILLED = """

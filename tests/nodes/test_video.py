@@ -91,6 +91,54 @@ def test_codec_and_tile_are_checked_when_the_prompt_is_queued(nodes):
     assert "got 16" in save.validate_inputs(codec="H.264 8-bit", tile=16)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("/video/x", "outside the output folder"),
+        ("../x", "outside the output folder"),
+        ("湖" * 80, "shorter name"),
+        ("file/x", "cannot be made"),
+    ],
+)
+def test_a_prefix_is_checked_when_the_prompt_is_queued(base, nodes, prefix, message):
+    save = nodes["UltraGenSaveVideo"]
+    (base / "output/file").touch()
+    assert message in save.validate_inputs(codec="H.264 8-bit", tile=0, filename_prefix=prefix)
+    for good in ("video/lake/", "%date:yyyy-MM-dd%/%KSampler.seed%", str(base / "output/x"), ""):
+        assert save.validate_inputs(codec="H.264 8-bit", tile=0, filename_prefix=good) is True
+    assert save.validate_inputs(codec=None, tile=None, filename_prefix=None) is True
+
+
+def test_what_a_link_brings_is_refused_with_the_latent_kept(base, nodes):
+    for name, value in {"fps": float("nan"), "filename_prefix": "/elsewhere", "codec": "VP9", "crop": "9"}.items():
+        before = len(files(base / "output"))
+        with pytest.raises(ValueError, match="(?s)got.*The latent is kept in .*Load Latent brings it back"):
+            run(
+                nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=None, **SAVE | {name: value}
+            )
+        assert len(files(base / "output")) == before + 1
+
+
+def test_programs_find_every_file_in_the_history(base, nodes):
+    choices = SAVE | {"codec": "H.265 8-bit", "side_file": "json", "details": "a lake"}
+    saved = run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=narrow_vae(), **choices)
+    assert [item["type"] for item in saved.ui["images"]] == ["temp"]
+    assert saved.ui["ultragen_files"] == [
+        {"filename": "clip_00001_.mp4", "subfolder": "video", "type": "output"},
+        {"filename": "clip_00001_.json", "subfolder": "video", "type": "output"},
+    ]
+
+
+def test_what_failed_is_said_by_both_nodes(base, nodes):
+    broken = {"samples": torch.full((1, 16, 1, 6, 8), torch.nan)}
+    saved = run(nodes["UltraGenSaveVideo"], samples=broken, vae=narrow_vae(), **SAVE)
+    assert "768 of the latent's 768 values are NaN" in saved.ui["text"][0]
+    load = nodes["UltraGenLoadLatent"]
+    loaded = run(load, latent=load.choices()[0])
+    assert loaded.args[0]["samples"].isnan().all()
+    assert "768 of 768 values are NaN" in loaded.ui.as_dict()["text"][0]
+
+
 def test_the_newest_latent_is_the_first_choice(base, nodes):
     times = {"input/a.latent": 1000, "output/latents/b.latent": 3000, "output/latents/x/c.latent": 2000}
     for name, time in times.items():
@@ -115,7 +163,8 @@ def test_what_the_tooltip_says_of_names_is_filled_in(base, nodes):
     inputs = {item.id: item for item in nodes["UltraGenSaveVideo"].GET_SCHEMA().inputs}
     tooltip = inputs["filename_prefix"].tooltip
     placeholders = [part for part in ("%year%", "%month%", "%day%", "%width%", "%height%") if part in tooltip]
-    assert len(placeholders) == 5 and tooltip.count("%") == 10
+    assert len(placeholders) == 5 and "%date:yyyy-MM-dd%" in tooltip and "%NodeTitle.widget%" in tooltip
+    assert tooltip.count("%") == 14
     prefix = {"filename_prefix": "video/" + "-".join(placeholders)}
     run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=narrow_vae(), **SAVE | prefix)
     (name,) = files(base / "output/video")

@@ -9,15 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ultragen_core.files import finished_file
-from ultragen_core.video.latents import load_latent, newest_first, save_latent
+from ultragen_core.video.latents import count_not_finite, load_latent, newest_first, save_latent
 
 SAMPLES = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(0))
 
 
 def test_a_latent_comes_back_exactly_with_its_metadata(tmp_path):
     path = tmp_path / "a.latent"
-    save_latent(path, SAMPLES.transpose(3, 4), {"prompt": "{}"})
+    assert save_latent([path], SAMPLES.transpose(3, 4), {"prompt": "{}"}) == path
     assert torch.equal(load_latent(path), SAMPLES.transpose(3, 4))
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"prompt": "{}"}
@@ -29,7 +28,7 @@ def test_comfyuis_own_node_reads_it(tmp_path, monkeypatch):
 
     import nodes
 
-    save_latent(tmp_path / "a.latent", SAMPLES, {})
+    save_latent([tmp_path / "a.latent"], SAMPLES, {})
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
     assert torch.equal(nodes.LoadLatent().load("a.latent")[0]["samples"], SAMPLES)
 
@@ -50,7 +49,7 @@ def test_comfyuis_own_files_are_read(tmp_path, monkeypatch):
     [
         ({"weight": torch.zeros(2)}, "holds a tensor named latent_tensor"),
         ({"latent_tensor": torch.zeros(4)}, "4 or 5 axes"),
-        ({"latent_tensor": torch.full((1, 16, 1, 2, 2), torch.nan)}, "NaN"),
+        ({"latent_tensor": torch.zeros(1, 16, 0, 2, 2)}, "none of them empty"),
     ],
 )
 def test_files_that_hold_no_latent_are_said(tmp_path, tensors, message):
@@ -61,7 +60,7 @@ def test_files_that_hold_no_latent_are_said(tmp_path, tensors, message):
 
 def test_a_half_written_file_is_said(tmp_path):
     path = tmp_path / "a.latent"
-    save_latent(path, SAMPLES, {})
+    save_latent([path], SAMPLES, {})
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="a.latent is not a complete latent file"):
         load_latent(path)
@@ -75,14 +74,26 @@ def test_the_newest_comes_first(tmp_path):
     assert newest_first([*paths, tmp_path / "gone.latent"]) == [paths[1], paths[2], paths[0]]
 
 
-def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), finished_file(path) as part:
-        part.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
-    with finished_file(path) as part:
-        part.write_text("new")
-        assert path.read_text() == "old" and part.name == "a.txt.part"
-    assert path.read_text() == "new" and os.listdir(tmp_path) == ["a.txt"]
+def test_a_latent_never_replaces_another_file(tmp_path):
+    (tmp_path / "a.latent").write_text("mine")
+    assert save_latent([tmp_path / "a.latent", tmp_path / "b.latent"], SAMPLES, {}).name == "b.latent"
+    assert (tmp_path / "a.latent").read_text() == "mine"
+
+
+def test_values_that_are_not_finite_come_back_as_they_were(tmp_path):
+    broken = SAMPLES.clone()
+    broken[0, 0, 0, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    save_latent([tmp_path / "a.latent"], broken, {})
+    loaded = load_latent(tmp_path / "a.latent")
+    assert torch.equal(loaded.nan_to_num(7, 8, 9), broken.nan_to_num(7, 8, 9))
+    assert count_not_finite(loaded) == 3 and count_not_finite(SAMPLES) == 0
+
+
+def test_a_file_that_is_cut_while_its_latent_is_used(tmp_path):
+    """In a mapped file that would be a bus error, which ends the process."""
+    save_latent([tmp_path / "a.latent"], SAMPLES, {})
+    loaded = load_latent(tmp_path / "a.latent")
+    os.truncate(tmp_path / "a.latent", 0)
+    with open("/proc/self/maps") as maps:  # where this fails, the comparison ends all tests
+        assert str(tmp_path) not in maps.read()
+    assert torch.equal(loaded, SAMPLES)

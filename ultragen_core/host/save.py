@@ -1,122 +1,49 @@
-"""From a latent to a video file: check everything, keep the latent, decode in tiles, encode frame by frame."""
+"""From a latent to a video file: keep the latent, check everything, decode in tiles, encode frame by frame."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from fractions import Fraction
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import comfy.model_management
 import torch
-from comfy.cli_args import args
 
-from ..files import check_folder, finished_file, is_full
-from ..video.audio import Sound, soundtracks
-from ..video.codecs import (
-    CODECS,
-    CROPS,
-    PREVIEW,
-    Codec,
-    check_encoders,
-    check_frame_size,
-    check_quality,
-    cropped_rows,
-    estimated_bytes,
-    frame_rate,
-)
+from ..files import NewFile, is_full, new_file
+from ..video.audio import Sound
 from ..video.encoder import VideoWriter
-from ..video.frames import FrameBuffer
-from ..video.latents import SUFFIX, save_latent
+from ..video.latents import count_not_finite
+from .save_latent import KeptLatent
+from .save_plan import KEEP, KEEP_NOT, KEEP_UNTIL_SAVED, Folders, Plan, Request, VideoSettings, check_room, make_plan
+from .save_preview import Preview
 from .save_progress import DECODING, ENCODING, Report, SaveProgress
-from .vae import decoded_shape, may_pin, refusal, stream_decode
+from .vae import refusal, stream_decode
 
-KEEP, KEEP_UNTIL_SAVED, KEEP_NOT = "keep", "until the video is saved", "off"
-NAMELESS = "ultragen"  # ComfyUI's own name for nothing begins with a dot, which hides the file
-
-_PREVIEW_SIDE = 1280
-_PREVIEW_CRF = 23
-# Frames that would take more than this share of the free RAM wait on disk.
-_RAM_SHARE = 0.5
+__all__ = ["KEEP", "KEEP_NOT", "KEEP_UNTIL_SAVED", "Folders", "SavedVideos", "VideoSettings", "save_video"]
 
 
-@dataclass(frozen=True)
-class Folders:
-    """ComfyUI's output and temp folder, and its `get_save_image_path`, which numbers names and confines them."""
-
-    output: str
-    temp: str
-    name: Callable[[str, str, int, int], tuple[str, str, int, str, str]]
-
-    def place(self, folder: str, prefix: str, extension: str, width: int = 0, height: int = 0) -> Path:
-        try:
-            path, name, counter, _, _ = self.name(prefix, folder, width, height)
-        except OSError as error:
-            raise OSError(
-                f"The folder of {prefix} cannot be made in {folder} ({error.strerror}). Give ComfyUI's user the right"
-                " to write there, or start ComfyUI with another folder."
-            ) from error
-        return Path(path) / f"{name}_{counter:05}_.{extension}"
-
-
-@dataclass(frozen=True)
-class VideoSettings:
-    """The node's choices: names in CODECS and CROPS, one of the three KEEP words, tile side in pixels or None."""
-
-    prefix: str
-    fps: float
-    codec: str
-    crf: int
-    crop: str = "keep"
-    keep_latent: str = KEEP
-    tile: int | None = None
-
-
-@dataclass(frozen=True)
+@dataclass
 class SavedVideos:
-    """One file for each video of the batch, what a browser can play of each, and the latent's file if it was kept.
+    """One file for each video of the batch, what a browser can play of each, the side files, and the latent's file if
+    it was kept.
 
-    `refusal` says why the VAE was left to core's own decode; usually it is empty.
+    `notes` are sentences about what went wrong and did not stop the save. `refusal` says why the VAE was left to core's
+    own decode; usually it is empty.
     """
 
-    videos: list[Path]
-    previews: list[Path]
-    latent: Path | None
-    refusal: str
+    videos: list[Path] = field(default_factory=list)
+    previews: list[Path] = field(default_factory=list)
+    side_files: list[Path] = field(default_factory=list)
+    latent: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    refusal: str = ""
 
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is known and checked before anything is computed. Sizes in pixels; `rows` are those that the crop keeps."""
-
-    settings: VideoSettings
-    folders: Folders
-    texts: Mapping[str, str]
-    codec: Codec
-    fps: Fraction
-    batch: int
-    frames: int
-    height: int
-    width: int
-    rows: slice
-    ram_limit: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.width, self.rows.stop - self.rows.start
-
-    def place(self) -> Path:
-        """The next free name for a video."""
-        prefix = self.settings.prefix or NAMELESS
-        return self.folders.place(self.folders.output, prefix, self.codec.extension, *self.size)
-
-    def buffer(self) -> FrameBuffer:
-        shape = (self.frames, self.height, self.width)
-        return FrameBuffer(*shape, self.codec.bits, self.folders.temp, self.ram_limit, may_pin())
+    def note(self, text: str) -> None:
+        logging.warning("UltraGen: %s", text)
+        self.notes.append(text)
 
 
 def save_video(
@@ -133,113 +60,145 @@ def save_video(
     `metadata` (prompt, workflow) goes into the files as json, unless ComfyUI runs with --disable-metadata. `audio` is
     ComfyUI's AUDIO: its n-th waveform, or its last, goes with the n-th video. `say` is told what is being done.
 
-    Raises ValueError or OSError before decoding where something is known to be impossible, and RuntimeError naming the
-    kept latent where something fails later. Interrupted, it leaves the latent and no unfinished video.
+    The latent is kept first. Raises ValueError or OSError before decoding where something is known to be impossible,
+    and RuntimeError where something fails later; both name the kept latent. Interrupted, it leaves the latent and no
+    unfinished video. Nothing that exists is replaced.
     """
-    samples = latent["samples"]
-    texts = {} if args.disable_metadata else {key: json.dumps(value) for key, value in metadata.items()}
-    plan = _plan(vae, samples, settings, folders, texts, audio)
-    sounds = soundtracks(audio, plan.codec, plan.batch, plan.frames / plan.fps)
-    _check_room(plan, samples)
-    progress = SaveProgress(plan.batch, say)
-    saved = []
-    with _latent_kept(samples, plan) as kept:
+    samples = _checked(latent["samples"])
+    request = Request(settings, folders, metadata)
+    saved = SavedVideos()
+    kept = KeptLatent.of(vae, samples, request)
+    if kept.failure:
+        saved.note(kept.failure)
+    broken = _note_broken(samples, saved)
+    with _failures(saved, folders, kept):
+        try:
+            plan = make_plan(vae, samples, request, audio)
+            check_room(plan)
+        except (ValueError, OSError) as error:
+            raise _Refused from error
+        progress = SaveProgress(plan.batch, say)
         for index in range(plan.batch):
             reports = progress.of(index, DECODING), progress.of(index, ENCODING)
-            saved.append(_save_one(vae, samples[index : index + 1], plan, sounds[index], *reports))
-    videos, previews = (list(paths) for paths in zip(*saved, strict=True))
-    return SavedVideos(videos, previews, kept if settings.keep_latent == KEEP else None, refusal(vae))
+            broken |= _save_one(vae, samples[index : index + 1], plan, plan.sounds[index], saved, *reports)
+    saved.refusal = refusal(vae)
+    saved.latent = kept.path if broken else kept.settle()
+    return saved
 
 
-def _plan(
-    vae, samples: torch.Tensor, settings: VideoSettings, folders: Folders, texts: Mapping, audio: Mapping | None
-) -> _Plan:
-    if samples.ndim != 5:
-        raise ValueError(
-            f"A video's latent has 5 axes (batch, channels, frames, height, width), got {tuple(samples.shape)}. "
-            "Connect the latent of a video model."
+def _note_broken(samples: torch.Tensor, saved: SavedVideos) -> bool:
+    count = count_not_finite(samples)
+    if count:
+        saved.note(
+            f"{count} of the latent's {samples.numel()} values are NaN or infinite: the sampling failed, and the video"
+            " is black or broken there."
         )
-    codec = CODECS[settings.codec]
-    check_encoders(codec, audio is not None)
-    check_quality(settings.crf)
-    batch, frames, height, width = decoded_shape(vae, tuple(samples.shape))
-    rows = cropped_rows(height, CROPS[settings.crop])
-    check_frame_size(codec, width, rows.stop - rows.start)
-    fps = frame_rate(settings.fps)
-    ram_limit = int(comfy.model_management.get_free_memory(torch.device("cpu")) * _RAM_SHARE)
-    return _Plan(settings, folders, texts, codec, fps, batch, frames, height, width, rows, ram_limit)
+    return count > 0
 
 
-def _check_room(plan: _Plan, samples: torch.Tensor) -> None:
-    width, height = plan.size
-    needed = plan.batch * estimated_bytes(plan.codec, plan.frames, height, width, plan.settings.crf)
-    if plan.settings.keep_latent != KEEP_NOT:
-        needed += samples.nbytes
-    check_folder(plan.place().parent, needed, "video")
-    waiting = FrameBuffer.size(plan.frames, plan.height, plan.width, plan.codec.bits)
-    Path(plan.folders.temp).mkdir(parents=True, exist_ok=True)
-    check_folder(Path(plan.folders.temp), waiting if waiting > plan.ram_limit else 0, "decoded video")
+class _Refused(Exception):
+    """Wraps an error that was raised before anything was computed."""
+
+
+def _checked(samples: torch.Tensor) -> torch.Tensor:
+    if not isinstance(samples, torch.Tensor) or 0 in samples.shape:
+        shape = tuple(getattr(samples, "shape", ()))
+        raise ValueError(
+            f"A video's latent holds at least one video of one frame, got {shape or type(samples).__name__}. Connect "
+            "the latent of a video model."
+        )
+    return samples
 
 
 @contextmanager
-def _latent_kept(samples: torch.Tensor, plan: _Plan) -> Iterator[Path | None]:
-    """Save the latent before anything can fail, in output/latents, named as the video; say where it is if it did."""
-    kept = None
+def _failures(saved: SavedVideos, folders: Folders, kept: KeptLatent) -> Iterator[None]:
+    """Say with every error where the latent is and which videos of the batch are saved."""
     try:
-        if plan.settings.keep_latent != KEEP_NOT:
-            unnumbered = os.path.relpath(plan.place(), plan.folders.output).rsplit("_", 2)[0]
-            place = plan.folders.place(plan.folders.output, f"latents/{unnumbered}", SUFFIX.removeprefix("."))
-            save_latent(place, samples, plan.texts)
-            kept = place
-            logging.info("The latent is kept in %s.", kept)
-        yield kept
+        yield
     except comfy.model_management.InterruptProcessingException:
         raise
     except Exception as error:
-        raise RuntimeError(_what_failed(error, plan.folders, kept)) from error
-    if plan.settings.keep_latent == KEEP_UNTIL_SAVED:
-        kept.unlink()
+        cause, kind = error, RuntimeError
+        if isinstance(error, _Refused):
+            cause = error.__cause__
+            kind = ValueError if isinstance(cause, ValueError) else OSError
+        lines = [_reason(cause, folders), kept.where(), *(f"Saved before that: {path}" for path in saved.videos)]
+        raise kind("\n".join(line for line in lines if line)) from cause
 
 
-def _what_failed(error: Exception, folders: Folders, kept: Path | None) -> str:
-    reason = f"The disk of {folders.output} or {folders.temp} is full. Make room." if is_full(error) else str(error)
-    return reason if kept is None else f"{reason}\nThe latent is kept in {kept}: UltraGen Load Latent brings it back."
+def _reason(error: BaseException, folders: Folders) -> str:
+    if is_full(error):
+        return f"The disk of {folders.output} or {folders.temp} is full. Make room."
+    return str(error) or f"{type(error).__name__}, without a message. ComfyUI's log says where."
 
 
 def _save_one(
-    vae, samples: torch.Tensor, plan: _Plan, sound: Sound | None, decoding: Report, encoding: Report
-) -> tuple[Path, Path]:
-    """The file of one video, and one that browsers play: the same, or a small one in the temp folder."""
-    path = plan.place()
-    preview = path if plan.codec.plays_in_browsers else plan.folders.place(plan.folders.temp, "ultragen/preview", "mp4")
-    with plan.buffer() as buffer:
+    vae, samples: torch.Tensor, plan: Plan, sound: Sound | None, saved: SavedVideos, decoding: Report, encoding: Report
+) -> bool:
+    """Add the file of one video to `saved`, and one that browsers play: the same, or a small one in the temp folder.
+
+    Returns whether frames of it hold values that are not finite.
+    """
+    with new_file(plan.names()) as file, plan.buffer() as buffer:
 
         def write(region, pixels):
             buffer.write(region.frames, region.rows, region.columns, pixels)
 
         stream_decode(vae, samples, write, plan.settings.tile, decoding)
-        _encode(buffer, plan, path, preview, sound, encoding)
-    return path, preview
+        broken = buffer.not_finite
+        if broken:
+            saved.note(
+                f"{broken} of {plan.frames} decoded frames of {file.path.name} hold NaN or infinite values and"
+                " are black there. Where the latent is finite, the VAE overflows: start ComfyUI with --fp32-vae and"
+                " save the kept latent again."
+            )
+        preview = _encode(buffer, plan, file, sound, saved, encoding)
+    saved.videos.append(file.path)
+    if preview is None and plan.codec.plays_in_browsers:
+        preview = file.path
+    if preview is not None:
+        saved.previews.append(preview)
+    if plan.side_file:
+        _write_side_file(file.path, plan, saved)
+    return broken > 0
 
 
-def _encode(buffer: FrameBuffer, plan: _Plan, path: Path, preview: Path, sound: Sound | None, report: Report) -> None:
-    with finished_file(path) as part, ExitStack() as stack:
-        crf = plan.settings.crf
-        writers = [VideoWriter(part, plan.codec, plan.size, plan.fps, crf, plan.frames, sound, plan.texts)]
-        stack.enter_context(writers[0])
-        if preview != path:
-            size = _preview_size(*plan.size)
-            writers.append(VideoWriter(preview, PREVIEW, size, plan.fps, _PREVIEW_CRF, plan.frames, sound, plan.texts))
-            stack.enter_context(writers[1])
+def _encode(
+    buffer: Iterator, plan: Plan, file: NewFile, sound: Sound | None, saved: SavedVideos, report: Report
+) -> Path | None:
+    """Write the video to file.part; return the preview's file if there is one."""
+    texts, crf = plan.request.texts, plan.settings.crf
+    wanted = comfy.model_management.throw_exception_if_processing_interrupted
+    previewed = nullcontext() if plan.codec.plays_in_browsers else Preview(plan, sound)
+    video = VideoWriter(file.part, plan.codec, plan.size, plan.fps, crf, plan.frames, sound, texts)
+    with video, previewed as preview:
+        writers = [video] if preview is None else [video, preview]
         for number, frame in enumerate(buffer):
             for writer in writers:
                 writer.write(frame[plan.rows])
             report(number + 1, plan.frames)
         for writer in writers:
-            writer.finish(comfy.model_management.throw_exception_if_processing_interrupted)
+            writer.finish(wanted)
+    if preview is None:
+        return None
+    if preview.failure:
+        saved.notes.append(preview.failure)
+    return preview.path
 
 
-def _preview_size(width: int, height: int) -> tuple[int, int]:
-    """Even sides, the longer one of 1280 pixels at most."""
-    scale = min(1.0, _PREVIEW_SIDE / max(width, height))
-    return max(16, round(width * scale / 2) * 2), max(16, round(height * scale / 2) * 2)
+def _write_side_file(video: Path, plan: Plan, saved: SavedVideos) -> None:
+    """Write what is known of a video beside it, as NAME_00001_.json; a failure is a note, the video is there."""
+    settings = plan.settings
+    try:
+        details = json.loads(settings.details)
+    except ValueError:
+        details = settings.details
+    (width, height), frames = plan.size, plan.frames
+    facts = {"file": video.name, "width": width, "height": height, "frames": frames, "fps": float(plan.fps)}
+    facts |= {"codec": settings.codec, "quality": settings.crf, "details": details}
+    try:
+        with new_file([video.with_suffix(plan.side_file)]) as file:
+            file.part.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        saved.side_files.append(file.path)
+    except OSError as error:
+        saved.note(f"The side file of {video.name} is missing ({error}), the video is not concerned.")

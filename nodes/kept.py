@@ -1,0 +1,79 @@
+"""Back to a latent that was kept."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..ultragen_core.video.latents import SUFFIX, count_not_finite, load_latent, newest_first
+from .base import Node
+
+
+class UltraGenLoadLatent(Node):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenLoadLatent",
+            display_name="UltraGen Load Latent",
+            category="UltraGen",
+            description="Brings back a latent that UltraGen Save Video, or ComfyUI's Save Latent, kept.",
+            inputs=[
+                io.Combo.Input(
+                    "latent",
+                    options=cls.choices(),
+                    tooltip="Latents of output/latents and of the input folder, newest first. Press R to see new ones.",
+                )
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def choices(cls) -> list[str]:
+        output = Path(folder_paths.get_output_directory())
+        names = {path: path.name for path in Path(folder_paths.get_input_directory()).glob(f"*{SUFFIX}")}
+        names |= {
+            path: f"{path.relative_to(output).as_posix()} [output]" for path in (output / "latents").rglob(f"*{SUFFIX}")
+        }
+        return [names[path] for path in newest_first(names)]
+
+    @classmethod
+    def path(cls, latent: str) -> Path:
+        """The file of a choice; ValueError where it is none, or lies outside ComfyUI's output and input folders."""
+        name, folder = folder_paths.annotated_filepath(latent)
+        folder = Path(folder or folder_paths.get_input_directory()).resolve()
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder) or path.suffix != SUFFIX or not path.is_file():
+            raise ValueError(f"ComfyUI's output and input folders hold no latent file {latent!r}. Choose another one.")
+        return path
+
+    @classmethod
+    def validate_inputs(cls, latent):
+        """When the prompt is queued; what comes through a link is None here."""
+        try:
+            if latent is not None:
+                cls.path(latent)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, latent):
+        if latent is None:  # a name that comes through a link is known too late
+            return float("nan")
+        facts = cls.path(latent).stat()
+        return f"{facts.st_mtime_ns} {facts.st_size}"
+
+    @classmethod
+    def execute(cls, latent) -> io.NodeOutput:
+        samples = load_latent(cls.path(latent))
+        lines, wrong = [f"{latent}: {tuple(samples.shape)}"], count_not_finite(samples)
+        if wrong:
+            lines.append(f"{wrong} of {samples.numel()} values are NaN or infinite: the sampling that made it failed.")
+            logging.warning("UltraGen: %s: %s", latent, lines[-1])
+        return io.NodeOutput({"samples": samples}, ui=ui.PreviewText("\n".join(lines)))
+
+
+NODES = [UltraGenLoadLatent]
