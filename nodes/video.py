@@ -83,7 +83,9 @@ class UltraGenSaveVideo(Node):
                 ),
                 tile_input(),
                 io.Audio.Input(
-                    "audio", optional=True, tooltip="Goes along, cut where the video ends: AAC in .mp4, FLAC in .mkv."
+                    "audio",
+                    optional=True,
+                    tooltip="Goes along: AAC in .mp4, FLAC in .mkv. Cut where the video ends, or followed by silence.",
                 ),
                 io.String.Input(
                     "details",
@@ -100,6 +102,12 @@ class UltraGenSaveVideo(Node):
                     optional=True,
                     tooltip="json: write the details, codec and size beside the video too, as NAME_00001_.json. For "
                     "scripts and catalogues.",
+                ),
+                io.Boolean.Input(
+                    "trim_to_audio",
+                    default=False,
+                    optional=True,
+                    tooltip="End the video with its audio where that is shorter, instead of adding silence.",
                 ),
             ],
             outputs=[
@@ -136,8 +144,9 @@ class UltraGenSaveVideo(Node):
         audio=None,
         details="",
         side_file="off",
+        trim_to_audio=False,
     ) -> io.NodeOutput:
-        choices = fps, codec, quality, crop, keep_latent, tile or None, details or "", side_file
+        choices = fps, codec, quality, crop, keep_latent, tile or None, details or "", side_file, trim_to_audio
         settings = VideoSettings(filename_prefix, *choices)
         saved = save_video(vae, samples, settings, cls.folders(), cls.metadata(), audio, cls.say)
         previews = [cls.shown(path) for path in saved.previews]

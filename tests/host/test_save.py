@@ -141,6 +141,18 @@ def test_the_latent_goes_where_it_is_not_wanted(tmp_path, vae, keep):
     assert files(tmp_path / "output") == ["video/clip_00001_.mkv"]
 
 
+@pytest.mark.parametrize(("samples", "frames"), [(9600, 3), (9601, 4), (1, 1), (48000, 5)])
+def test_a_video_trimmed_to_its_sound_ends_with_it(tmp_path, vae, samples, frames):
+    audio = {"waveform": torch.zeros(1, 1, samples), "sample_rate": 48000}
+    latent, chosen = {"samples": noise(*LATENT_SHAPE)}, settings(trim_to_audio=True, side_file="json")
+    saved = save_video(vae, latent, chosen, folders_in(tmp_path), {}, audio)
+    for path in (*saved.videos, *saved.previews):
+        with av.open(str(path)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == frames
+    assert json.loads(saved.side_files[0].read_text())["frames"] == frames
+    assert len(rgb(save_video(vae, latent, chosen, folders_in(tmp_path), {}).videos[0])) == 5
+
+
 def test_sound_of_no_length_is_none(tmp_path, vae):
     audio = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}
     saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {}, audio)

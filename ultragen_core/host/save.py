@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import comfy.model_management
@@ -152,7 +153,8 @@ def _save_one(
                 " are black there. Where the latent is finite, the VAE overflows: start ComfyUI with --fp32-vae and"
                 " save the kept latent again."
             )
-        preview = _encode(buffer, plan, file, sound, saved, encoding)
+        plan = plan.trimmed(sound)
+        preview = _encode(islice(buffer, plan.frames), plan, file, sound, saved, encoding)
     saved.videos.append(file.path)
     if preview is None and plan.codec.plays_in_browsers:
         preview = file.path
@@ -164,7 +166,7 @@ def _save_one(
 
 
 def _encode(
-    buffer: Iterator, plan: Plan, file: NewFile, sound: Sound | None, saved: SavedVideos, report: Report
+    frames: Iterator, plan: Plan, file: NewFile, sound: Sound | None, saved: SavedVideos, report: Report
 ) -> Path | None:
     """Write the video to file.part; return the preview's file if there is one."""
     texts, crf = plan.request.texts, plan.settings.crf
@@ -173,7 +175,7 @@ def _encode(
     video = VideoWriter(file.part, plan.codec, plan.size, plan.fps, crf, plan.frames, sound, texts)
     with video, previewed as preview:
         writers = [video] if preview is None else [video, preview]
-        for number, frame in enumerate(buffer):
+        for number, frame in enumerate(frames):
             for writer in writers:
                 writer.write(frame[plan.rows])
             report(number + 1, plan.frames)

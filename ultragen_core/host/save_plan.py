@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from fractions import Fraction
 from itertools import count
@@ -15,7 +15,7 @@ import torch
 from comfy.cli_args import args
 
 from ..files import check_folder
-from ..video.audio import Sound, soundtracks
+from ..video.audio import Sound, frames_heard, soundtracks
 from ..video.codecs import (
     CODECS,
     CROPS,
@@ -81,7 +81,8 @@ class Folders:
 @dataclass(frozen=True)
 class VideoSettings:
     """The node's choices: names in CODECS, CROPS and SIDE_FILES, one of the three KEEP words, tile side in pixels or
-    None; `details` is a text about this video, such as its prompt and seed in json.
+    None; `details` is a text about this video, such as its prompt and seed in json. With `trim_to_audio` a video ends
+    with its sound where that is shorter.
     """
 
     prefix: str
@@ -93,6 +94,7 @@ class VideoSettings:
     tile: int | None = None
     details: str = ""
     side_file: str = "off"
+    trim_to_audio: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,12 @@ class Plan:
         """The next free names for a video."""
         folders = self.request.folders
         return folders.names(folders.output, self.request.prefix, self.codec.extension, *self.size)
+
+    def trimmed(self, sound: Sound | None) -> Plan:
+        """The plan with the frames that are written beside this sound."""
+        if sound is None or not self.settings.trim_to_audio:
+            return self
+        return replace(self, frames=min(self.frames, frames_heard(sound, self.fps)))
 
     def buffer(self) -> FrameBuffer:
         shape = (self.frames, self.height, self.width)
