@@ -17,7 +17,7 @@ def flow_sigmas(steps: int, shift: float) -> Tensor:
 
     These are the published sigmas; ComfyUI's "simple" scheduler rounds them to a table of 1000 and ends elsewhere.
     """
-    if steps < 1 or shift <= 0:
+    if steps < 1 or not 0 < shift < math.inf:
         raise ValueError(f"Sampling needs at least 1 step and a shift above 0, got steps={steps}, shift={shift}.")
     s = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return (shift * s / (1 + (shift - 1) * s)).float()

@@ -29,7 +29,11 @@ SPATIAL_RATIO = {16: 8, 48: 16}
 
 
 def pixels_of(latent_shape: tuple[int, ...]) -> tuple[int, int]:
-    """(width, height) in pixels of a latent (b, c, t, h, w)."""
+    """(width, height) in pixels of a latent (b, c, t, h, w) or (b, c, h, w). Raises ValueError for any other."""
+    if len(latent_shape) not in (4, 5) or not all(latent_shape):
+        raise ValueError(
+            f"A latent has 4 or 5 axes, none of them empty, got {tuple(latent_shape)}. Connect a Wan latent."
+        )
     ratio = SPATIAL_RATIO.get(latent_shape[1])
     if ratio is None:
         raise ValueError(f"A Wan latent has 16 or 48 channels, got {latent_shape[1]}. Connect a Wan latent.")

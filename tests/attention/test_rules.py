@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 
 import pytest
 import torch
@@ -222,3 +224,24 @@ def test_windows_of_the_user_come_first():
         block_spec(1, local, GlobalConfig(), False, near) for local in (LocalConfig(), LocalConfig(windows=(6, 7)))
     ]
     assert [(spec.local.num_windows, spec.hierarchical.num_windows) for spec in specs] == [(3, 1), (7, 1)]
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "sentence"),
+    [
+        (GlobalConfig, {"compress_ratio": -3}, "compress_ratio must be a whole number of at least 1, got -3"),
+        (GlobalConfig, {"compress_ratio": 2.5}, "got 2.5"),
+        (GlobalConfig, {"lora_strength": math.nan}, "lora_strength must be a number of at least 0, got nan"),
+        (GlobalConfig, {"lora_strength": math.inf}, "got inf"),
+        (GlobalConfig, {"gate": GateLine(0.5, math.nan)}, "shares must be between 0 and 1, got 0.5 and nan"),
+        (LocalConfig, {"gate": GateLine(-1, 1)}, "shares must be between 0 and 1, got -1 and 1"),
+        (LocalConfig, {"windows": (0, 1)}, "windows must be two whole numbers of at least 1, got (0, 1)"),
+        (LocalConfig, {"windows": (math.nan, 1)}, "windows must be two whole numbers"),
+        (LocalConfig, {"hierarchical_windows": (1,)}, "hierarchical_windows must be two whole numbers"),
+        (LocalConfig, {"cut": "round"}, "cut must be one of auto, resize, balanced, got 'round'"),
+        (LocalConfig, {"cross_window": None}, "cross_window must be one of paper, off, swin, got None"),
+    ],
+)
+def test_a_config_holds_no_values_that_mean_nothing(config, values, sentence):
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        config(**values)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
+import comfy.model_sampling
 import pytest
 import torch
 
@@ -84,3 +87,56 @@ def test_resume_knows_model_files_by_their_name(pack, tmp_path, monkeypatch):
     assert model_files("style.safetensors") == [tmp_path / "style.safetensors"]
     for other in ("other.safetensors", "style", "a prompt.", str(tmp_path / "style.safetensors"), ""):
         assert model_files(other) == []
+
+
+def test_a_latent_larger_than_memory_is_refused_with_both_sizes(pack, monkeypatch):
+    empty = node(pack, "UltraGenEmptyLatent").execute
+    with pytest.raises(
+        ValueError, match=r"A latent of 16384x16384, 4097 frames, batch of 64, takes .* GiB .* are free"
+    ):
+        empty("custom", 16384, 16384, 4097, 64)
+    monkeypatch.setattr("comfy.model_management.get_free_memory", lambda _: 4 * 16 * 8 * 8 - 1)
+    with pytest.raises(ValueError, match="Choose a smaller size, fewer frames or a smaller batch"):
+        empty("custom", 64, 64, 1, 1)
+    monkeypatch.setattr("comfy.model_management.get_free_memory", lambda _: 4 * 16 * 8 * 8)
+    assert empty("custom", 64, 64, 1, 1).result[0]["samples"].shape == (1, 16, 1, 8, 8)
+
+
+def test_model_sampling_is_for_flow_models(pack, tiny, caplog):
+    sampling = node(pack, "UltraGenModelSampling").execute
+    other = tiny.clone()
+    other.add_object_patch("model_sampling", comfy.model_sampling.EPS())
+    with pytest.raises(ValueError, match="A flow shift is for flow models such as Wan, got WanModel. Connect"):
+        sampling(other, 5.0, 30)
+    with pytest.raises(ValueError, match="such as Wan, got str"):
+        sampling("a model", 5.0, 30)
+    assert not caplog.records
+    flow = SimpleNamespace(diffusion_model=torch.nn.Linear(1, 1))
+    monkey = SimpleNamespace(model=flow, get_model_object=lambda _: comfy.model_sampling.CONST())
+    with pytest.raises(AttributeError):  # this one stops after the warning
+        sampling(monkey, 5.0, 30)
+    assert "are meant for Wan models, this one is Linear" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(16,), (1, 16, 3), (1, 16, 0, 8, 8), (1, 4, 1, 8, 8)])
+def test_latents_of_other_shapes_are_refused(pack, tiny, shape):
+    latent = {"samples": torch.zeros(shape)}
+    for name, rest in (("UltraGenModelSampling", (5.0, 4, latent)), ("UltraGenPlan", (latent,))):
+        with pytest.raises(ValueError, match="A latent has 4 or 5 axes|A Wan latent has 16 or 48 channels"):
+            node(pack, name).execute(tiny, *rest)
+
+
+def test_other_things_than_models_and_configs_are_refused(pack, tiny):
+    apply = partial(node(pack, "UltraGenApply").execute, attention_rule="auto", extras="none")
+    apply = partial(apply, start_percent=0, end_percent=1, bounded_memory=True)
+    with pytest.raises(ValueError, match="UltraGen patches Wan models, got dict"):
+        apply({})
+    with pytest.raises(ValueError, match="Connect UltraGen Local Config, got a value of type dict"):
+        apply(tiny, local_config={})
+    with pytest.raises(ValueError, match="Connect UltraGen Global Config, got a value of type LocalConfig"):
+        apply(
+            tiny,
+            global_config=node(pack, "UltraGenLocalConfig")
+            .execute(0, 0, "paper", "auto", False, True, 0, 0, "trained", 0.5, 1.0)
+            .result[0],
+        )

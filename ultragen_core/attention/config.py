@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from .gate import GateLine
+from .gate import GateLine, check_gate
 from .grid import TokenGrid
 
 CrossWindow = Literal["paper", "off", "swin"]
@@ -40,11 +40,15 @@ class LocalConfig:
 
     def __post_init__(self):
         for name in ("windows", "hierarchical_windows"):
-            if min(getattr(self, name) or (1,)) < 1:
+            counts = getattr(self, name)
+            if counts is not None and not (len(counts) == 2 and all(map(_counts, counts))):
                 raise ValueError(
-                    f"{name} must be at least 1 per axis, got {getattr(self, name)}; 1 means one window over the whole"
-                    " frame."
+                    f"{name} must be two whole numbers of at least 1, got {counts}. 1 is one window over the frame."
                 )
+        for name, kind in (("cross_window", CrossWindow), ("cut", Cut)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}.")
+        check_gate(self.gate)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,17 @@ class GlobalConfig:
     lora_strength: float = 1.0
     gate: GateLine | None = None
     dense_blocks: frozenset[int] | None = None
+
+    def __post_init__(self):
+        if self.compress_ratio is not None and not _counts(self.compress_ratio):
+            raise ValueError(f"compress_ratio must be a whole number of at least 1, got {self.compress_ratio}.")
+        if not 0 <= self.lora_strength < math.inf:
+            raise ValueError(f"lora_strength must be a number of at least 0, got {self.lora_strength}.")
+        check_gate(self.gate)
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 MOST_BLOCKS = 1000

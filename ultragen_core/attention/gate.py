@@ -64,6 +64,12 @@ class GateLine(NamedTuple):
         return (self.at_end + (self.at_noise - self.at_end) * t / 1000)[:, None, None]
 
 
+def check_gate(gate: GateLine | None) -> None:
+    """Raise ValueError where a gate's shares are none."""
+    if gate is not None and not all(0 <= share <= 1 for share in gate):
+        raise ValueError(f"A gate's shares must be between 0 and 1, got {gate.at_noise} and {gate.at_end}.")
+
+
 # Layout comes from the coarse branches while noise rules, detail from the windows at the end.
 UNTRAINED_GATE = GateLine(at_noise=0.5, at_end=1.0)
 

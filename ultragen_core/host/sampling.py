@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import math
+
+import comfy.ldm.wan.model
 import comfy.model_management
 import comfy.model_sampling
 import torch
 
+from ..plan.report import gib
 from ..sizes import VideoSize, latent_shape, round_up
+from .model import diffusion_model
+
+log = logging.getLogger(__name__)
 
 
 def with_shift(model, shift: float):
-    """A clone of `model` that samples flow matching with this shift, t = 1000 * sigma (as core's ModelSamplingSD3)."""
+    """A clone of `model` that samples flow matching with this shift, t = 1000 * sigma (as core's ModelSamplingSD3).
+
+    Raises ValueError for a model that does not sample flow matching.
+    """
+    _check_flow(model)
 
     class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         pass
@@ -20,6 +32,17 @@ def with_shift(model, shift: float):
     patched = model.clone()
     patched.add_object_patch("model_sampling", sampling)
     return patched
+
+
+def _check_flow(model) -> None:
+    """Other models get another picture, or none, from a flow shift; other flow models get what was tuned for Wan."""
+    known = hasattr(model, "get_model_object")
+    if not (known and isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)):
+        kind = type(model.model.diffusion_model if known else model).__name__
+        raise ValueError(f"A flow shift is for flow models such as Wan, got {kind}. Connect a Wan 2.1 or 2.2 model.")
+    if not isinstance(diffusion_model(model.model), comfy.ldm.wan.model.WanModel):
+        kind = type(diffusion_model(model.model)).__name__
+        log.warning("UltraGen: shift and noise levels are meant for Wan models, this one is %s.", kind)
 
 
 def empty_latent(wanted: VideoSize, batch: int, vae=None) -> tuple[dict, VideoSize]:
@@ -35,5 +58,17 @@ def empty_latent(wanted: VideoSize, batch: int, vae=None) -> tuple[dict, VideoSi
             raise ValueError("An UltraGen latent is a video's, the VAE connected is for images. Connect Wan's VAE.")
     size = round_up(wanted, spatial, temporal)
     shape = latent_shape(size, batch, channels, spatial, temporal)
+    check_memory(shape, size)
     samples = torch.zeros(shape, device=comfy.model_management.intermediate_device())
     return {"samples": samples, "downscale_ratio_spacial": spatial}, size
+
+
+def check_memory(shape: tuple[int, ...], size: VideoSize) -> None:
+    """Raise ValueError where a float32 latent of this shape is larger than the memory that is free for it."""
+    needed = 4 * math.prod(shape)
+    free = comfy.model_management.get_free_memory(comfy.model_management.intermediate_device())
+    if needed > free:
+        raise ValueError(
+            f"A latent of {size}, batch of {shape[0]}, takes {gib(needed)} of memory, {gib(free)} are free. Choose a"
+            " smaller size, fewer frames or a smaller batch."
+        )
