@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import comfy.clip_vision
 import comfy.model_management
 import comfy.sd
@@ -20,7 +22,8 @@ from support import seeded
 
 from ultragen_core.host.clip import Clip, load_clip
 from ultragen_core.host.metrics import check, measure, stream
-from ultragen_core.metrics.scores import METRICS
+from ultragen_core.metrics.report import numbers, picture, text
+from ultragen_core.metrics.scores import METRICS, Networks
 from ultragen_core.video.codecs import CODECS
 from ultragen_core.video.encoder import VideoWriter
 from ultragen_core.weights.files import WeightsError
@@ -97,6 +100,72 @@ def test_inputs_that_do_not_fit_together_are_refused(saved, wanted, more, messag
         measure(saved, wanted, **{"find": no_file, **more})
 
 
+class Damaged:
+    """A video whose file is no video, or ends too early."""
+
+    def __init__(self, first: Exception | None, later: Exception | None = None):
+        self.first, self.later = first, later
+
+    def get_dimensions(self):
+        if self.first:
+            raise self.first
+        return 64, 48
+
+    def get_duration(self):
+        return 1.0
+
+    def get_frame_rate(self):
+        return Fraction(2)
+
+    def get_components(self):
+        raise self.later
+
+
+@pytest.mark.parametrize(
+    ("wanted", "videos", "message"),
+    [
+        (["hd_mse"], [], "the list of videos is empty"),
+        (["hd_mse"], ["a.mp4"], "Video 1 must be a video or images, got a value of type str"),
+        (["hd_mse"], [torch.zeros(0, 8, 8, 3)], "Video 1 has no frames"),
+        (["hd_mse"], [torch.zeros(2, 8, 8, 1)], r"Video 1 must be images .* got \(2, 8, 8, 1\)"),
+        (
+            ["hd_mse"],
+            [torch.zeros(1, 8, 8, 3), torch.full((2, 8, 8, 3), torch.nan)],
+            "Video 2 holds .*in 2 of 2 frames",
+        ),
+        (
+            ["hd_lpips"],
+            [torch.zeros(2, 16, 31, 3)],
+            "Video 1 has frames of 31x16, hd_lpips needs at least 31x31 pixels",
+        ),
+        (["hd_fvd"], [torch.zeros(16, 224, 223, 3)], "hd_fvd needs at least 224x224"),
+        (["hd_fvd"], [torch.zeros(15, 224, 224, 3)], "Video 1 has 15 frames, hd_fvd needs at least 16"),
+        (["temporal_consistency"], [torch.zeros(1, 8, 8, 3)], "Video 1 has 1 frames, temporal_consistency needs at le"),
+        (["hd_mse"], [Damaged(ValueError("no video stream"))], "Video 1 cannot be read as a video: no video stream"),
+        (["hd_mse"], [Damaged(None, av.error.InvalidDataError(1, "cut"))], "Video 1 cannot be read as a video: .*cut"),
+        (["hd_mse"], [Damaged(None, IndexError("no frame"))], "Video 1 cannot be read as a video: no frame"),
+    ],
+)
+def test_videos_that_cannot_be_measured_are_named_before_work_begins(wanted, videos, message, monkeypatch):
+    monkeypatch.setattr("ultragen_core.host.metrics._load", lambda *_: (Networks(), None))
+    with pytest.raises(ValueError, match=message):
+        measure(videos, wanted, lambda *_: "there", references=[torch.zeros(16, 224, 224, 3)])
+
+
+def test_videos_of_different_sizes_are_measured_together():
+    scores = measure([images(2), images(3, 40, 56), images(1, 8, 8)], ["hd_mse"], no_file)
+    assert text(scores).startswith("3 videos: 1 frames of 8x8, 2 frames of 64x48, 3 frames of 56x40")
+    assert picture(scores).isfinite().all()
+
+
+def test_numbers_are_json_whatever_the_values_are():
+    """Finite pixels can be too large to square."""
+    scores = measure([images(2) * 1e30], ["hd_mse"], no_file)
+    found = json.loads(json.dumps(numbers(scores)), parse_constant=lambda name: pytest.fail(name))
+    assert found["hd_mse"] is None and found["videos"][0]["hd_mse_by_factor"]["8"] is None
+    assert "inf" in text(scores) and picture(scores).isfinite().all()
+
+
 @pytest.mark.parametrize("metric", [name for name in METRICS if name != "hd_mse"])
 def test_a_missing_file_is_named_with_its_source_and_folder(metric):
     with pytest.raises(ValueError, match=rf"{metric} needs files .* put \S+ from \S+\.(com|org|co)/.* in models/cl"):
@@ -164,6 +233,15 @@ def test_the_published_file_gives_both_halves(published):
     assert clip.embed(torch.rand(3, 30, 40)).shape == (1, 768) and clip.embed_text(PROMPT).shape == (768,)
 
 
-def test_a_clip_without_its_text_projection_is_refused(published):
-    with pytest.raises(WeightsError, match=r"must hold text_projection\.weight .* it is missing.*openai"):
-        load_clip(published(without="text_projection.weight"))
+@pytest.mark.parametrize(
+    "key",
+    [
+        "text_projection.weight",
+        "vision_model.encoder.layers.22.layer_norm1.weight",  # by which ComfyUI tells the size
+        "vision_model.encoder.layers.3.mlp.fc2.bias",  # which it would leave as memory holds it
+        "text_model.final_layer_norm.weight",
+    ],
+)
+def test_an_incomplete_clip_is_refused(published, key):
+    with pytest.raises(WeightsError, match=rf"must hold {re.escape(key)} of shape .* it is missing.*openai"):
+        load_clip(published(without=key))

@@ -34,8 +34,8 @@ class Clip:
 def load_clip(path: Path) -> Clip:
     """The published ViT-L/14, both halves in one file. Raises WeightsError."""
     state = read_state_dict(path)
-    # ComfyUI puts the identity where the text projection is missing, and takes other CLIPs without a word.
-    for key, shape in {"visual_projection.weight": (768, 1024), "text_projection.weight": (768, 768)}.items():
+    # ComfyUI leaves what is missing as memory holds it, or an identity, and takes other CLIPs without a word.
+    for key, shape in _shapes().items():
         held = tuple(state[key].shape) if key in state else None
         if held != shape:
             found = "it is missing" if held is None else f"found {held}"
@@ -45,3 +45,29 @@ def load_clip(path: Path) -> Clip:
         comfy.clip_vision.load_clipvision_from_sd(vision),
         comfy.sd.load_text_encoder_state_dicts([text], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION),
     )
+
+
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of the published ViT-L/14."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "text_projection.weight": (768, 768),
+        "text_model.embeddings.token_embedding.weight": (49408, 768),
+        "text_model.embeddings.position_embedding.weight": (77, 768),
+        "visual_projection.weight": (768, 1024),
+        "vision_model.embeddings.class_embedding": (1024,),
+        "vision_model.embeddings.patch_embedding.weight": (1024, 3, 14, 14),
+        "vision_model.embeddings.position_embedding.weight": (257, 1024),
+    }
+    for half, width, depth, norms in (
+        ("text_model", 768, 12, ["final_layer_norm"]),
+        ("vision_model", 1024, 24, ["pre_layrnorm", "post_layernorm"]),  # spelt so
+    ):
+        layers = [f"encoder.layers.{index}" for index in range(depth)]
+        squares = [f"{layer}.self_attn.{name}_proj" for layer in layers for name in ("q", "k", "v", "out")]
+        sizes = dict.fromkeys(squares, (width, width))
+        sizes |= {f"{layer}.mlp.fc1": (4 * width, width) for layer in layers}
+        sizes |= {f"{layer}.mlp.fc2": (width, 4 * width) for layer in layers}
+        sizes |= dict.fromkeys([*norms, *(f"{layer}.layer_norm{n}" for layer in layers for n in (1, 2))], (width,))
+        shapes |= {f"{half}.{name}.weight": size for name, size in sizes.items()}
+        shapes |= {f"{half}.{name}.bias": size[:1] for name, size in sizes.items()}
+    return shapes

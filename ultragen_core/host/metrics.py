@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import comfy.model_management
@@ -11,7 +12,18 @@ import torch
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
-from ..metrics.scores import CLIP_SCORE, CONSISTENCY, HD_FVD, HD_LPIPS, Networks, Scores, score, score_video
+from ..metrics.scores import (
+    CLIP_SCORE,
+    CONSISTENCY,
+    HD_FVD,
+    HD_LPIPS,
+    Networks,
+    Scores,
+    check_length,
+    check_size,
+    score,
+    score_video,
+)
 from ..video.reader import read_frames
 from ..weights.backbones import ALEXNET, CLIP_L, I3D_KINETICS, LPIPS_HEADS, Backbone, load_i3d, load_lpips
 from .clip import Clip, load_clip
@@ -63,17 +75,25 @@ def measure(
             " Connect the list of prompts that the videos were made from."
         )
     references = references if HD_FVD in wanted else ()
+    pixels = [_check_video(f"Video {number}", video, wanted) for number, video in enumerate(videos, 1)]
+    pixels += [_check_video(f"Reference {number}", video, {HD_FVD}) for number, video in enumerate(references, 1)]
+    if not videos:
+        raise ValueError("There is nothing to measure: the list of videos is empty. Connect at least one.")
     device = comfy.model_management.get_torch_device()
-    room = _BYTES_A_PIXEL * max(map(_pixels, [*videos, *references])) + _BYTES_OF_PATCHES
+    room = _BYTES_A_PIXEL * max(pixels) + _BYTES_OF_PATCHES
     comfy.model_management.free_memory(room, device)
     networks, clip = _load(wanted, find, device)
     embedded = [clip.embed_text(prompt) for prompt in prompts] if CLIP_SCORE in wanted else [None]
     progress = _Progress([*videos, *references], device)
     scored = [
-        score_video(progress.frames(video), wanted, networks, embedded[index % len(embedded)])
+        score_video(progress.frames(f"Video {index + 1}", video), wanted, networks, embedded[index % len(embedded)])
         for index, video in enumerate(videos)
     ]
-    return score(scored, [score_video(progress.frames(video), {HD_FVD}, networks) for video in references])
+    compared = [
+        score_video(progress.frames(f"Reference {index + 1}", video), {HD_FVD}, networks)
+        for index, video in enumerate(references)
+    ]
+    return score(scored, compared)
 
 
 def _load(wanted: Collection[str], find: Find, device: torch.device) -> tuple[Networks, Clip | None]:
@@ -91,12 +111,23 @@ class _Progress:
         self._device = device
         self._bar = comfy.utils.ProgressBar(sum(_count(video) for video in videos))
 
-    def frames(self, video) -> Iterator[Tensor]:
+    def frames(self, name: str, video) -> Iterator[Tensor]:
         """Raises ComfyUI's interruption when the user asks for it."""
-        for frame in stream(video):
+        for frame in _read(name, video):
             comfy.model_management.throw_exception_if_processing_interrupted()
             yield frame.to(self._device)
             self._bar.update(1)
+
+
+def _read(name: str, video) -> Iterator[Tensor]:
+    """The frames of `stream`, whose own errors alone are those of the file."""
+    frames = stream(video)
+    while True:
+        with readable(name):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
 
 
 def stream(video) -> Iterator[Tensor]:
@@ -114,9 +145,36 @@ def _count(video) -> int:
     if isinstance(video, Tensor):
         return len(video)
     # ComfyUI 0.30.0's get_frame_count says 1 for files that do not name the number, such as .mkv.
-    return max(1, round(video.get_duration() * video.get_frame_rate()))
+    with readable("A video"):
+        return max(1, round(video.get_duration() * video.get_frame_rate()))
 
 
-def _pixels(video) -> int:
-    width, height = (video.shape[2], video.shape[1]) if isinstance(video, Tensor) else video.get_dimensions()
+def _check_video(name: str, video, wanted: Collection[str]) -> int:
+    """The pixels of a frame. Raises ValueError for what a wanted metric cannot take, where that is known beforehand."""
+    if isinstance(video, Tensor):
+        if video.ndim != 4 or video.shape[-1] < 3:
+            raise ValueError(f"{name} must be images (frames, height, width, 3), got {tuple(video.shape)}.")
+        check_length(name, len(video), wanted)
+        unfinite = [index for index, frame in enumerate(video) if not frame.isfinite().all()]
+        if unfinite:
+            raise ValueError(
+                f"{name} holds values that are no numbers (NaN or infinite) in {len(unfinite)} of {len(video)} frames,"
+                f" the first is frame {unfinite[0]}. It was damaged before: look at the nodes that made it."
+            )
+        height, width = video.shape[1:3]
+    elif hasattr(video, "get_dimensions"):
+        with readable(name):
+            width, height = video.get_dimensions()
+    else:
+        raise ValueError(f"{name} must be a video or images, got a value of type {type(video).__name__}.")
+    check_size(name, width, height, wanted)
     return width * height
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Raise what a damaged file ends in as a ValueError that names the video."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, EOFError, ArithmeticError) as error:
+        raise ValueError(f"{name} cannot be read as a video: {error}. Connect another one.") from error

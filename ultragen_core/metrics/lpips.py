@@ -8,6 +8,7 @@ from torch import Tensor, nn
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
+SMALLEST = 31  # pixels a side, of which the last pooling leaves one
 
 
 class LPIPS(nn.Module):

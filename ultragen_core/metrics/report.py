@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -40,16 +41,21 @@ def numbers(scores: Scores) -> dict:
     """Everything that was measured, ready for JSON: means over the videos, and each video's own."""
     videos = [
         {"frames": video.frames, "width": video.width, "height": video.height}
-        | {metric: video.mean(metric) for metric in video.curves}
+        | {metric: _number(video.mean(metric)) for metric in video.curves}
         | {
-            f"{metric}_by_factor": dict(zip(map(str, FACTORS), values, strict=True))
+            f"{metric}_by_factor": dict(zip(map(str, FACTORS), map(_number, values), strict=True))
             for metric, values in video.by_factor.items()
         }
         for video in scores.videos
     ]
-    means = {metric: value for metric, value, _ in _found(scores)}
+    means = {metric: _number(value) for metric, value, _ in _found(scores)}
     patches = {} if scores.patches is None else {"hd_fvd_patches": list(scores.patches)}
     return means | patches | {"videos": videos}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity: null where a value is none."""
+    return value if math.isfinite(value) else None
 
 
 def text(scores: Scores) -> str:
@@ -83,6 +89,7 @@ def _plot(draw: ImageDraw.ImageDraw, curves: list[Tensor], corner: tuple[int, in
     """Values over frames, each curve as wide as the box, with the lowest and the highest value beside it."""
     left, top = corner
     height, legend = _ROW - 30, 90
+    curves = [curve.nan_to_num(0.0, 0.0, 0.0) for curve in curves]
     lowest, highest = (min(c.min().item() for c in curves), max(c.max().item() for c in curves))
     span = highest - lowest or 1.0
     right = left + _PLOT - legend

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .clip import clip_score, temporal_consistency
 from .detail import hd_lpips, hd_mse
-from .patches import CLIP, PatchFeatures, frechet_distance
+from .lpips import SMALLEST
+from .patches import CLIP, SIDE, PatchFeatures, frechet_distance
 
 HD_MSE, HD_LPIPS, HD_FVD = "hd_mse", "hd_lpips", "hd_fvd"
 CLIP_SCORE, CONSISTENCY = "clip_score", "temporal_consistency"
@@ -94,6 +95,25 @@ def score_video(
     if HD_FVD in wanted and not rows[HD_FVD]:
         raise ValueError(f"HD-FVD compares clips of {CLIP} frames, got a video of {count}. Leave hd_fvd off.")
     return _summed_up({name: torch.cat(found) for name, found in rows.items()}, wanted, (count, width, height), prompt)
+
+
+def check_size(name: str, width: int, height: int, wanted: Collection[str]) -> None:
+    """Raise ValueError where the frames of a video are too small for a metric."""
+    for metric, side in {HD_LPIPS: SMALLEST, HD_FVD: SIDE}.items():
+        if metric in wanted and min(width, height) < side:
+            raise ValueError(
+                f"{name} has frames of {width}x{height}, {metric} needs at least {side}x{side} pixels. Give it larger"
+                f" videos or leave {metric} off."
+            )
+
+
+def check_length(name: str, frames: int, wanted: Collection[str]) -> None:
+    """Raise ValueError where a video has too few frames for a metric."""
+    for metric, least in {HD_FVD: CLIP, CONSISTENCY: 2}.items():
+        if metric in wanted and frames < least:
+            raise ValueError(f"{name} has {frames} frames, {metric} needs at least {least}. Leave {metric} off.")
+    if not frames:
+        raise ValueError(f"{name} has no frames. Connect another one.")
 
 
 def _meters(wanted: Collection[str], networks: Networks) -> dict[str, Callable[[Tensor], Tensor | None]]:
