@@ -59,6 +59,9 @@ class Node(io.ComfyNode):
             options = None if each.id in _own_checks(cls) else getattr(each, "options", None)
             check = functools.partial(_held, schema.display_name, each, options, queued)
             value = values[each.id]
+            if value is None and each.optional and not queued and hasattr(each, "default"):
+                del values[each.id]  # a link that brings nothing leaves an optional widget at its default
+                continue
             if schema.is_input_list and value is not None:
                 if not (value or queued or each.optional):
                     raise ValueError(f"{schema.display_name}: {each.id} is an empty list. Connect at least one.")

@@ -22,6 +22,20 @@ WEIGHT_DTYPES = {
 NONE = "none"
 
 
+def settings_of(
+    attention_rule, start_percent, end_percent, bounded_memory, local_config=None, global_config=None
+) -> Settings:
+    """The settings that the widgets of UltraGen Apply and its configs stand for. Raises ValueError."""
+    configs = {"local": local_config, "global_": global_config}
+    return Settings(
+        start_percent=start_percent,
+        end_percent=end_percent,
+        rule=attention_rule,
+        bounded_memory=bounded_memory,
+        **{name: config for name, config in configs.items() if config is not None},
+    )
+
+
 class UltraGenLoadModel(Node):
     @classmethod
     def define_schema(cls):
@@ -162,16 +176,7 @@ class UltraGenApply(Node):
         local_config=None,
         global_config=None,
     ) -> io.NodeOutput:
-        configs = {
-            name: config for name, config in (("local", local_config), ("global_", global_config)) if config is not None
-        }
-        settings = Settings(
-            start_percent=start_percent,
-            end_percent=end_percent,
-            rule=attention_rule,
-            bounded_memory=bounded_memory,
-            **configs,
-        )
+        settings = settings_of(attention_rule, start_percent, end_percent, bounded_memory, local_config, global_config)
         loaded = (
             None if extras == NONE else load_extras_file(folder_paths.get_full_path_or_raise("model_patches", extras))
         )

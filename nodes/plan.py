@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import folder_paths
@@ -11,14 +13,19 @@ from aiohttp import web
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..ultragen_core.attention.config import GlobalConfig, LocalConfig
-from ..ultragen_core.host.plan import plan_of, preview
+from ..ultragen_core.host.plan import plan_of
+from ..ultragen_core.host.preview import TRAINED_FOR, Patch, Source, preview
 from ..ultragen_core.plan.picture import picture
 from ..ultragen_core.plan.report import Plan
+from ..ultragen_core.printable import encodable, printable
+from ..ultragen_core.sizes import VideoSize
 from .base import Node
 from .config import UltraGenGlobalConfig, UltraGenLocalConfig
-from .model import NONE
-from .sampling import UltraGenEmptyLatent
+from .model import NONE, UltraGenApply, UltraGenLoadModel, settings_of
+from .sampling import CUSTOM, DEFAULT_PRESET, UltraGenEmptyLatent
+
+IN_THE_RUN = "is known only in the run. Queue UltraGen Plan to see what it would do."
+MOST_SCALED = 100
 
 
 class UltraGenPlan(Node):
@@ -50,47 +57,115 @@ def drawn(plan: Plan) -> dict:
     return {"text": plan.text(), "picture": picture(plan)}
 
 
-def preview_of_graph(asked: Mapping) -> dict:
-    """asked: widget values by input name: `node` of the node that the picture is on; `local`, `global` and `latent` of
-    the config and empty latent nodes beside it, each None where there is none; `model`, the file that its model comes
-    from. Raises ValueError, KeyError or TypeError where they are not as the nodes have them.
+def preview_of_graph(asked: object) -> dict:
+    """Answer a question of the canvas. Raises ValueError, in a sentence, for what the run itself would refuse and for
+    what cannot be known before it.
+
+    asked: widget values by input name; None as a value comes through a link. `node`: of the node that the picture is
+    on. `local`, `global`: of the configs that are linked to it, or None. `latent`: of UltraGen Empty Latent. `model`:
+    the file that the model comes from. `before`: the pack's nodes between, from the loader on, each with its `node`,
+    `local` and `global`; without it, the file is loaded with the rule that it was trained for.
     """
-    node = asked["node"]
-    checkpoint, extras = node.get("checkpoint") or _readable(asked.get("model")), node.get("extras", NONE)
-    local, global_, latent = (asked.get(name) for name in ("local", "global", "latent"))
-    return drawn(
-        preview(
-            UltraGenEmptyLatent.wanted(**(latent or {})),
-            _path("diffusion_models", checkpoint),
-            node["attention_rule"],
-            None if extras == NONE else _path("model_patches", extras),
-            UltraGenLocalConfig.execute(**local).result[0] if local else LocalConfig(),
-            UltraGenGlobalConfig.execute(**global_).result[0] if global_ else GlobalConfig(),
+    asked = _mapping("The question", asked)
+    steps = [*map(partial(_mapping, "before"), _list("before", asked.get("before"))), asked]
+    first = _mapping("node", steps[0].get("node"))
+    if "checkpoint" in first:
+        loader = _widgets(UltraGenLoadModel, first, known={"checkpoint"})
+        source = _source(first["checkpoint"], loader["attention_rule"])
+        # Configs beside a loader stand for an UltraGen Apply with its defaults.
+        steps[0] = steps[0] | {"node": {}}
+        steps = steps if steps[0].get("local") or steps[0].get("global") else steps[1:]
+    else:
+        source = _source(asked.get("model"), None if "before" in asked else TRAINED_FOR)
+    return drawn(preview(_size(asked.get("latent")), source, [_patch(step) for step in steps]))
+
+
+def _size(latent: object) -> VideoSize:
+    """The size of UltraGen Empty Latent with these widgets, after its `steps`: a scale, or another width and height."""
+    values = _mapping("latent", latent or {})
+    steps = values.get("steps")
+    if values.get("preset", DEFAULT_PRESET) != CUSTOM:  # which leaves the other widgets out
+        values = {name: value for name, value in values.items() if name == "preset"}
+    size = UltraGenEmptyLatent.wanted(**_widgets(UltraGenEmptyLatent, values))
+    for step in map(partial(_mapping, "steps"), _list("steps", steps)):
+        factor = step.get("scale_by", 1)
+        if not isinstance(factor, int | float) or not 0 < factor < MOST_SCALED:
+            raise ValueError(f"Sizes are scaled by up to {MOST_SCALED}, got {factor!r}.")
+        made = {"width": round(size.width * factor), "height": round(size.height * factor), **step}
+        held = _widgets(UltraGenEmptyLatent, {"preset": CUSTOM, "frames": size.frames, **made})
+        size = UltraGenEmptyLatent.wanted(**held)
+    return size
+
+
+def _source(name: object, rule: str | None) -> Source:
+    if not isinstance(name, str):
+        raise ValueError(f"Which model this is, {IN_THE_RUN}")
+    if rule in (TRAINED_FOR, None) and Path(name).suffix.lower() not in folder_paths.supported_pt_extensions:
+        raise ValueError(
+            f"Only its own loader can read {printable(name)}: run UltraGen Plan to see what a run would do."
         )
+    path = folder_paths.get_full_path("diffusion_models", name)
+    return Source(name, Path(path) if path else None, rule)
+
+
+def _patch(step: Mapping) -> Patch:
+    values = _widgets(UltraGenApply, _mapping("node", step.get("node")))
+    local, global_ = (
+        _config(kind, step.get(name))
+        for kind, name in ((UltraGenLocalConfig, "local"), (UltraGenGlobalConfig, "global"))
     )
+    extras = values.pop("extras")
+    path = None if extras == NONE else Path(folder_paths.get_full_path_or_raise("model_patches", extras))
+    return Patch(settings_of(**values, local_config=local, global_config=global_), path)
 
 
-def _readable(name: str | None) -> str | None:
-    """The file of another loader. Raises ValueError where only that loader can read it, such as GGUF."""
-    if name and Path(name).suffix.lower() not in folder_paths.supported_pt_extensions:
-        raise ValueError(f"Only its own loader can read {name}: run UltraGen Plan to see what a run would do.")
-    return name
+def _config(kind: type[Node], values: object) -> object:
+    if values is None:
+        return None
+    schema, values = kind.define_schema(), _mapping(kind.__name__, values)
+    given = {each.id: values[each.id] for each in schema.inputs if each.id in values}
+    _refuse_links(schema.display_name, given)
+    return kind.execute(**given).result[0]
 
 
-def _path(folder: str, name: str | None) -> Path | None:
-    found = folder_paths.get_full_path(folder, name) if name else None
-    return Path(found) if found else None
+def _widgets(kind: type[Node], values: Mapping, known: Collection[str] = ()) -> dict:
+    """The widgets of a node with these values, defaults where one is missing; `known` are checked elsewhere."""
+    schema = kind.define_schema()
+    widgets = [each for each in schema.inputs if hasattr(each, "default") and each.id not in known]
+    given = {each.id: values.get(each.id, each.default) for each in widgets}
+    _refuse_links(schema.display_name, given)
+    return kind.checked(given, queued=True)
+
+
+def _refuse_links(node: str, values: Mapping) -> None:
+    if linked := [name for name, value in values.items() if value is None]:
+        raise ValueError(f"{node}: {linked[0]} comes through a link and {IN_THE_RUN}")
+
+
+def _mapping(name: str, value: object) -> Mapping:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be names with values, got a value of type {type(value).__name__}.")
+    return value
+
+
+def _list(name: str, value: object) -> list:
+    if not isinstance(value, list | None):
+        raise ValueError(f"{name} must be a list, got a value of type {type(value).__name__}.")
+    return value or []
 
 
 def add_route() -> None:
-    """POST /ultragen/plan, for the canvas."""
+    """POST /ultragen/plan, for the canvas. Questions wait for one another, and never for ComfyUI's own requests."""
+    worker = ThreadPoolExecutor(1, thread_name_prefix="ultragen-plan")
 
     @PromptServer.instance.routes.post("/ultragen/plan")
     async def plan_route(request: web.Request) -> web.Response:
         try:
-            return web.json_response(await asyncio.to_thread(preview_of_graph, await request.json()))
-        except (ValueError, KeyError, TypeError) as error:
-            return web.json_response({"error": str(error)}, status=400)
+            asked = await request.json()
+            answer = await asyncio.get_running_loop().run_in_executor(worker, preview_of_graph, asked)
+        except (ValueError, OSError, RecursionError) as error:
+            return web.json_response({"error": encodable(str(error))}, status=400)
+        return web.json_response(answer)
 
 
 NODES = [UltraGenPlan]

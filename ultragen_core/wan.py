@@ -11,6 +11,9 @@ from torch import Tensor
 from .sizes import SPATIAL_RATIO
 
 PATCH = 1, 2, 2  # latent pixels (t, h, w) that become one token, in every Wan model
+HEAD_DIM = 128
+# Tensors whose sizes tell a model's, with their number of axes.
+TELLING = {"head.modulation": 3, "head.head.weight": 2, "blocks.0.ffn.0.weight": 2}
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,25 @@ class WanShape:
 
     @classmethod
     def of_keys(cls, state: Mapping[str, Tensor]) -> WanShape:
-        """From a checkpoint in Wan's own key names."""
+        """From a checkpoint in Wan's own key names. Raises ValueError, with why, where it is none."""
+        lacking = [key for key, axes in TELLING.items() if key not in state or state[key].ndim != axes]
+        if lacking:
+            raise ValueError(f"a Wan model has {lacking[0]}, with {TELLING[lacking[0]]} axes")
         channels = state["head.modulation"].shape[-1]
         numbers = [re.match(r"(vace_)?blocks\.(\d+)\.", key) for key in state]
         counts = [len({match[2] for match in numbers if match and bool(match[1]) == vace}) for vace in (False, True)]
+        out_channels = state["head.head.weight"].shape[0] // (PATCH[1] * PATCH[2])
+        if channels % HEAD_DIM or not channels or out_channels not in SPATIAL_RATIO or counts[1] > counts[0]:
+            raise ValueError(
+                f"a Wan model has channels in multiples of {HEAD_DIM}, 16 or 48 of the latent, and no more VACE blocks"
+                f" than blocks, found {channels}, {out_channels}, {counts[1]} and {counts[0]}"
+            )
         return cls(
             blocks=counts[0],
             channels=channels,
-            heads=channels // 128,
+            heads=channels // HEAD_DIM,
             ffn_channels=state["blocks.0.ffn.0.weight"].shape[0],
-            out_channels=state["head.head.weight"].shape[0] // (PATCH[1] * PATCH[2]),
+            out_channels=out_channels,
             vace_blocks=counts[1],
         )
 

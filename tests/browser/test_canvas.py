@@ -136,6 +136,69 @@ def test_picture_of_the_plan_follows_the_widgets(any_canvas):
     any_canvas.shoot("plan-t3")
 
 
+PLAN = """kind => {
+    const node = app.graph._nodes.find(node => node.type === kind);
+    const {element} = node.widgets.find(widget => widget.name === "ultragen.plan");
+    return element.querySelector("text")?.textContent ?? element.textContent;
+}"""
+MODE = """([kind, mode]) => {
+    app.graph._nodes.find(node => node.type === kind).mode = mode;
+    app.api.dispatchEvent(new CustomEvent("graphChanged"));
+}"""
+LINKED = """([value]) => {
+    const latent = app.graph._nodes.find(node => node.type === "UltraGenEmptyLatent");
+    const source = LiteGraph.createNode(value === null ? "GetImageSize" : "PrimitiveInt");
+    app.graph.add(source);
+    if (value !== null) source.widgets[0].value = value;
+    source.connect(0, latent, latent.inputs.findIndex(input => input.name === "width"));
+}"""
+ODD = """() => {
+    const odd = LiteGraph.createNode("Note");
+    app.graph.add(odd);
+    const widgets = [{type: "divider"}, {name: "a", get value() { return 1; }}];
+    Object.defineProperty(odd, "widgets", {get: () => widgets});
+}"""
+
+
+def plan_says(canvas, kind: str, text: str) -> None:
+    """Wait until the picture on this node, or the sentence in its place, begins so."""
+    canvas.page.wait_for_function(
+        f"([kind, text]) => ({PLAN})(kind).startsWith(text)", arg=[kind, text], timeout=30_000
+    )
+
+
+def test_plan_of_two_passes_is_that_of_the_second_for_its_loader(canvas):
+    canvas.open(json.loads((ROOT / "workflows" / "ultragen_two_pass_1080p.json").read_text()))
+    plan_says(canvas, "UltraGenLoadModel", "1920x1088, 81 frames: rule ultragen")
+
+
+def test_plan_is_of_what_would_run(canvas):
+    """Bypassed nodes are passed, links are followed to what can be known, and the rest is said to be unknown."""
+    canvas.open(json.loads(workflow.SHIPPED.read_text()))
+    plan_says(canvas, "UltraGenLoadModel", "1920x1088, 81 frames: rule ultragen")
+    canvas.run(ODD)
+    canvas.run(SET, ["UltraGenEmptyLatent", "preset", "custom"])
+    canvas.run(LINKED, [640])
+    plan_says(canvas, "UltraGenLoadModel", "640x1088, 81 frames")
+    canvas.run(MODE, ["UltraGenModelSampling", 4])
+    canvas.run(SET, ["UltraGenEmptyLatent", "height", 384])
+    plan_says(canvas, "UltraGenLoadModel", "640x384, 81 frames")
+    canvas.run(LINKED, [None])
+    plan_says(
+        canvas, "UltraGenLoadModel", "UltraGen Empty Latent: width comes through a link and is known only in the run"
+    )
+    canvas.run(MODE, ["UltraGenLoadModel", 2])
+    canvas.page.wait_for_function(f"kind => ({PLAN})(kind) === ''", arg="UltraGenLoadModel", timeout=10_000)
+
+
+def test_plan_is_asked_for_again_after_no_answer(canvas):
+    canvas.page.route("**/ultragen/plan", lambda route: route.abort())
+    canvas.open(json.loads(workflow.SHIPPED.read_text()))
+    plan_says(canvas, "UltraGenLoadModel", "ComfyUI did not answer")
+    canvas.page.unroute("**/ultragen/plan")
+    plan_says(canvas, "UltraGenLoadModel", "1920x1088, 81 frames: rule ultragen")
+
+
 def texts(picture) -> list[str]:
     return picture.first.locator("text").all_text_contents()
 

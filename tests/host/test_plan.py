@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import html
+import shutil
+from dataclasses import replace
 
 import comfy.ldm.wan.model as wan
 import pytest
 import torch
 from comfy_run import velocity
+from safetensors.torch import load_file, save_file
 from support import seeded
 from wan_models import KINDS, load
 
+import ultragen_core.host.preview as preview_module
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
-from ultragen_core.host.load import load_extras_file
+from ultragen_core.host.load import load_extras_file, load_model
 from ultragen_core.host.patch import Settings, apply
-from ultragen_core.host.plan import plan, plan_of, preview
+from ultragen_core.host.plan import plan, plan_of
+from ultragen_core.host.preview import TRAINED_FOR, Patch, Source, outline_of, preview
 from ultragen_core.host.rules import WITHOUT_WEIGHTS, t3_rule
 from ultragen_core.plan.picture import picture
 from ultragen_core.sizes import VideoSize
@@ -53,8 +58,8 @@ def attended(model, monkeypatch, **conditions) -> float:
 
 
 def test_published_layout_in_words():
-    made = preview(VideoSize(1920, 1080, 81), None, "auto", None, LocalConfig(), GlobalConfig())
-    assert not made.warnings
+    made = preview(VideoSize(1920, 1080, 81), Source("ultragen_1080p.ckpt", None, "auto"))
+    assert [warning[:36] for warning in made.warnings] == ["ultragen_1080p.ckpt is not there: dra"[:36]]
     assert made.text()[:3] == [
         "1920x1088, 81 frames: 21x68x120 = 171,360 tokens; rule ultragen in 24 of 30 blocks, dense 0-2, 27-29 (no extra"
         " weights)",
@@ -74,17 +79,104 @@ def test_t3_at_4k(model, fewer):
 
 def test_a_file_gives_the_plan_of_the_model_that_is_loaded_from_it(tiny, dense, tiny_path):
     local, global_ = LocalConfig(windows=(2, 3)), GlobalConfig(dense_blocks=frozenset({2}))
+    source = Source(tiny_path.name, tiny_path, TRAINED_FOR)
     for rule in ("auto", "t3"):
-        loaded = plan_of(apply(tiny, Settings(local, global_, rule=rule)), SHAPE)
-        for files in ((tiny_path, None), (tiny_path, tiny_path)):
-            made = preview(SIZE, files[0], rule, files[1], local, global_)
-            assert (made.kinds, made.operations, made.dense, made.warnings) == (
-                loaded.kinds,
-                loaded.operations,
-                loaded.dense,
-                loaded.warnings,
-            )
-    assert preview(SIZE, tiny_path, "dense", None, local, global_).operations == plan_of(dense, SHAPE).operations
+        settings = Settings(local, global_, 0.25, 0.75, rule=rule)
+        loaded = plan_of(apply(tiny, settings), SHAPE)
+        for extras in (None, tiny_path) if rule == "auto" else (None,):
+            assert facts(preview(SIZE, source, [Patch(settings, extras)])) == facts(loaded)
+    assert facts(preview(SIZE, source._replace(rule="dense"))) == facts(plan_of(dense, SHAPE))
+
+
+def facts(made):
+    return made.kinds, made.operations, made.dense, made.warnings
+
+
+def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
+    """Trained weights that a rule does not use are there for the next one."""
+    steps = [Settings(rule="t3"), Settings(LocalConfig(windows=(2, 3)))]
+    for rules, expected in (
+        (["t3", "ultragen"], "ultragen"),
+        (["t3", "auto"], "t3"),
+        (["ultragen", "auto"], "ultragen"),
+    ):
+        model, patches = tiny, []
+        for settings, rule in zip(steps, rules, strict=True):
+            patches.append(Patch(replace(settings, rule=rule)))
+            model = apply(model, patches[-1].settings)
+        made = preview(SIZE, Source(tiny_path.name, tiny_path, "auto"), patches)
+        assert made.rule.startswith(f"rule {expected}") and facts(made) == facts(plan_of(model, SHAPE))
+        assert WITHOUT_WEIGHTS not in made.warnings
+
+
+@pytest.mark.parametrize(
+    ("file", "rule", "settings", "sentence"),
+    [
+        ("trained", "auto", Settings(global_=GlobalConfig(compress_ratio=8)), "Trained weights fix the compress ratio"),
+        ("trained", None, Settings(), "has no UltraGen weights whose rule could be followed"),
+        ("trained", "dense", Settings(), "has no UltraGen weights whose rule could be followed"),
+        ("wan", "auto", None, "wan.safetensors is a Wan model without UltraGen's extra weights"),
+        ("wan", "t3", Settings(), None),
+        ("flux", "ultragen", None, "flux.safetensors is an unknown file"),
+        ("flux", None, Settings(rule="t3"), "UltraGen patches Wan models, flux.safetensors"),
+        ("extras", "auto", None, "holds UltraGen's extra weights alone"),
+        ("gone", "t3", None, "gone.safetensors is not there"),
+    ],
+)
+def test_what_the_run_refuses_the_plan_refuses(tmp_path, tiny_path, file, rule, settings, sentence):
+    state = load_file(tiny_path)
+    added = {key for key in state if any(part in key for part in ("lora", "alpha_time", "sample_conv"))}
+    states = {
+        "trained": state,
+        "wan": {key: value for key, value in state.items() if key not in added},
+        "extras": {key: state[key] for key in added},
+        "flux": {"double_blocks.0.img_attn.proj.weight": torch.zeros(4, 4)},
+    }
+    path = tmp_path / f"{file}.safetensors"
+    if file in states:
+        save_file(states[file], path)
+    source = Source(path.name, path if file in states else None, rule)
+    patches = [Patch(settings)] if settings else []
+    if sentence is None:
+        assert preview(SIZE, source, patches).kinds
+    else:
+        with pytest.raises(ValueError, match=sentence):
+            preview(SIZE, source, patches)
+        if rule and path.exists() and file != "flux":
+            with pytest.raises(ValueError, match=sentence):
+                model = load_model(path, rule, {"dtype": torch.float32})
+                apply(model, settings)
+
+
+def test_a_compress_ratio_without_weights_is_drawn(tmp_path, tiny_path):
+    source = Source(tiny_path.name, tiny_path)
+    made = [
+        preview(SIZE, source, [Patch(Settings(global_=GlobalConfig(compress_ratio=ratio), rule="ultragen"))])
+        for ratio in (4, 8)
+    ]
+    assert made[0].operations.total > made[1].operations.total
+
+
+def test_an_outline_is_read_again_only_when_the_file_changed(tmp_path, tiny_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    shutil.copy(tiny_path, path)
+    read = []
+    monkeypatch.setattr(preview_module, "read_outline", lambda path: read.append(path) or load_file(path))
+    for _ in range(3):
+        assert outline_of(path)
+    save_file({"head.modulation": torch.zeros(4)}, path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"a Wan model has head.modulation, with 3 axes"):
+            preview(SIZE, Source(path.name, path))
+    assert len(read) == 2
+
+
+def test_a_plan_of_the_largest_size_takes_no_longer(monkeypatch):
+    """Memory of a decode is counted on its layers, whose attention over 1M pixels was counted block by block."""
+    counted = []
+    monkeypatch.setattr("ultragen_core.vae.arithmetic.torch.softmax", lambda x, **_: counted.append(x.shape) or x)
+    made = preview(VideoSize(16384, 16384, 4097), Source("ultragen_1080p.ckpt", None, "auto"))
+    assert made.decode[0] > 10 * 2**30 and 0 < len(counted) <= 8
 
 
 def test_an_images_latent_is_one_frame(tiny):

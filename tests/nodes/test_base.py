@@ -110,6 +110,7 @@ def test_valid_values_arrive_in_the_schemas_types(toy):
     rate, count, others = called(toy, **given).result
     assert (rate, type(rate), count, type(count)) == (1.0, float, 2, int)
     assert others == {key: given[key] for key in ("switch", "text", "mode", "file", "latent")}
+    assert called(toy, rate=1, count=None).result[1] == 3, "a link that brings nothing leaves the default"
     assert called(toy, rate=np.float32(0.5)).result[:2] == (0.5, 3), "a default of execute stays one"
     assert toy.execute(1.0, 2).result[1] == 2
 
@@ -188,7 +189,7 @@ def test_every_input_of_every_node_refuses_what_its_widget_could_not_hold(pack, 
             if getattr(each, "default", None) is not None or getattr(each, "options", None):
                 valid[each.id] = each.options[0] if each.default is None else each.default
         for each in schema.inputs:
-            for wrong in wrong_values(each, node):
+            for wrong in wrong_values(each):
                 given = valid | {each.id: wrong}
                 if schema.is_input_list:
                     given = {name: [value] for name, value in given.items()}
@@ -198,15 +199,15 @@ def test_every_input_of_every_node_refuses_what_its_widget_could_not_hold(pack, 
     assert tried > 150
 
 
-def wrong_values(each, node) -> list:
-    missing = [] if each.optional else [None]
+def wrong_values(each) -> list:
+    nothing = [] if each.optional else [None]
     if isinstance(each, (io.Int.Input, io.Float.Input)):
-        return [each.min - 1, each.max + 1, math.nan, "1", [1], *missing]
+        return [each.min - 1, each.max + 1, math.nan, "1", [1], *nothing]
     if isinstance(each, io.Combo.Input):
-        return ["no such option", 5, {}, *missing]
+        return ["no such option", 5, {}, *nothing]
     if isinstance(each, (io.String.Input, io.Boolean.Input)):
-        return [5, [], *missing]
-    return missing
+        return [5, [], *nothing]
+    return nothing
 
 
 def called_once(node, inputs: dict):

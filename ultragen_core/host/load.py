@@ -41,25 +41,14 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
     name = printable(path.name)
     state_dict, mapped = _read(path)
     trained_for = trained_rule(path.name, state_dict)
-    if rule == "auto" and trained_for == "dense":
-        raise WeightsError(
-            f"{name} {describe(state_dict)}, not an UltraGen checkpoint, such as {SOURCE}, nor named T3-Video. Set"
-            " attention_rule to t3 if it is a renamed one of those, or to ultragen to run any Wan model without extra"
-            " weights (experimental)."
-        )
-    rule = trained_for if rule == "auto" else rule
+    rule = rule_for(name, state_dict, rule)
     if trained_for not in (rule, "dense"):
         log.warning(
             "UltraGen: %s was trained for the %s rule; %s will not show what it can do.", name, trained_for, rule
         )
     if trained_for != "ultragen":
         return _patched(_load_base(state_dict, path, model_options), rule)
-    base, extras = split(state_dict, name)
-    if not base:
-        raise WeightsError(
-            f"{name} holds UltraGen's extra weights alone, expected a whole checkpoint, such as {SOURCE}. "
-            "Or put this file into models/model_patches and give it to UltraGen Apply, with the model it belongs to."
-        )
+    base, extras = split_whole(state_dict, name)
     # Extras stay in memory of their own, whatever happens to the file.
     loaded = _built(extras.copied() if mapped else extras, path) if rule == "ultragen" else None
     return _patched(_load_base(base, path, model_options), rule, loaded)
@@ -86,6 +75,29 @@ def _read(path: Path) -> tuple[StateDict, bool]:
 def trained_rule(name: str, state_dict: StateDict) -> str:
     """The rule that a checkpoint was trained for."""
     return "ultragen" if has_extras(state_dict) else "t3" if T3_NAME.search(name) else "dense"
+
+
+def rule_for(name: str, state_dict: StateDict, rule: str) -> str:
+    """The rule that a checkpoint is run with: "auto" is the one that it was trained for. Raises WeightsError."""
+    trained_for = trained_rule(name, state_dict)
+    if rule == "auto" and trained_for == "dense":
+        raise WeightsError(
+            f"{name} {describe(state_dict)}, not an UltraGen checkpoint, such as {SOURCE}, nor named T3-Video. Set"
+            " attention_rule to t3 if it is a renamed one of those, or to ultragen to run any Wan model without extra"
+            " weights (experimental)."
+        )
+    return trained_for if rule == "auto" else rule
+
+
+def split_whole(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
+    """Base and extras of a checkpoint that must have both. Raises WeightsError."""
+    base, extras = split(state_dict, name)
+    if not base:
+        raise WeightsError(
+            f"{name} holds UltraGen's extra weights alone, expected a whole checkpoint, such as {SOURCE}. "
+            "Or put this file into models/model_patches and give it to UltraGen Apply, with the model it belongs to."
+        )
+    return base, extras
 
 
 def _patched(model, rule: str, extras: LoadedExtras | None = None):

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import replace
-from pathlib import Path
 
 import comfy.ldm.wan.vae
 import comfy.ldm.wan.vae2_2
 import torch
 
-from ..attention.config import GlobalConfig, LocalConfig
-from ..attention.extras import ExtrasShape
 from ..plan.operations import dense_layer, rest_of_block
 from ..plan.report import DECODE_TILES, GatePoint, Plan
-from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of, round_up
+from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of
 from ..vae.walk import decoder_layers
-from ..wan import WAN_1_3B, WanShape
-from ..weights.files import read_outline
-from ..weights.published import outline
-from .extras import LoadedExtras
-from .load import trained_rule
+from ..wan import WanShape
 from .memory import MOST_PIECES, Activations
 from .model import shape_of, token_grid
 from .patch import patched_by, wan_model
-from .rules import Rule, UltraGenRule, dense_blocks, t3_rule, ultragen_rule
+from .rules import Rule, UltraGenRule, dense_blocks
 from .vae_run import decode_needs
 
 GATE_STEPS = 11
-PUBLISHED = ExtrasShape(1536, rank=64, refined=True), frozenset(range(3, 27))
 ITEMSIZE = 2  # of activations: the formats that GPUs are fast in
 
 
@@ -37,6 +28,7 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
     """The plan of a loaded MODEL, patched or not, for one video of a latent (b, c, t, h, w), or of an image's
     (b, c, h, w), which is sampled as one frame. Raises ValueError.
     """
+    pixels = pixels_of(latent_shape)
     if len(latent_shape) == 4:
         latent_shape = (*latent_shape[:2], 1, *latent_shape[2:])
     shape = shape_of(wan_model(model))
@@ -45,51 +37,24 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
             f"The latent must be the model's: it has {latent_shape[1]} channels, the model {shape.out_channels}."
             " Connect the VAE of the model to UltraGen Empty Latent."
         )
-    size = VideoSize(*pixels_of(latent_shape), 4 * latent_shape[2] - 3)
+    size = VideoSize(*pixels, 4 * latent_shape[2] - 3)
     weights = sum(patcher.model_size() for patcher in (model, *model.get_nested_additional_models()))
     runtime = patched_by(model)
-    made = plan(runtime.rule if runtime else None, shape, size, weights)
-    if runtime is None or runtime.percent == (0.0, 1.0):
-        return made
-    start, end = runtime.percent
-    doubt = f"Attention is dense, at full cost, outside {start:.0%} to {end:.0%} of the run."
-    return replace(made, warnings=(*made.warnings, doubt))
+    return plan(runtime.rule, shape, size, weights, runtime.percent) if runtime else plan(None, shape, size, weights)
 
 
-def preview(
-    wanted: VideoSize,
-    checkpoint: Path | None,
-    rule: str,
-    extras: Path | None,
-    local: LocalConfig,
-    global_: GlobalConfig,
+def plan(
+    rule: Rule | None,
+    model: WanShape,
+    size: VideoSize,
+    weights: int = 0,
+    percent: tuple[float, float] = (0.0, 1.0),
+    gates_known: bool = True,
 ) -> Plan:
-    """The plan of what a graph will load, from the headers of its files; without a file, of Wan 2.1 1.3B as UltraGen
-    publishes it. Raises ValueError.
-    """
-    state = read_outline(checkpoint) if checkpoint else {}
-    shape = WanShape.of_keys(state) if "head.modulation" in state else WAN_1_3B
-    size = round_up(wanted, SPATIAL_RATIO[shape.out_channels])
-    added = outline(read_outline(extras) if extras else state)
-    if rule == "auto":
-        rule = "ultragen" if added or not checkpoint else trained_rule(checkpoint.name, state)
-        added = added or (PUBLISHED if rule == "ultragen" else None)
-    if rule == "dense":
-        return plan(None, shape, size)
-    if rule == "t3":
-        return plan(t3_rule(shape, global_), shape, size)
-    sizes, blocks = added or (ExtrasShape(shape.channels), frozenset(range(shape.blocks)))
-    # Only their presence counts here: they are not read.
-    gates = dict.fromkeys(blocks) if added else {}
-    described = LoadedExtras(None, sizes, blocks, gates, {})
-    gates_known = not added or None not in (local.gate, global_.gate)
-    return plan(ultragen_rule(shape, local, global_, described), shape, size, gates_known=gates_known)
-
-
-def plan(rule: Rule | None, model: WanShape, size: VideoSize, weights: int = 0, gates_known: bool = True) -> Plan:
     """The plan of one video by a rule; None is dense attention everywhere.
 
-    weights: bytes of the model, 0 where they are not known. gates_known: whether the rule's gates have their weights.
+    weights: bytes of the model, 0 where they are not known. percent: the part of the run in which the rule is active.
+    gates_known: whether the rule's gates have their weights.
     Raises ValueError where the size is none for the rule.
     """
     latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
@@ -113,8 +78,15 @@ def plan(rule: Rule | None, model: WanShape, size: VideoSize, weights: int = 0, 
         activations=(activations.needed(MOST_PIECES), activations.needed(1)),
         decode=_decode(latent[1:], model.of_wan22_vae),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
-        warnings=tuple(rule.advice(grid)) if rule else (),
+        warnings=(*rule.advice(grid), *_dense_outside(percent)) if rule else (),
     )
+
+
+def _dense_outside(percent: tuple[float, float]) -> list[str]:
+    start, end = percent
+    if percent == (0.0, 1.0):
+        return []
+    return [f"Attention is dense, at full cost, outside {start:.0%} to {end:.0%} of the run."]
 
 
 def _gates(rule: Rule | None) -> tuple[GatePoint, ...]:

@@ -35,10 +35,13 @@ WITHOUT_WEIGHTS = "Without trained weights UltraGen's attention is experimental:
 class Rule(Protocol):
     """What takes the place of full attention. A rule holds no module of the base model: every clone and every GPU
     brings its own through the call.
+
+    extras: the added weights that it runs with. known: those that came with the model, for another rule after this one.
     """
 
     name: str
     extras: LoadedExtras | None
+    known: LoadedExtras | None
     blocks: list[int]
     dense: dict[int, str]
 
@@ -67,6 +70,10 @@ class UltraGenRule:
     global_: GlobalConfig
     shape: WanShape
     name = "ultragen"
+
+    @property
+    def known(self) -> LoadedExtras:
+        return self.extras
 
     def spec(self, index: int, grid: TokenGrid) -> BlockSpec:
         trained = self.extras.trained
@@ -123,6 +130,7 @@ class T3Rule:
     channels: int
     blocks: list[int]
     dense: dict[int, str]
+    known: LoadedExtras | None = None
     name = "t3"
     extras = None
 
@@ -159,10 +167,11 @@ def ultragen_rule(shape: WanShape, local: LocalConfig, global_: GlobalConfig, ex
     return UltraGenRule(extras, blocks, dense, gates, local, global_, shape)
 
 
-def t3_rule(shape: WanShape, global_: GlobalConfig) -> T3Rule:
-    """T3-Video's rule for a model of this shape."""
+def t3_rule(shape: WanShape, global_: GlobalConfig, known: LoadedExtras | None = None) -> T3Rule:
+    """T3-Video's rule for a model of this shape; `known` are UltraGen's weights that came with it."""
     published = PUBLISHED_5B if shape.of_wan22_vae else PUBLISHED_1_3B
-    return T3Rule(published, shape.channels, *_choose_blocks(shape, global_.dense_blocks or frozenset(), {}))
+    chosen = _choose_blocks(shape, global_.dense_blocks or frozenset(), {})
+    return T3Rule(published, shape.channels, *chosen, known)
 
 
 def _choose_blocks(
