@@ -146,6 +146,12 @@ def rebuilt(size, stride, length):
     return buffer.getvalue()
 
 
+def test_a_view_that_repeats_a_value_is_read(tmp_path):
+    (tmp_path / "view.ckpt").write_bytes(saved({"weight": torch.zeros(1).expand(3, 2)}))
+    assert read_outline(tmp_path / "view.ckpt")["weight"].shape == (3, 2)
+    assert read_state_dict(tmp_path / "view.ckpt")["weight"].shape == (3, 2)
+
+
 @pytest.mark.parametrize(
     ("size", "stride", "length"),
     [((2**40,), (0,), 1), ((2**63,), (1,), 1), ((2**40, 2**40, 0), (1, 1, 1), 1), ((4,), (1,), 4), ((-1,), (1,), 1)]

@@ -22,6 +22,7 @@ from .errors import holds_objects
 
 # The index of a Wan checkpoint has 150 KiB; training states have some MiB.
 LONGEST_INDEX = 32 * 2**20
+LARGEST_VIEW = 2**30
 OLD_FORMAT = 0x1950A86A20F9469CFC6C  # what such a file begins with, then a version and the system that wrote it
 _STORAGES = {
     "Double": torch.float64,
@@ -173,7 +174,9 @@ def _tensor(storage: object, offset: int, size: tuple[int, ...], stride: object,
     dtype = next((each for each in rest if isinstance(each, torch.dtype)), None) or storage.dtype
     if any(type(length) is not int or length < 0 for length in size) or not isinstance(storage, _Storage):
         raise DamagedFile("its index describes no possible tensor")
-    if math.prod(size) * dtype.itemsize > storage.nbytes or math.prod(max(length, 1) for length in size) > 2**62:
+    # Views that repeat their values take more bytes than their storage has, once they are copied.
+    nbytes, most = math.prod(max(length, 1) for length in size) * dtype.itemsize, max(storage.nbytes, LARGEST_VIEW)
+    if nbytes > most or (stride and all(stride) and nbytes > storage.nbytes and 0 not in size):
         raise DamagedFile(f"its index describes a tensor of {tuple(size)} in {storage.nbytes:,} bytes")
     return torch.empty(tuple(size), dtype=dtype, device="meta")
 
