@@ -19,6 +19,7 @@ from ..weights.files import SOURCE, StateDict, WeightsError, contents_mark, file
 from ..weights.published import Extras, describe, has_extras, published_items, split
 from .extras import LoadedExtras, build
 from .patch import Settings, apply
+from .ram import free_ram
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def _read(path: Path) -> tuple[StateDict, bool]:
     They are read into memory, so that a file may be replaced while its model is in use; only where memory does not hold
     them twice, as ComfyUI does while it copies them into the model, are they left in the file, as its own loader does.
     """
-    mapped = 2 * file_bytes(path) > comfy.model_management.get_free_memory(torch.device("cpu"))
+    mapped = 2 * file_bytes(path) > free_ram()
     if mapped:
         log.warning(
             "UltraGen: %s is read from the disk as it is needed, because it is large for this computer's memory; do not"

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 
-from ..files import finished_file
+from ..files import finished_file, new_file
 from ..printable import printable
 from .errors import WeightsError
 from .files import read_metadata, read_state_dict
@@ -29,7 +30,14 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def save_extras(extras: Extras, path: str | Path) -> None:
-    """Write an extras-only file. Tensors keep their dtype, so that it gives the checkpoint's results bit for bit."""
+    """Write an extras-only file, in place of one of that name. Tensors keep their dtype, so that it gives the
+    checkpoint's results bit for bit.
+    """
+    with finished_file(Path(path)) as part:
+        _write(extras, part)
+
+
+def _write(extras: Extras, path: Path) -> None:
     metadata = {
         "format": FORMAT,
         "format_version": VERSION,
@@ -40,8 +48,7 @@ def save_extras(extras: Extras, path: str | Path) -> None:
     }
     # safetensors stores each tensor contiguous and alone.
     tensors = {key: tensor.clone() for key, tensor in published_items(extras)}
-    with finished_file(Path(path)) as part:
-        safetensors.torch.save_file(tensors, part, metadata)
+    safetensors.torch.save_file(tensors, path, metadata)
 
 
 def read_extras(path: str | Path) -> Extras:
@@ -85,13 +92,18 @@ def extract(checkpoint: str | Path, folder: str | Path, name: str) -> Extracted:
     extras = read_extras(checkpoint)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        path = folder / f"{name if number == 1 else f'{name}_{number}'}.safetensors"
-        if not os.path.lexists(path):
-            save_extras(extras, path)
-            return Extracted(path, len(extras.blocks), True)
+    for path in itertools.takewhile(os.path.lexists, _numbered(folder, name)):
         if _holds(path, extras):
             return Extracted(path, len(extras.blocks), False)
+    with new_file(_numbered(folder, name)) as file:
+        _write(extras, file.part)
+    return Extracted(file.path, len(extras.blocks), True)
+
+
+def _numbered(folder: Path, name: str) -> Iterator[Path]:
+    yield folder / f"{name}.safetensors"
+    for number in itertools.count(2):
+        yield folder / f"{name}_{number}.safetensors"
 
 
 def _check_name(name: str) -> None:
