@@ -17,4 +17,5 @@ class UltraGenExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> ComfyExtension:
     plan.add_route()
+    prompts.add_route()
     return UltraGenExtension()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import folder_paths
+from aiohttp import web
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker, is_link
+from server import PromptServer
 
 from ..ultragen_core.files import file_within
-from ..ultragen_core.printable import printable
+from ..ultragen_core.printable import encodable, printable
 from ..ultragen_core.prompt_lists.entries import MAX_SEED
-from ..ultragen_core.prompt_lists.formats import AUTO, ENDINGS, FORMATS
+from ..ultragen_core.prompt_lists.formats import AUTO, ENDINGS, FORMATS, MAX_BYTES
 from ..ultragen_core.prompts import NO_FILE, WHOLE_LIST, Item, chosen_items, read_list
 from ..ultragen_core.video.image import read_image
 from .base import Node
@@ -73,7 +77,8 @@ class UltraGenPrompts(Node):
                     min=WHOLE_LIST,
                     max=2**31 - 1,
                     optional=True,
-                    control_after_generate=True,
+                    # A word names the control in frontends that mix up two of one name.
+                    control_after_generate="fixed",
                     tooltip=(
                         "Which prompt this run makes, counted from 0; with the control on increment the next Run makes"
                         " the next one, and the queue refuses what is beyond the end. -1: the whole list in one run."
@@ -137,7 +142,8 @@ class UltraGenPrompts(Node):
         """The content of a file of the input folder. Raises ValueError where there is none that can be read."""
         path = file_within(cls.folder(), str(name))
         try:
-            return path.read_bytes()
+            with open(path, "rb") as file:
+                return file.read(MAX_BYTES + 1)
         except OSError as error:
             raise ValueError(f"{printable(name)} cannot be read: {error.strerror}.") from error
 
@@ -159,8 +165,6 @@ class UltraGenPrompts(Node):
         """When the prompt is queued; what comes through a link is None here."""
         if None in (file, format) or (file == NO_FILE and text is None):
             return True
-        if format not in FORMATS:
-            return f"format must be one of {', '.join(FORMATS)}, got {printable(format)}."
         _, items = cls.items(text, file, format, WHOLE_LIST if index is None else index)
         for item in items:
             if item.image is not None:
@@ -206,6 +210,23 @@ class UltraGenPrompts(Node):
         graph = (cls.hidden.prompt if cls.hidden else None) or {}
         values = (value for node in graph.values() for value in node.get("inputs", {}).values() if is_link(value))
         return [cls.hidden.unique_id, output] in values
+
+
+def length_of(asked: Mapping) -> int:
+    """asked: the node's text, file and format. Raises ValueError, KeyError or TypeError where they are no list."""
+    asked = UltraGenPrompts.checked(asked, queued=True)
+    return len(read_list(asked, UltraGenPrompts.read_file).entries)
+
+
+def add_route() -> None:
+    """POST /ultragen/prompts, for the button on the canvas that queues a run for each."""
+
+    @PromptServer.instance.routes.post("/ultragen/prompts")
+    async def prompts_route(request: web.Request) -> web.Response:
+        try:
+            return web.json_response({"count": await asyncio.to_thread(length_of, await request.json())})
+        except (ValueError, KeyError, TypeError) as error:
+            return web.json_response({"error": encodable(str(error))}, status=400)
 
 
 NODES = [UltraGenPrompts]

@@ -76,9 +76,8 @@ def test_tables_of_every_spreadsheet(separator):
     first, second = found.entries
     assert (first.prompt, first.negative, first.seed, first.image) == ("A lake", "blurry", 12, "a.png")
     assert (second.prompt, second.negative, second.seed, second.image) == ("A hill", None, None, None)
-    assert found.summary() == (
-        "2 prompts, 1 with negative of its own, 1 with seed of its own, 1 with image of its own. Ignored: 'Notes'."
-    )
+    own = "1 with a negative of its own, 1 with a seed of its own, 1 with an image of its own"
+    assert found.summary() == f"2 prompts, {own}. Ignored: 'Notes'."
 
 
 def test_quotes_of_a_table():
@@ -188,8 +187,8 @@ def test_files_in_other_encodings():
     for content in (text.encode("utf-16-le"), text.encode("utf-32")):
         with pytest.raises(ValueError, match="Save it as UTF-8"):
             parse(decode(content, "list.txt"), name="list.txt")
-    with pytest.raises(ValueError, match="must have at most 64 MiB"):
-        decode(bytes(65 * 2**20), "list.txt")
+    with pytest.raises(ValueError, match="must have at most 16 MiB"):
+        decode(bytes(17 * 2**20), "list.txt")
 
 
 def test_ending_decides_unless_a_format_is_chosen():

@@ -208,9 +208,9 @@ def batch_1080p(layout: Layout) -> str:
     return note(
         layout,
         "UltraGen: one video for each prompt of a list",
-        "**Set the number beside Run to the length of the list** (here 3) and run: each entry of the queue makes the"
-        " video of one prompt and saves it before the next begins. `index` counts them, from 0; set it back to 0 for"
-        " another list.",
+        "**Press *queue all prompts*** on *UltraGen Prompts*, or set the number beside Run to the length of the list"
+        " (here 3) and run. Each entry of the queue makes the video of one prompt and saves it before the next begins."
+        " `index` counts them, from 0.",
         "**Your list** is text, one prompt a line, or a `.txt`, `.csv` or `.json` file in ComfyUI's `input` folder:"
         " press R and choose it in `file`. A table with the columns `prompt`, `negative`, `seed` gives each video its"
         " own; what it leaves empty comes from the node.",

@@ -16,7 +16,7 @@ HEIGHTS = {
     "KSamplerSelect": 60, "LatentUpscaleBy": 100, "LoadImage": 320, "LoraLoaderModelOnly": 100, "RandomNoise": 100,
     "SamplerCustomAdvanced": 130, "SplitSigmasDenoise": 90, "UNETLoader": 100, "UltraGenApply": 460,
     "UltraGenEmptyLatent": 210, "UltraGenLoadLatent": 100, "UltraGenLoadModel": 350, "UltraGenModelSampling": 140,
-    "UltraGenPrompts": 320, "UltraGenResume": 120, "UltraGenVAETiling": 100, "VAELoader": 60, "WanImageToVideo": 240,
+    "UltraGenPrompts": 560, "UltraGenResume": 120, "UltraGenVAETiling": 100, "VAELoader": 60, "WanImageToVideo": 240,
 }  # fmt: skip
 OURS, GREEN, RED, BROWN = (
     {"color": color, "bgcolor": background}

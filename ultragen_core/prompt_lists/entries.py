@@ -42,10 +42,10 @@ class PromptList:
     def summary(self) -> str:
         """Say in a line what was understood: "12 prompts, 3 with seeds of their own"."""
         said = ["1 prompt" if len(self.entries) == 1 else f"{len(self.entries)} prompts"]
-        for field in ("negative", "seed", "image"):
+        for field, one in (("negative", "a negative"), ("seed", "a seed"), ("image", "an image")):
             count = sum(getattr(entry, field) is not None for entry in self.entries)
             if count:
-                said.append(f"{count} with {field}s of their own" if count > 1 else f"1 with {field} of its own")
+                said.append(f"{count} with {field}s of their own" if count > 1 else f"1 with {one} of its own")
         return ", ".join(said) + (f". Ignored: {', '.join(self.ignored[:_SHOWN_NAMES])}." if self.ignored else "")
 
 

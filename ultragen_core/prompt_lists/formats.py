@@ -12,8 +12,8 @@ from .table import is_table, read_table
 
 AUTO, LINES, PARAGRAPHS, CSV, JSON = FORMATS = ("auto", "lines", "paragraphs", "CSV", "JSON")
 ENDINGS = {".txt": AUTO, ".csv": CSV, ".tsv": CSV, ".json": JSON, ".jsonl": JSON}
+MAX_BYTES = 16 * 2**20  # of a file: it is read whenever a prompt is queued
 
-_MAX_BYTES = 64 * 2**20
 _UTF16 = b"\xff\xfe", b"\xfe\xff"
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 # A bracket, then a quoted text that goes on as JSON does. Prompts may begin with brackets too: [[blurry]], {red|blue}.
@@ -22,8 +22,8 @@ _LIKE_JSON = re.compile(r'(?:\[\s*\{|[\[{])\s*"(?:[^"\\]|\\.)*"\s*(?:[,:]|\]?\s*
 
 def decode(content: bytes, name: str) -> str:
     """The text of a file in UTF-8, or in UTF-16 with its mark. Raises ValueError."""
-    if len(content) > _MAX_BYTES:
-        raise ValueError(f"{name} must have at most {_MAX_BYTES >> 20} MiB, got {len(content) >> 20}. Split it.")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{name} must have at most {MAX_BYTES >> 20} MiB, got more. Split it.")
     try:
         return content.decode("utf-16" if content.startswith(_UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -38,6 +38,8 @@ def parse(text: str, format: str = AUTO, name: str = "The prompt list") -> Promp
     format: one of FORMATS; `auto` goes by the ending of `name`, and then takes JSON and tables for what they are and
     everything else for lines. Raises ValueError in a sentence that begins with `name` and says which entry is wrong.
     """
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {shown(format)}.")
     text = text.lstrip("\ufeff")
     _check_characters(text, name)
     if format == AUTO:

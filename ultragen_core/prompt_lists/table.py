@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from .entries import Entry, PromptList, entries_of, field_of
-from .lines import COMMENT, split_lines, without_comments
+from .lines import COMMENT, split_lines
 
 _SEPARATORS = ",", ";", "\t"  # semicolons are Excel's where the comma is the decimal point
 _NO_SEPARATOR = "\x1f"
@@ -17,7 +17,8 @@ _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\s*")  # Excel's own first line
 
 def is_table(text: str) -> bool:
     """Whether the first line has the names of columns, prompt among them. One name alone may be a prompt."""
-    heads = ([field_of(cell) for cell in _head(text, separator)] for separator in _SEPARATORS)
+    line = _first_line(text)
+    heads = ([field_of(cell) for cell in _cells(line, separator)] for separator in _SEPARATORS)
     return any("prompt" in head and len(head) > 1 + head.count(None) for head in heads)
 
 
@@ -67,18 +68,23 @@ def _separator(text: str) -> tuple[str, str]:
     told = _SEPARATOR_LINE.fullmatch(first)
     if told:
         return told[1], rest
-    heads = {separator: _head(text, separator) for separator in _SEPARATORS}
+    line = _first_line(text)
+    heads = {separator: _cells(line, separator) for separator in _SEPARATORS}
     best = max(heads, key=lambda separator: sum(map(bool, map(field_of, heads[separator]))))
     # A single column has no separator: its cells may hold commas without quotes.
     alone = len(heads[best]) == 1 and field_of(heads[best][0])
     return _NO_SEPARATOR if alone else best, text
 
 
-def _head(text: str, separator: str) -> list[str]:
-    """The cells of the first line that is no comment; none where it is not CSV."""
-    lines = [line for line in split_lines(without_comments(text)) if line.strip()]
+def _first_line(text: str) -> str:
+    """The first that is no comment and not empty."""
+    return next((line for line in split_lines(text) if line.strip() and not COMMENT.match(line)), "")
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    """None where it is not CSV."""
     try:
-        return next(csv.reader(lines[:1], delimiter=separator, skipinitialspace=True, strict=True), [])
+        return next(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True), [])
     except csv.Error:
         return []
 

@@ -1,0 +1,85 @@
+"""UltraGen Prompts on the canvas: the button that queues a run for each prompt."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+BUTTON = "() => app.graph._nodes[0].widgets.find(widget => widget.type === 'button').callback()"
+SHOW = """text => {
+    const [node] = app.graph._nodes;
+    const shown = LiteGraph.createNode("PreviewAny");
+    app.graph.add(shown);
+    node.connect(0, shown, 0);
+    node.widgets.find(widget => widget.name === "text").value = text;
+}"""
+INDEX = """() => {
+    const index = app.graph._nodes[0].widgets.find(widget => widget.name === "index");
+    return [index.value, index.linkedWidgets[0].value];
+}"""
+
+
+def shown(server) -> list[str]:
+    """What the runs of this server have shown, in order."""
+    runs = sorted(server.get("/history").values(), key=lambda run: run["prompt"][0])
+    return [text for run in runs for output in run["outputs"].values() for text in output["text"]]
+
+
+def wait_for_runs(server, count: int) -> None:
+    end = time.monotonic() + 60
+    while len(server.get("/history")) < count:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def test_button_queues_a_run_for_each_prompt(any_canvas):
+    server, page = any_canvas.server, any_canvas.page
+    server.post("/history", {"clear": True})
+    any_canvas.add("UltraGenPrompts")
+    assert any_canvas.run(INDEX) == [-1, "fixed"]
+    text = f"# {any_canvas.name}\none {any_canvas.name}\ntwo\nthree"
+    any_canvas.run(SHOW, text)
+    any_canvas.run(BUTTON)
+    wait_for_runs(server, 3)
+    any_canvas.shoot("prompts")
+    assert [line for line in shown(server) if not line.startswith(("3 prompts", "Now"))] == text.splitlines()[1:]
+    page.wait_for_function(f"() => JSON.stringify(({INDEX})()) === '[-1,\"fixed\"]'", timeout=10_000)
+
+    any_canvas.add("UltraGenPrompts")
+    any_canvas.run(SHOW, '["broken"')
+    any_canvas.run(BUTTON)
+    page.get_by_text("is no valid json").first.wait_for(timeout=10_000)
+
+
+def test_button_stops_where_the_queue_refuses(canvas):
+    canvas.server.post("/history", {"clear": True})
+    canvas.add("UltraGenPrompts")
+    canvas.run(SHOW, '["first", {"prompt": "second", "image": "gone.png"}, "third"]')
+    canvas.run(BUTTON)
+    wait_for_runs(canvas.server, 1)
+    time.sleep(0.5)
+    assert [line for line in shown(canvas.server) if line in ("first", "second", "third")] == ["first"]
+    canvas.errors.clear()  # the page logs what the queue refuses
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ({"text": "a\nb", "file": "none"}, {"count": 2}),
+        ({"text": "a\nb", "file": "none", "format": "xml"}, "format"),
+        ({"text": 5, "file": "none"}, "text must be text"),
+        ({"file": "../secret.txt"}, "must be"),
+        ({"text": None}, "text"),
+        ([1], ""),
+    ],
+)
+def test_question_of_the_button(server, asked, answer):
+    import urllib.error
+
+    if isinstance(answer, dict):
+        assert server.post("/ultragen/prompts", asked) == answer
+        return
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.post("/ultragen/prompts", asked)
+    assert refused.value.code == 400 and answer in refused.value.read().decode()
