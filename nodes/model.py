@@ -6,12 +6,15 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..ultragen_core.host.keeping import DEFAULT_GB
 from ..ultragen_core.host.load import RULES, load_extras_file, load_model
 from ..ultragen_core.host.patch import Settings, apply
 from ..ultragen_core.printable import printable
+from ..ultragen_core.host.results import keep_results
 from ..ultragen_core.weights.extras_file import extract
 from .base import Node
 from .config import GlobalConfigType, LocalConfigType
+from .resume import keep_gb_input
 
 WEIGHT_DTYPES = {
     "default": {},
@@ -77,6 +80,7 @@ class UltraGenLoadModel(Node):
                         " and costs some quality; UltraGen's extra weights keep theirs."
                     ),
                 ),
+                keep_gb_input(),
             ],
             outputs=[
                 io.Model.Output(tooltip="The model, patched already. Chain UltraGen Apply to change the settings.")
@@ -84,9 +88,9 @@ class UltraGenLoadModel(Node):
         )
 
     @classmethod
-    def execute(cls, checkpoint, attention_rule, weight_dtype) -> io.NodeOutput:
+    def execute(cls, checkpoint, attention_rule, weight_dtype, keep_gb=DEFAULT_GB) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", checkpoint)
-        return io.NodeOutput(load_model(path, attention_rule, WEIGHT_DTYPES[weight_dtype]))
+        return io.NodeOutput(keep_results(load_model(path, attention_rule, WEIGHT_DTYPES[weight_dtype]), keep_gb))
 
 
 class UltraGenApply(Node):
@@ -154,6 +158,7 @@ class UltraGenApply(Node):
                         " layers."
                     ),
                 ),
+                keep_gb_input(),
                 LocalConfigType.Input(
                     "local_config", optional=True, tooltip="Windows and hierarchical branch; without it, as published."
                 ),
@@ -173,6 +178,7 @@ class UltraGenApply(Node):
         start_percent,
         end_percent,
         bounded_memory,
+        keep_gb=DEFAULT_GB,
         local_config=None,
         global_config=None,
     ) -> io.NodeOutput:
@@ -180,7 +186,7 @@ class UltraGenApply(Node):
         loaded = (
             None if extras == NONE else load_extras_file(folder_paths.get_full_path_or_raise("model_patches", extras))
         )
-        return io.NodeOutput(apply(model, settings, loaded))
+        return io.NodeOutput(keep_results(apply(model, settings, loaded), keep_gb))
 
 
 class UltraGenExtractWeights(Node):

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io
 
+from ..ultragen_core.host.fingerprint import model_files
+from ..ultragen_core.host.keeping import DEFAULT_GB, FOLDER, GB, default_folder
 from ..ultragen_core.host.resume import MINUTES, STEPS, Keeping, resumable
-from ..ultragen_core.states import StateFolder
 from .base import Node
 
-STATES = "ultragen_resume"
+
+def keep_gb_input(smallest: int = 0) -> io.Int.Input:
+    return io.Int.Input(
+        "keep_gb",
+        optional=True,
+        default=DEFAULT_GB,
+        min=smallest,
+        max=100_000,
+        tooltip=(
+            f"GB of disk that output/{FOLDER} may take for samplings whose prompt has not succeeded; beyond it the"
+            " oldest go, but never those of queued prompts. A 4K latent of 81 frames takes 180 MB."
+            + ("" if smallest else " 0: keep none.")
+        ),
+    )
 
 
 class UltraGenResume(Node):
@@ -22,9 +33,9 @@ class UltraGenResume(Node):
             display_name="UltraGen Resume",
             category="UltraGen",
             description=(
-                "Keeps what sampling has reached in output/ultragen_resume. The same prompt, queued again after a"
-                " crash, an interrupt or an out-of-memory, goes on from there to the same video; a changed one starts"
-                " anew. The file is removed when sampling is done; of runs never taken up again the newest four stay."
+                "Keeps the state of an unfinished sampling in output/ultragen_resume. The same prompt, queued again"
+                " after a crash, an interrupt or an out-of-memory, continues from there to the same video. The file is"
+                " removed when its prompt has succeeded."
             ),
             inputs=[
                 io.Sampler.Input(
@@ -53,23 +64,14 @@ class UltraGenResume(Node):
                         " step takes from one second to minutes."
                     ),
                 ),
+                keep_gb_input(smallest=1),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def model_files(cls, name: str) -> list[Path]:
-        """The files of this name in ComfyUI's model folders."""
-        path = Path(name)
-        if path.anchor or path.suffix.lower() not in folder_paths.supported_pt_extensions | {".gguf"}:
-            return []
-        found = (folder_paths.get_full_path(folder, name) for folder in folder_paths.folder_names_and_paths)
-        return [Path(file) for file in found if file]
-
-    @classmethod
-    def execute(cls, sampler, every, unit) -> io.NodeOutput:
-        states = StateFolder(Path(folder_paths.get_output_directory()) / STATES)
-        return io.NodeOutput(resumable(sampler, Keeping(states, every, unit, cls.model_files)))
+    def execute(cls, sampler, every, unit, keep_gb=DEFAULT_GB) -> io.NodeOutput:
+        return io.NodeOutput(resumable(sampler, Keeping(default_folder(), every, unit, model_files, keep_gb * GB)))
 
 
 NODES = [UltraGenResume]

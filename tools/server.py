@@ -73,15 +73,19 @@ class Server:
         port: int | None = None,
         gpu: bool = False,
         frontend: Path | None = None,
+        name: str = "server",
     ):
-        """frontend: a folder to serve to browsers in place of the installed one."""
+        """frontend: a folder to serve to browsers in place of the installed one. name: of its log and its database,
+        where several servers share a base.
+        """
         self.tree, self.base = tree, base
         self.port = free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = base / "server.log"
+        self.log = base / f"{name}.log"
+        self.database = base / "user" / f"{name}.db"
         self.command = [
             str(python), str(tree / "main.py"), "--base-directory", str(base), "--port", str(self.port),
-            "--disable-api-nodes", "--database-url", f"sqlite:///{base / 'user' / 'comfyui.db'}",
+            "--disable-api-nodes", "--database-url", f"sqlite:///{self.database}",
         ]  # fmt: skip
         self.command += ["--front-end-root", str(frontend)] if frontend else []
         # The attention that ComfyUI chooses for CPUs takes twice as long as PyTorch's.
@@ -89,7 +93,7 @@ class Server:
 
     def __enter__(self) -> Server:
         # Another ComfyUI version may have left a database that this one cannot read.
-        (self.base / "user" / "comfyui.db").unlink(missing_ok=True)
+        self.database.unlink(missing_ok=True)
         with self.log.open("w") as log:
             # A group of its own: Ctrl-C reaches us alone, and we end the server in order.
             self.process = subprocess.Popen(

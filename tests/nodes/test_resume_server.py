@@ -23,7 +23,7 @@ from ultragen_core.video.latents import load_latent
 KILLS = int(os.environ.get("ULTRAGEN_KILLS", "2"))
 SEED = int(os.environ.get("ULTRAGEN_KILL_SEED", time.time_ns() % 10**6))
 STEP_COUNT = 30
-GOING_ON = re.compile(rf"UltraGen: going on after step (\d+) of {STEP_COUNT}")
+GOING_ON = re.compile(rf"UltraGen: continuing after step (\d+) of {STEP_COUNT}")
 
 
 def graph(server, seed):
@@ -60,8 +60,9 @@ def only(nodes, kind):
 
 
 def undisturbed(server, nodes):
-    """What the same graph makes without the node."""
+    """What the same graph makes without the node, nothing kept of earlier runs."""
     plain = to_files(copy.deepcopy(nodes), "plain/" + uuid.uuid4().hex)
+    plain[only(plain, "UltraGenLoadModel")]["inputs"]["keep_gb"] = 0
     resume = plain.pop(only(plain, "UltraGenResume"))
     plain[only(plain, "SamplerCustomAdvanced")]["inputs"]["sampler"] = resume["inputs"]["sampler"]
     server.run(plain)
@@ -87,6 +88,19 @@ def went_on_after(server):
 
 def states(server):
     return list((server.base / "output" / "ultragen_resume").glob("*"))
+
+
+def left(server, count):
+    """The files that are left soon after a prompt has ended."""
+    end = time.monotonic() + 10
+    while len(found := states(server)) != count and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(found) == count
+    return found
+
+
+def results_taken(server):
+    return server.log.read_text(errors="replace").count("this was sampled before")
 
 
 def after_step(nodes, step, act):
@@ -126,7 +140,7 @@ def test_killed_at_random_steps_it_resumes_to_the_identical_video(server, new_se
             (went_on,) = went_on_after(running)
             assert went_on >= steps[number]
             assert_identical(result(running, nodes), undisturbed(server, nodes), count=2)
-            assert states(running) == []
+            left(running, 0)
             if number + 1 < KILLS:
                 kill(running, number + 1)
 
@@ -137,13 +151,13 @@ def test_interrupted_it_goes_on_and_with_another_seed_it_starts_anew(server):
     before = len(went_on_after(server))
     with pytest.raises(Failed, match="interrupted"):
         server.run(first, after_step(first, 2, lambda: server.post("/interrupt", {})))
-    (kept,) = states(server)
+    kept = left(server, 1)
     server.run(second)
-    assert "UltraGen: starting anew; a state after step" in server.log.read_text()
+    assert "UltraGen: starting from the first step; a state after step" in server.log.read_text()
     assert len(went_on_after(server)) == before
-    assert states(server) == [kept]
+    assert left(server, 1) == kept
     server.run(first)
-    assert len(went_on_after(server)) == before + 1 and states(server) == []
+    assert len(went_on_after(server)) == before + 1 and left(server, 0) == []
     for nodes in (first, second):
         assert_identical(result(server, nodes), undisturbed(server, nodes), count=1)
 
@@ -165,7 +179,9 @@ def test_other_samplers_are_refused_before_sampling(server):
 
 
 def test_each_prompt_of_a_list_has_a_state_of_its_own(server):
-    """Cut off in the second run of a list, the first is made anew and the second goes on."""
+    """Cut off in the second run of a list, the first is not sampled again and the second continues, although another
+    line of the list has changed.
+    """
     nodes, reports = graph(server, 9000 + SEED), []
     nodes["prompts"] = {"class_type": "UltraGenPrompts", "inputs": {"text": "one lake\ntwo hills", "file": "none"}}
     nodes[nodes[only(nodes, "CFGGuider")]["inputs"]["positive"][0]]["inputs"]["text"] = ["prompts", 0]
@@ -176,10 +192,44 @@ def test_each_prompt_of_a_list_has_a_state_of_its_own(server):
             if reports[-2:] != sorted(reports[-2:]):
                 server.post("/interrupt", {})
 
-    before = len(went_on_after(server))
+    before, taken = len(went_on_after(server)), results_taken(server)
     with pytest.raises(Failed, match="interrupted"):
         server.run(nodes, in_the_second)
-    assert len(states(server)) == 1
+    assert len(states(server)) == 2  # of the first the result, of the second a state
+    nodes["prompts"]["inputs"]["text"] = "three seas\none lake\ntwo hills"
     server.run(nodes)
-    assert len(went_on_after(server)) == before + 1 and states(server) == []
-    assert_identical(result(server, nodes), undisturbed(server, nodes), count=2)
+    assert len(went_on_after(server)) == before + 1 and results_taken(server) == taken + 1
+    left(server, 0)
+    assert_identical(result(server, nodes), undisturbed(server, nodes), count=3)
+
+
+def test_two_stages_of_one_graph_with_any_sampler(server):
+    """Stage 1 has finished when stage 2 is interrupted: it is not sampled again, without UltraGen Resume as well."""
+    nodes = graph(server, 10000 + SEED)
+    sampling, guider = only(nodes, "SamplerCustomAdvanced"), only(nodes, "CFGGuider")
+    nodes[sampling]["inputs"]["sampler"] = nodes.pop(only(nodes, "UltraGenResume"))["inputs"]["sampler"]
+    nodes[only(nodes, "KSamplerSelect")]["inputs"]["sampler_name"] = "dpmpp_2m"
+    stages = {name: nodes[guider]["inputs"][name] for name in ("model", "positive", "negative")}
+    nodes["second"] = {
+        "class_type": "KSampler",
+        "inputs": stages
+        | {"latent_image": [sampling, 0], "seed": 5, "steps": 4, "cfg": 1.0, "denoise": 0.5}
+        | {"sampler_name": "uni_pc", "scheduler": "simple"},
+    }
+    nodes[only(nodes, "SaveLatent")]["inputs"]["samples"] = ["second", 0]
+    sampled = []
+
+    def note(kind, data):
+        if kind == "progress" and (data["node"], data["value"]) not in sampled:
+            sampled.append((data["node"], data["value"]))
+            if data["node"] == "second" and interrupting:
+                server.post("/interrupt", {})
+
+    interrupting = True
+    with pytest.raises(Failed, match="interrupted"):
+        server.run(nodes, note)
+    interrupting, taken = False, results_taken(server)
+    server.post("/free", {"unload_models": False, "free_memory": True})  # and with it the outputs of nodes
+    server.run(nodes, note)
+    assert results_taken(server) == taken + 1
+    left(server, 0)

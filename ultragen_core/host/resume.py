@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import comfy.samplers
 from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
 
 from ..states import State, StateFolder
-from .fingerprint import PLACE, RunningNode, fingerprint, running_node
+from .fingerprint import STATE, FindFiles, fingerprint
+from .keeping import DEFAULT_GB, GB, Kept
+from .queue import RunningNode, running_node
 
 MINUTES, STEPS = "minutes", "steps"
 
@@ -45,12 +45,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where states are kept, how often (every so many MINUTES or STEPS), and what finds model files by their name."""
+    """Where states are kept, how often (every so many MINUTES or STEPS), what finds model files by their name, and the
+    bytes that files nobody needs may take.
+    """
 
     states: StateFolder
     every: int
     unit: str
-    find_files: Callable[[str], list[Path]]
+    find_files: FindFiles
+    limit: int = DEFAULT_GB * GB
 
 
 def resumable(
@@ -101,8 +104,16 @@ class Stepwise:
         if node is None:
             log.warning("UltraGen: no state is kept, because this run was not queued in ComfyUI.")
             return self.function(model, x, sigmas, extra_args, callback, disable, **options)
-        run = fingerprint(node, model, x, sigmas, extra_args, self.keeping.find_files)
-        with Keeper(self.keeping, run, State(x, 0), steps) as keeper:
+        values = {
+            "size": [x.shape, x.dtype],
+            "seed": extra_args.get("seed"),
+            "noise": x,
+            "noise levels": sigmas,
+            "latent": [model.latent_image, extra_args.get("denoise_mask")],
+            "conditioning": getattr(model.inner_model, "conds", None),
+        }
+        run = fingerprint(STATE, node, x.device, values, self.keeping.find_files)
+        with Keeper(self.keeping, run, State(x, 0), steps, node.prompt_id) as keeper:
             x, first = keeper.newest.x.to(x), keeper.newest.step
             warn_of_carrying(node, first)
             noise = ReplayedNoise(x, extra_args.get("seed"), keeper.newest.draws)
@@ -145,29 +156,29 @@ class ReplayedNoise:
 
 
 class Keeper:
-    """Finds the state that a run goes on from, writes its newest one when that is due, and at once when the run is cut
-    off; removes it when the run is done.
-    """
+    """Finds the state that a run goes on from, and writes its newest one when that is due and when the run ends."""
 
-    def __init__(self, keeping: Keeping, run: Mapping[str, str], beginning: State, steps: int):
-        self._keeping, self._states, self._run = keeping, keeping.states, run
-        found = self._states.load(run)
+    def __init__(
+        self, keeping: Keeping, run: Mapping[str, str], beginning: State, steps: int, prompt_id: str | None = None
+    ):
+        self._keeping = keeping
+        self._kept = Kept(keeping.states, run, prompt_id, keeping.limit)
+        found = self._kept.load(beginning.x, range(steps))
         self.newest = found or beginning
         self._kept_step, self._kept_at = self.newest.step, time.monotonic()
         if found:
-            log.info("UltraGen: going on after step %d of %d.", found.step, steps)
-        elif changes := self._states.changes(run, same=PLACE):
+            log.info("UltraGen: continuing after step %d of %d.", found.step, steps)
+        elif changes := keeping.states.changes(run):
             step, names = changes
-            log.info("UltraGen: starting anew; a state after step %s has another %s.", step, ", ".join(names))
+            log.info(
+                "UltraGen: starting from the first step; a state after step %s has another %s.", step, ", ".join(names)
+            )
 
     def __enter__(self) -> Keeper:
         return self
 
-    def __exit__(self, kind, *_) -> None:
-        if kind is None:
-            with spared("of this run could not be removed"):
-                self._states.remove(self._run)
-        elif self.newest.step > self._kept_step:
+    def __exit__(self, *_) -> None:
+        if self.newest.step > self._kept_step:
             self._write()
 
     def reached(self, state: State) -> None:
@@ -178,14 +189,4 @@ class Keeper:
 
     def _write(self) -> None:
         self._kept_step, self._kept_at = self.newest.step, time.monotonic()
-        with spared(f"after step {self.newest.step} could not be written"):
-            self._states.save(self._run, self.newest)
-
-
-@contextmanager
-def spared(failure: str) -> Iterator[None]:
-    """A disk or GPU that fails here costs the state, not the run, and does not hide what cut the run off."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        log.warning("UltraGen: the state %s: %s", failure, error)
+        self._kept.save(self.newest)

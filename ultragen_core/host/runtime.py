@@ -7,9 +7,11 @@ step touches nothing.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import comfy.model_management
@@ -55,15 +57,12 @@ class Runtime:
         log.info("UltraGen: %s", ", ".join(parts))
         for sentence in self.rule.advice(grid):
             log.warning("UltraGen: %s", sentence)
-        base.memory_required = lambda shape, cond_shapes=None: self.memory_required(base, shape)
-        try:
+        with estimated_memory(base, functools.partial(self.memory_required, base)):
             return executor(noise, *args, **kwargs)
-        finally:
-            del base.memory_required
 
-    def memory_required(self, base, latent_shape: tuple[int, ...]) -> int:
+    def memory_required(self, base, input_shape: tuple[int, ...], cond_shapes: Mapping | None = None) -> int:
         """In place of BaseModel.memory_required, which takes every Wan model for a dense one that holds all at once."""
-        activations = activations_of(base, token_grid(latent_shape), latent_shape[0])
+        activations = activations_of(base, token_grid(input_shape), input_shape[0])
         return activations.planned(self.bounded and self.percent == (0.0, 1.0))
 
     def note(self, message: str) -> None:
@@ -127,6 +126,20 @@ class Runtime:
         # Schedules may start a rounding above sigma 1, and samplers that add noise far above it.
         start = model_sampling.percent_to_sigma(first) if first > 0 else math.inf
         return model_sampling.percent_to_sigma(last) <= t.max().item() <= start
+
+
+@contextmanager
+def estimated_memory(base, estimate: Callable[..., int]) -> Iterator[None]:
+    """Put `estimate` in place of base.memory_required; a run may start another one on the same base."""
+    before = vars(base).get("memory_required")
+    base.memory_required = estimate
+    try:
+        yield
+    finally:
+        if before is None:
+            del base.memory_required
+        else:
+            base.memory_required = before
 
 
 def activations_of(base, grid: TokenGrid, batch: int) -> Activations:

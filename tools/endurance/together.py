@@ -1,0 +1,41 @@
+"""Two servers that write into one folder at once: every video gets a name of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from tools.endurance.folder import frames, frames_digest
+from tools.endurance.graphs import decode_only
+from tools.server import Server
+
+FOLDER = "together"
+
+
+def run(servers: tuple[Server, Server], videos: int, say: Callable[[str], None]) -> int:
+    """Save `videos` videos with each of two servers that run on one base folder; how many files there are then. Raises
+    AssertionError.
+    """
+    failures: list[BaseException] = []
+
+    def save(server: Server) -> None:
+        try:
+            # A slash at the end: names are numbered in any case.
+            graph = decode_only(server, f"{FOLDER}/")
+            for _ in range(videos):
+                server.run(graph | {"again": {"class_type": "PreviewAny", "inputs": {"source": str(_)}}})
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=save, args=(server,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, f"a server failed: {failures[0]}"
+    made = sorted((servers[0].base / "output" / FOLDER).glob("*.mp4"))
+    counts = {sum(1 for _ in frames(path)) for path in made}
+    assert len(made) == 2 * videos, f"{len(made)} videos of {2 * videos}"
+    assert len(counts) == 1 and len({frames_digest(path) for path in made}) == 1, "videos of one latent differ"
+    say(f"two servers, {videos} videos each: {len(made)} files")
+    return len(made)

@@ -1,0 +1,86 @@
+"""ComfyUI's queue: which node of which graph runs now, what else waits, and how a prompt has ended."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from comfy_execution.graph_utils import is_link
+from comfy_execution.utils import get_executing_context
+
+SECONDS_BETWEEN_LOOKS = 0.5
+
+Graph = Mapping[str, Mapping]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunningNode:
+    """The node that runs: its id, its position in a list that ComfyUI runs it over, and the queued graph around it.
+
+    graph: API format, {node id: {"class_type", "inputs"}}.
+    """
+
+    node_id: str
+    list_index: int | None
+    graph: Graph
+    prompt_id: str | None = None
+
+    @property
+    def upstream(self) -> dict[str, Mapping]:
+        """The part of the graph that the node depends on, itself included; the whole graph for a node made while
+        running.
+        """
+        if self.node_id not in self.graph:
+            return dict(self.graph)
+        found, open_ids = {}, [self.node_id]
+        while open_ids:
+            node_id = open_ids.pop()
+            if node_id not in found:
+                found[node_id] = self.graph[node_id]
+                open_ids += [value[0] for value in found[node_id]["inputs"].values() if is_link(value)]
+        return found
+
+
+def running_node() -> RunningNode | None:
+    """Ask ComfyUI what runs now (a SAMPLER that it has cached may serve many prompts); None outside its queue."""
+    context = get_executing_context()
+    graph = None if context is None else _running().get(context.prompt_id)
+    return None if graph is None else RunningNode(context.node_id, context.list_index, graph, context.prompt_id)
+
+
+def graphs_in_progress() -> dict[str, Graph]:
+    """The graphs of all prompts that run or wait, by prompt id."""
+    server = _server()
+    return {} if server is None else _by_id(*server.prompt_queue.get_current_queue_volatile())
+
+
+def when_ended(prompt_id: str, act: Callable[[bool], None]) -> None:
+    """Call act(succeeded), on the server's event loop, soon after a running prompt has ended."""
+    server = _server()
+
+    def look() -> None:
+        if prompt_id in _running():
+            server.loop.call_later(SECONDS_BETWEEN_LOOKS, look)
+            return
+        ended = server.prompt_queue.get_history(prompt_id, map_function=lambda prompt: prompt["status"])
+        act((ended.get(prompt_id) or {}).get("status_str") == "success")
+
+    server.loop.call_soon_threadsafe(look)
+
+
+def _server():
+    """ComfyUI's server; None in a program that uses ComfyUI as a library. Importing it here would start half of it."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def _running() -> dict[str, Graph]:
+    server = _server()
+    return {} if server is None else _by_id(server.prompt_queue.get_current_queue_volatile()[0])
+
+
+def _by_id(*queues) -> dict[str, Graph]:
+    return {prompt_id: graph for queue in queues for _, prompt_id, graph, *_ in queue}
