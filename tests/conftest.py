@@ -83,20 +83,20 @@ def new_server(tmp_path_factory):
     nodes and the tiny models.
 
     base: None is a folder of its own; with that of another server it takes its place. frontend: the folder of one; None
-        is the one installed.
+        is the one installed. name: of its log and database, where several share a base.
     """
     from tools import tiny_bundle
     from tools.demo import DEMO_NODES
     from tools.server import Server, make_base
 
-    def make(base: Path | None = None, frontend: Path | None = None) -> Server:
+    def make(base: Path | None = None, frontend: Path | None = None, name: str = "server") -> Server:
         if base is None:
             base = make_base(tmp_path_factory.mktemp("comfyui"), DEMO_NODES)
             tiny_bundle.write(base)
             for name in tiny_bundle.PLACEHOLDERS:
                 (base / name).parent.mkdir(exist_ok=True)
                 (base / name).touch()
-        return Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base, frontend=frontend)
+        return Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base, frontend=frontend, name=name)
 
     return make
 

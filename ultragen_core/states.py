@@ -82,7 +82,7 @@ class StateFolder:
         except FileNotFoundError:
             return None
         except (OSError, *_DAMAGED) as error:
-            log.warning("UltraGen: starting from the first step; %s cannot be read: %s", path, error)
+            log.warning("UltraGen: starting over; %s cannot be read: %s", path, error)
             return None
 
     def save(self, fingerprint: Mapping[str, str], state: State) -> None:

@@ -133,7 +133,7 @@ def test_an_item_of_a_prompt_list_counts_by_itself():
 
 def test_what_is_linked_to_a_prompt_list_counts():
     def graph(value, **inputs):
-        return listed("a lake\na sea", **inputs) | {"9": node("PrimitiveInt", value=value)}
+        return listed(**{"text": "a lake\na sea"} | inputs) | {"9": node("PrimitiveInt", value=value)}
 
     assert of(graph(1, seed=["9", 0])) != of(graph(2, seed=["9", 0]))
     assert of(graph(1, text=["9", 0]), position=0) != of(graph(1, text=["9", 0]), position=1)

@@ -69,7 +69,7 @@ def sampling(tiny_path, tmp_path):
 @pytest.mark.filterwarnings("ignore:Should have")
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "uni_pc", "res_multistep", "dpmpp_sde", "ddim"])
 def test_an_equal_run_takes_the_result_bit_for_bit(sampling, name):
-    """Multistep and stochastic samplers included. The callback, which makes nodes' second output, hears the last step."""
+    """Multistep and stochastic samplers too. The callback, which makes nodes' second output, hears of the last step."""
     made, x0, _ = sampling.run(name)
     heard = []
     again, x0_again, evaluated = sampling.run(name, heard=heard)

@@ -153,7 +153,7 @@ def test_interrupted_it_goes_on_and_with_another_seed_it_starts_anew(server):
         server.run(first, after_step(first, 2, lambda: server.post("/interrupt", {})))
     kept = left(server, 1)
     server.run(second)
-    assert "UltraGen: starting from the first step; a state after step" in server.log.read_text()
+    assert "UltraGen: starting over; a state after step" in server.log.read_text()
     assert len(went_on_after(server)) == before
     assert left(server, 1) == kept
     server.run(first)

@@ -1,6 +1,6 @@
-"""Prompts of all templates while files are replaced, removed and damaged, disks fill up, runs are interrupted and a second
-server on the same folders is killed: the server never dies, memory and open files do not grow, and every prompt ends in
-a video or in a sentence.
+"""Prompts of all templates while files are replaced, removed and damaged, disks fill up, runs are interrupted and a
+second server on the same folders is killed: the server never dies, memory and open files do not grow, and every prompt
+ends in a video or in a sentence.
 """
 
 from __future__ import annotations

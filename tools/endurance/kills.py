@@ -1,7 +1,7 @@
-"""SIGKILL at random moments of a list of prompts with two sampler stages: nothing that was finished is lost or made again.
+"""SIGKILL at random moments of a list of prompts with two sampler stages: nothing that was finished is lost.
 
-Queued again after each kill, a list must end with the frames of an undisturbed run, every video that was finished before
-must still be there, untouched, and no finished sampling may be sampled again.
+Queued again after each kill, a list must end with the frames of an undisturbed run, every video that was finished
+before must still be there, untouched, and no finished sampling may be sampled again.
 """
 
 from __future__ import annotations

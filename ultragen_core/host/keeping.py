@@ -53,7 +53,7 @@ class Kept:
         x, wanted = found.x, (tuple(like.shape), like.dtype)
         if (tuple(x.shape), x.dtype) != wanted or found.step not in steps or not torch.isfinite(x).all():
             log.warning(
-                "UltraGen: starting from the first step; the state after step %d does not belong to this run.",
+                "UltraGen: starting over; the state after step %d does not belong to this run.",
                 found.step,
             )
             return None

@@ -170,9 +170,7 @@ class Keeper:
             log.info("UltraGen: continuing after step %d of %d.", found.step, steps)
         elif changes := keeping.states.changes(run):
             step, names = changes
-            log.info(
-                "UltraGen: starting from the first step; a state after step %s has another %s.", step, ", ".join(names)
-            )
+            log.info("UltraGen: starting over; a state after step %s has another %s.", step, ", ".join(names))
 
     def __enter__(self) -> Keeper:
         return self
