@@ -93,9 +93,9 @@ def new_server(tmp_path_factory):
         if base is None:
             base = make_base(tmp_path_factory.mktemp("comfyui"), DEMO_NODES)
             tiny_bundle.write(base)
-            for name in tiny_bundle.PLACEHOLDERS:
-                (base / name).parent.mkdir(exist_ok=True)
-                (base / name).touch()
+            for placeholder in tiny_bundle.PLACEHOLDERS:
+                (base / placeholder).parent.mkdir(exist_ok=True)
+                (base / placeholder).touch()
         return Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base, frontend=frontend, name=name)
 
     return make
