@@ -50,8 +50,18 @@ def test_some_tokens_at_a_time_give_the_same_result(tiny, rule, batch, small_car
     assert len(attended) > 3 * MOST_PIECES
 
 
-def test_memory_that_runs_out_halves_the_pieces_not_the_run(tiny, small_card, caplog, monkeypatch):
-    """The first tries raise what PyTorch raises, in the middle of a block; the evaluation goes on with less at once."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("too much"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+    ids=["PyTorch's", "CUDA's", "Metal's", "cuDNN's"],
+)
+def test_memory_that_runs_out_halves_the_pieces_not_the_run(tiny, small_card, caplog, monkeypatch, error):
+    """The first tries raise in the middle of a block; the evaluation continues with less at once."""
     whole, state = velocity(apply(tiny, Settings()), LATENT, CONTEXT, 0.5), attn_state(tiny)
     small_card(2**40)
     ffn, sizes = diffusion_model(tiny.model).blocks[2].ffn, []
@@ -59,7 +69,7 @@ def test_memory_that_runs_out_halves_the_pieces_not_the_run(tiny, small_card, ca
     def greedy(x):
         sizes.append(x.shape[1])
         if x.shape[1] > 10:
-            raise torch.OutOfMemoryError("too much")
+            raise error
         return type(ffn).forward(ffn, x)
 
     monkeypatch.setattr(ffn, "forward", greedy)
@@ -70,10 +80,24 @@ def test_memory_that_runs_out_halves_the_pieces_not_the_run(tiny, small_card, ca
     sizes.clear()
     velocity(model, LATENT, CONTEXT, 0.4)
     assert set(sizes) == {9}, "what was learnt is kept for the steps that follow"
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         velocity(apply(tiny, Settings(bounded_memory=False)), LATENT, CONTEXT, 0.5)
     monkeypatch.undo()
     assert attn_state(tiny) == state
+
+
+def test_other_errors_end_the_run(tiny, small_card, monkeypatch):
+    small_card(2**40)
+    ffn, tries = diffusion_model(tiny.model).blocks[2].ffn, []
+
+    def broken(x):
+        tries.append(x.shape[1])
+        raise RuntimeError("The size of tensor a must match the size of tensor b")
+
+    monkeypatch.setattr(ffn, "forward", broken)
+    with pytest.raises(RuntimeError, match="must match"):
+        velocity(apply(tiny, Settings()), LATENT, CONTEXT, 0.5)
+    assert len(tries) == 1
 
 
 def test_unbounded_stays_whole_on_any_card(tiny, small_card):

@@ -154,3 +154,27 @@ def test_an_unfit_model_is_refused(tiny, dense):
         apply(dense, Settings())
     with pytest.raises(ValueError, match="start_percent must be below end_percent"):
         Settings(start_percent=0.5, end_percent=0.5)
+
+
+def test_sampling_inside_a_sampling_on_one_base(tiny):
+    """Other nodes' callbacks sample too, on clones that share the base; the estimate of memory outlives them."""
+    inner, estimates, done = tiny.clone(), [], []
+
+    def callback(*_):
+        if not done:
+            done.append(sample(inner, SHAPE, CONTEXT, steps=1))
+        estimates.append(vars(tiny.model).get("memory_required") is not None)
+
+    sample(tiny, SHAPE, CONTEXT, steps=2, callback=callback)
+    assert done and estimates == [True, True] and "memory_required" not in vars(tiny.model)
+
+
+def test_the_estimate_of_memory_takes_core_s_arguments_by_name(tiny):
+    estimates = []
+
+    def callback(*_):
+        estimates.append(tiny.model.memory_required(input_shape=SHAPE, cond_shapes={}))
+        estimates.append(tiny.model.memory_required(SHAPE))
+
+    sample(tiny, SHAPE, CONTEXT, steps=1, callback=callback)
+    assert estimates[0] == estimates[1] > 0

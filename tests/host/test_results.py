@@ -156,7 +156,7 @@ def fresh(monkeypatch, tmp_path):
 
 
 def run_of(number, family="f"):
-    return {"kind": "result", "node": "5 0", FAMILY: family, "graph": str(number)}
+    return {"node": "result 5 0", FAMILY: family, "graph": str(number)}
 
 
 def saved(folder, number):
@@ -177,12 +177,10 @@ def test_a_prompt_that_succeeds_takes_its_files_along_and_one_that_fails_leaves_
 
 def test_a_result_takes_the_place_of_the_states_that_led_to_it(fresh):
     folder, _, _ = fresh
-    elsewhere = run_of(1) | {"kind": "state", "node": "5 1"}
-    for run in (run_of(0) | {"kind": "state"}, elsewhere, run_of(2) | {"kind": "result"}):
-        Kept(folder, run, "prompt", LIMIT).save(State(torch.zeros(2), 3))
-    Kept(folder, run_of(2) | {"kind": "result"}, "prompt", LIMIT).drop_states()
-    assert folder.load(run_of(0) | {"kind": "state"}) is None
-    assert folder.load(elsewhere) and folder.load(run_of(2) | {"kind": "result"})
+    for number, place in enumerate(("state 5 0", "state 5 1", "result 5 0")):
+        Kept(folder, run_of(number) | {"node": place}, "prompt", LIMIT).save(State(torch.zeros(2), 3))
+    Kept(folder, run_of(2), "prompt", LIMIT).drop_states()
+    assert [saved(folder, number) for number in range(3)] == [False, True, True]
 
 
 def test_the_limit_spares_what_runs_waits_or_may_belong_to_another_server(fresh, monkeypatch):

@@ -27,7 +27,7 @@ from ..states import FAMILY, PLACE
 from .queue import Graph, RunningNode
 
 RESUME_NODE, PROMPTS_NODE = "UltraGenResume", "UltraGenPrompts"
-KIND, STATE, RESULT = "kind", "state", "result"
+STATE, RESULT = "state", "result"
 # Inputs of this pack's nodes that change nothing in the video.
 KEEPING_INPUTS = {"every", "unit", "keep_gb"}
 # A value of more objects than this is never the same twice.
@@ -45,8 +45,7 @@ def fingerprint(
     in the graph names.
     """
     return {
-        KIND: kind,
-        PLACE: f"{node.node_id} {node.list_index}",
+        PLACE: f"{kind} {node.node_id} {node.list_index}",
         FAMILY: GraphDigest(node.graph, None).of(node.node_id),
         "graph": GraphDigest(node.graph, node.list_index).of(node.node_id),
         "model files": digest(sorted(_model_files(node.upstream, find_files))),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..states import DAY, FAMILY, PLACE, Entry, State, StateFolder, identity
-from .fingerprint import KIND, STATE, GraphDigest
+from .fingerprint import RESULT, STATE, GraphDigest
 from .queue import graphs_in_progress, when_ended
 
 FOLDER = "ultragen_resume"  # inside ComfyUI's output folder
@@ -73,9 +73,9 @@ class Kept:
 
     def drop_states(self) -> None:
         """Remove the states that led to this result: what the prompt has kept of the same node and list position."""
-        held = _held.get(self.prompt_id, {})
+        held, place = _held.get(self.prompt_id, {}), self.run[PLACE].replace(RESULT, STATE, 1)
         for key, (states, run) in list(held.items()):
-            if run[KIND] == STATE and run[PLACE] == self.run[PLACE]:
+            if run[PLACE] == place:
                 with spared("could not be removed"):
                     states.remove(run)
                     del held[key]

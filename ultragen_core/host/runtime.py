@@ -23,6 +23,7 @@ from .backend import with_fast_attention
 from .layers import RuleLayer, bounded_layers, installed
 from .memory import Activations, Room
 from .model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
+from .out_of_memory import is_out_of_memory
 from .rules import Rule
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,9 @@ class Runtime:
             try:
                 with installed(layers):
                     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-            except torch.OutOfMemoryError:
+            except Exception as error:
                 # Left before the next try, because the traceback holds what filled the memory.
-                if not room.shrink():
+                if not is_out_of_memory(error) or not room.shrink():
                     raise
             log.warning("UltraGen: out of memory, going on with %d tokens at a time.", room.tokens_at_a_time)
             comfy.model_management.soft_empty_cache()
@@ -130,12 +131,16 @@ class Runtime:
 
 @contextmanager
 def estimated_memory(base, estimate: Callable[..., int]) -> Iterator[None]:
-    """Put `estimate` in place of base.memory_required; a run may start another one on the same base."""
-    before = vars(base).get("memory_required")
+    """Put `estimate` in place of base.memory_required for one run, and leave `base` to the run that started this one.
+
+    A sampler's callback may sample, too, with a clone on the same base; ComfyUI forgets the outer run's patcher then.
+    """
+    before, patcher = vars(base).get("memory_required"), base.current_patcher
     base.memory_required = estimate
     try:
         yield
     finally:
+        base.current_patcher = patcher
         if before is None:
             del base.memory_required
         else:
