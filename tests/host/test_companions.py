@@ -122,7 +122,7 @@ def test_extra_tokens_are_said_in_every_run_that_has_them(tiny_path, tmp_path, c
 def test_core_sampler_batched_or_not(tiny, cfg, monkeypatch):
     """Cond and uncond in one call (enough memory) or in two: the same video."""
     together = sample(tiny, SHAPE, CONTEXT, cfg=cfg)
-    monkeypatch.setattr(Runtime, "memory_required", lambda *a: 2**60)
+    monkeypatch.setattr(Runtime, "memory_required", lambda *a, **k: 2**60)
     apart = sample(tiny, SHAPE, CONTEXT, cfg=cfg)
     assert torch.isfinite(together).all() and relative_error(apart, together) < 1e-4
 

@@ -153,7 +153,7 @@ def test_what_comfyui_keeps_free_is_what_is_needed(tiny, monkeypatch):
     """ComfyUI plans for our peak while a run lasts, and for its own afterwards."""
     asked = []
     inner = Runtime.memory_required
-    monkeypatch.setattr(Runtime, "memory_required", lambda *a: asked.append(inner(*a)) or asked[-1])
+    monkeypatch.setattr(Runtime, "memory_required", lambda *a, **k: asked.append(inner(*a, **k)) or asked[-1])
     sample(tiny, SHAPE, CONTEXT, steps=1)
     dm = diffusion_model(tiny.model)
     two, one = (Activations.of(shape_of(dm), token_grid(SHAPE), batch, 4) for batch in (2, 1))
