@@ -96,7 +96,8 @@ def agreement(seen: Sequence[dict[str, str]], numbers: Iterable[int]) -> dict[st
 def seam_ratio(frames: Tensor, borders: set[int]) -> float:
     """How much more pixels differ across `borders`, columns of tokens, than across other borders of tokens.
 
-    frames: (frames, height, width, 3). 1: no seams. Rows are left out: horizons lie along them.
+    frames: (frames, height, width, 3). 1: no seams. Painted clips of 640x352 have 1.16 (the mean of 96), because the
+    sun stands where windows meet. Rows are left out: horizons lie along them.
     """
     differences = frames.diff(dim=2).abs().mean((0, 1, 3)).tolist()  # [i]: from column i to i + 1
     others = set(range(1, frames.shape[2] // TOKEN)) - borders
