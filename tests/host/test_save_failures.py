@@ -18,8 +18,10 @@ import pytest
 import torch
 from save_run import core_levels, files, folders_in, narrow_vae, noise, rgb, rounding_ties, settings
 
+import ultragen_core.host.vae as vae_module
 from ultragen_core.host import save, save_plan, save_preview
 from ultragen_core.host.save import KEEP_NOT, KEEP_UNTIL_SAVED, save_video
+from ultragen_core.host.vae_known import known
 from ultragen_core.video.latents import load_latent
 
 LATENT_SHAPE = (1, 16, 2, 6, 8)
@@ -279,3 +281,22 @@ def test_killed_while_encoding_the_latent_finishes_the_job(tmp_path, vae):
     saved = save_video(vae, {"samples": samples}, settings(keep_latent=KEEP_NOT), folders_in(tmp_path), {})
     assert saved.videos[0].name == "clip_00002_.mkv"
     rounding_ties(rgb(saved.videos[0]), core_levels(vae, noise(1, 16, 2, 6, 8)))
+
+
+def test_pixels_that_overflow_are_not_made_white(tmp_path, monkeypatch):
+    """The clamp of core's `process_output` would turn infinity into an ordinary value before anybody can count it."""
+    vae, decoded = narrow_vae(), []
+    known(vae)
+    inner = vae_module.decode_video
+
+    def overflowing(vae, layers, z, tile, emit, report):
+        def spoil(frames, window, pixels):
+            pixels[..., 0, 0] = torch.inf
+            decoded.append(frames)
+            emit(frames, window, pixels)
+
+        return inner(vae, layers, z, tile, spoil, report)
+
+    monkeypatch.setattr(vae_module, "decode_video", overflowing)
+    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
+    assert decoded and "5 of 5 decoded frames" in saved.notes[0]

@@ -86,17 +86,28 @@ def stream_decode(
     if known(vae).refusal:
         _stream_from_core(vae, samples, shape, write_rgb)
     else:
-        _stream(vae, samples, write_rgb, tile, progress)
+        _stream(vae, samples, functools.partial(_pixels_or_nan, vae), write_rgb, tile, progress)
+
+
+def _pixels_or_nan(vae, decoded: torch.Tensor) -> torch.Tensor:
+    """Pixels 0..1, NaN where the VAE has overflowed: its clamp alone would make them white or black."""
+    infinite = decoded.isinf()
+    return vae.process_output(decoded).masked_fill_(infinite, torch.nan)
 
 
 def _stream(
-    vae, samples: torch.Tensor, write: Write, tile: int | None, progress: Report | comfy.utils.ProgressBar | None
+    vae,
+    samples: torch.Tensor,
+    to_pixels: Callable[[torch.Tensor], torch.Tensor],
+    write: Write,
+    tile: int | None,
+    progress: Report | comfy.utils.ProgressBar | None,
 ) -> None:
     for index in range(samples.shape[0]):
 
         def emit(frames: slice, window: Window, pixels: torch.Tensor, index: int = index) -> None:
             rows, columns = (slice(span.start, span.stop) for span in (window.rows, window.columns))
-            made = vae.process_output(pixels[0].permute(1, 2, 3, 0).to(torch.float32, copy=True))
+            made = to_pixels(pixels[0].permute(1, 2, 3, 0).to(torch.float32, copy=True))
             write(Region(index, frames, rows, columns), made)
 
         report = _share(_reporter(progress), index, samples.shape[0])
@@ -118,7 +129,7 @@ def decode(vae, samples: torch.Tensor, tile: int | None = None) -> torch.Tensor:
     def write(region: Region, pixels: torch.Tensor) -> None:
         drain.copy(pixels, images[region])
 
-    _stream(vae, samples, write, tile, comfy.utils.ProgressBar(1))
+    _stream(vae, samples, vae.process_output, write, tile, comfy.utils.ProgressBar(1))
     drain.finish()
     return images
 
