@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import av
 import pytest
 from PIL import Image
 
@@ -39,6 +40,14 @@ def test_each_video_is_saved_before_the_next_begins(server, batch):
     assert [file.name for file in files] == [f"video_{number:05}_.mp4" for number in (1, 2, 3)]
     assert files[0].stat().st_mtime < begun[1] and files[1].stat().st_mtime < begun[2]
     assert history[queued[-1]]["status"]["status_str"] == "success"
+    told = [json.loads(comment(file)) for file in files]
+    assert [each["index"] for each in told] == [0, 1, 2]
+    assert len({each["prompt"] for each in told}) == 3 and {each["seed"] for each in told} == {11}
+
+
+def comment(file) -> str:
+    with av.open(str(file)) as video:
+        return video.metadata["comment"]
 
 
 def test_what_is_beyond_the_list_is_refused_when_it_is_queued(server, batch):
