@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from tools.endurance.folder import frames, frames_digest
-from tools.endurance.graphs import decode_only
+from tools.endurance.graphs import decode_only, only
 from tools.server import Server
 
 FOLDER = "together"
@@ -20,10 +20,11 @@ def run(servers: tuple[Server, Server], videos: int, say: Callable[[str], None])
 
     def save(server: Server) -> None:
         try:
-            # A slash at the end: names are numbered in any case.
-            graph = decode_only(server, f"{FOLDER}/")
-            for _ in range(videos):
-                server.run(graph | {"again": {"class_type": "PreviewAny", "inputs": {"source": str(_)}}})
+            for number in range(videos):
+                graph = decode_only(server, f"{FOLDER}/video")
+                # Another rate each time, or ComfyUI would take the outputs that it has cached.
+                graph[only(graph, "UltraGenSaveVideo")]["inputs"]["fps"] = 10.0 + number
+                server.run(graph)
         except BaseException as error:
             failures.append(error)
 
