@@ -114,7 +114,7 @@ def _patch(step: Mapping) -> Patch:
         _config(kind, step.get(name))
         for kind, name in ((UltraGenLocalConfig, "local"), (UltraGenGlobalConfig, "global"))
     )
-    extras = values.pop("extras")
+    extras, _ = values.pop("extras"), values.pop("keep_gb", None)  # what is kept changes no plan
     path = None if extras == NONE else Path(folder_paths.get_full_path_or_raise("model_patches", extras))
     return Patch(settings_of(**values, local_config=local, global_config=global_), path)
 

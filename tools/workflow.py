@@ -17,7 +17,14 @@ def to_api(file: Path, object_info: dict) -> dict:
     """A workflow file as the frontend would queue it: {node id: {class_type, inputs, _meta}}."""
     from comfy_cli.workflow_to_api import convert_ui_to_api
 
-    return convert_ui_to_api(json.loads(file.read_text()), object_info)
+    graph = convert_ui_to_api(json.loads(file.read_text()), object_info)
+    for node in graph.values():
+        schema = object_info[node["class_type"]]["input"]
+        for name, (_, *settings) in (schema.get("required", {}) | schema.get("optional", {})).items():
+            # The converter gives sockets that nothing is linked to their default; the frontend leaves them out.
+            if settings and settings[0].get("forceInput") and not isinstance(node["inputs"].get(name), list):
+                node["inputs"].pop(name, None)
+    return graph
 
 
 def make_small(graph: dict, width: int, height: int, frames: int, steps: int, seed: int) -> dict:

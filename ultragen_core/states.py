@@ -81,7 +81,7 @@ class StateFolder:
             return State(tensors["x"], int(facts["step"]), int(facts["draws"]), tensors.get("denoised"))
         except FileNotFoundError:
             return None
-        except (OSError, *_DAMAGED) as error:
+        except (OSError, RuntimeError, MemoryError, *_DAMAGED) as error:
             log.warning("UltraGen: starting over; %s cannot be read: %s", path, error)
             return None
 
@@ -121,12 +121,12 @@ class StateFolder:
     def evict(self, limit: int, is_needed: Callable[[Entry], bool]) -> None:
         """Remove files, those saved first before others, until they take `limit` bytes or all that is left is needed.
 
-        What a process left behind that was killed while it wrote goes after a day.
+        What a killed process has left unfinished, and what cannot be read, goes after a day.
         """
-        for path in self._files():
-            if path.name.endswith(UNFINISHED) and _age(path) > DAY:
-                path.unlink(missing_ok=True)
         entries = sorted(self._entries(), key=lambda entry: entry.saved)
+        for path in set(self._files()) - {entry.path for entry in entries}:
+            if _age(path) > DAY and not path.is_dir():
+                path.unlink(missing_ok=True)
         excess = sum(entry.size for entry in entries) - limit
         for entry in entries:
             if excess <= 0:

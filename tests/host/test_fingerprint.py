@@ -6,15 +6,20 @@ import functools
 import uuid
 from types import SimpleNamespace
 
+import comfy.cli_args
 import comfy.controlnet
 import comfy.hooks
+import folder_paths
 import numpy
 import pytest
 import torch
 from PIL import Image
 
 import nodes
-from ultragen_core.host.fingerprint import GraphDigest, digest
+import ultragen_core.host.fingerprint as fingerprint_module
+from ultragen_core.host.digest import digest
+from ultragen_core.host.fingerprint import model_files
+from ultragen_core.host.graph_digest import GraphDigest
 
 
 class PlainList:
@@ -127,13 +132,23 @@ def test_an_item_of_a_prompt_list_counts_by_itself():
     assert second == of(listed("a sea\na lake"), position=0)
     assert second == of(listed("a lake\na sea", index=1), position=0)
     assert second != of(listed("a lake\nthe sea"), position=1)
-    assert second != of(listed("a lake\na sea", negative="grey"), position=1)
-    assert second != of(listed("a sea\na sea"), position=1), "the same line again takes another seed"
+
+
+def test_outputs_of_a_prompt_list_that_nothing_uses_do_not_count():
+    assert of(listed("a lake", seed=1, negative="grey")) == of(listed("a lake", seed=2, negative="dark"))
+    seeded = [listed("a lake", seed=seed) | {"5": changed("5", seed=["8", 2])["5"]} for seed in (1, 2)]
+    assert of(seeded[0]) != of(seeded[1])
+
+
+def test_a_long_graph_has_a_digest():
+    graph = {str(number): node("Stage", before=[str(number - 1), 0]) for number in range(1, 2000)}
+    assert of(graph, "1999") != of(graph | {"1": node("Stage", before=3)}, "1999")
 
 
 def test_what_is_linked_to_a_prompt_list_counts():
     def graph(value, **inputs):
-        return listed(**{"text": "a lake\na sea"} | inputs) | {"9": node("PrimitiveInt", value=value)}
+        made = listed(**{"text": "a lake\na sea"} | inputs) | {"9": node("PrimitiveInt", value=value)}
+        return made | {"5": changed("5", seed=["8", 2])["5"]}
 
     assert of(graph(1, seed=["9", 0])) != of(graph(2, seed=["9", 0]))
     assert of(graph(1, text=["9", 0]), position=0) != of(graph(1, text=["9", 0]), position=1)
@@ -147,6 +162,62 @@ def test_a_family_is_one_graph_with_any_lists():
     graphs = [changed("2", text=["8", 0]) | {"8": node("PlainList", values=values)} for values in ("a b", "c")]
     assert of(graphs[0], position=None) == of(graphs[1], position=None)
     assert of(graphs[0], position=None) != of(changed("1", checkpoint="b.ckpt"), position=None)
+
+
+def test_one_item_a_run_is_a_family_of_its_own():
+    """Or the files of an item would be kept until the last one has run."""
+    first, second = (listed("a lake\na sea", index=index) for index in (0, 1))
+    assert of(first, position=None) != of(second, position=None)
+
+
+def test_nodes_made_while_running_are_of_their_graph_s_family():
+    assert of(GRAPH, "5.0.0.1", position=None) == of(GRAPH, "5.0.0.2", position=None)
+
+
+@pytest.fixture
+def a_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"one")
+    return path
+
+
+def test_model_files_are_found_by_their_name_with_all_their_pieces(tmp_path, monkeypatch):
+    pieces = [tmp_path / f"big-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for path in (*pieces, tmp_path / "style.safetensors"):
+        path.touch()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
+    assert model_files("style.safetensors") == [tmp_path / "style.safetensors"]
+    assert model_files(pieces[1].name) == pieces
+    for other in ("other.safetensors", "style", "a prompt.", str(tmp_path / "style.safetensors"), ""):
+        assert model_files(other) == []
+
+
+def facts_of(path, **inputs):
+    found = fingerprint_module._model_files({"1": node("Loader", **inputs)}, lambda text: [path] * (text == "a"))
+    return list(found)
+
+
+@pytest.mark.parametrize("inputs", [{"file": "a"}, {"lora_1": {"on": True, "lora": "a"}}, {"stack": [["a", 1.0]]}])
+def test_files_count_wherever_a_loader_names_them(a_file, inputs):
+    assert len(facts_of(a_file, **inputs)) == 1
+
+
+def test_a_file_replaced_while_this_process_runs_is_neither_the_old_nor_the_new(a_file, monkeypatch):
+    """ComfyUI may still hold the old one."""
+    monkeypatch.setattr(fingerprint_module, "_first_facts", {})
+    old = facts_of(a_file, file="a")
+    a_file.write_bytes(b"another")
+    between = facts_of(a_file, file="a")
+    monkeypatch.setattr(fingerprint_module, "_first_facts", {})
+    assert len({str(each) for each in (old, between, facts_of(a_file, file="a"))}) == 3
+
+
+def test_options_that_change_numbers_count_and_those_of_the_vae_do_not(monkeypatch):
+    before = digest(fingerprint_module._numeric_options())
+    monkeypatch.setattr(comfy.cli_args.args, "fp32_vae", True)
+    assert digest(fingerprint_module._numeric_options()) == before
+    monkeypatch.setattr(comfy.cli_args.args, "force_upcast_attention", True)
+    assert digest(fingerprint_module._numeric_options()) != before
 
 
 def control(fill, **more):
@@ -207,6 +278,6 @@ def test_random_ids_and_models_do_not_count():
 
 
 def test_what_cannot_be_compared_is_never_the_same(monkeypatch):
-    monkeypatch.setattr("ultragen_core.host.fingerprint.MOST_OBJECTS", 3)
+    monkeypatch.setattr("ultragen_core.host.digest.MOST_OBJECTS", 3)
     endless = [SimpleNamespace(value=number) for number in range(9)]
     assert digest(endless) != digest(endless)

@@ -13,10 +13,12 @@ from comfy.patcher_extension import WrappersMP
 from support import seeded
 
 import ultragen_core.host.keeping as keeping_module
+import ultragen_core.host.results as results_module
 from ultragen_core.host.keeping import Kept
 from ultragen_core.host.load import load_model
 from ultragen_core.host.queue import RunningNode
 from ultragen_core.host.results import KEY, Results, keep_results
+from ultragen_core.host.resume import Keeping, resumable
 from ultragen_core.sampling import flow_sigmas
 from ultragen_core.states import FAMILY, State, StateFolder
 
@@ -33,7 +35,8 @@ class Sampling:
     """A patched model with results kept in a folder of the test; counts its evaluations."""
 
     def __init__(self, path, folder, limit=LIMIT):
-        self.folder, self.node, self.evaluations = StateFolder(folder), RunningNode("5", 0, GRAPH), 0
+        self.path, self.folder = folder, StateFolder(folder)
+        self.node, self.evaluations = RunningNode("5", 0, GRAPH), 0
         self.model = load_model(path, "auto", {"dtype": torch.float32})
         results = Results(limit, lambda: self.folder, lambda name: [], lambda: self.node)
         self.model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "results", results.outer_sample)
@@ -54,7 +57,8 @@ class Sampling:
         latent, context = torch.zeros(SHAPE), seeded(1, 12, 4096, seed=word)
         conds = [[context, {}]], [[torch.zeros_like(context), {}]]
         sigmas = flow_sigmas(STEPS, 5.0) if sigmas is None else sigmas
-        sampler, noise = comfy.samplers.sampler_object(name), comfy.sample.prepare_noise(latent, seed)
+        sampler = comfy.samplers.sampler_object(name) if isinstance(name, str) else name
+        noise = comfy.sample.prepare_noise(latent, seed)
         made = comfy.sample.sample_custom(
             self.model, noise, cfg, sampler, sigmas, *conds, latent, None, callback, disable_pbar=True, seed=seed
         )
@@ -94,6 +98,44 @@ def test_the_graph_counts_and_the_place_does_not(sampling):
     assert not sampling.run()[2]
     sampling.node = RunningNode("5", 0, GRAPH | {"1": {"class_type": "UltraGenLoadModel", "inputs": {}}})
     assert sampling.run()[2]
+
+
+def test_the_strength_of_a_lora_counts_whatever_the_graph_says(sampling):
+    """Another pack's node may draw it anew in each run."""
+    plain, key = sampling.model, "diffusion_model.blocks.0.self_attn.q.weight"
+    for strength in (0.5, 1.0, 0.5):
+        sampling.model = plain.clone()
+        sampling.model.add_patches({key: ("diff", (torch.ones(256, 256),))}, strength)
+        evaluated = sampling.run()[2]
+    assert not evaluated
+    sampling.model = plain
+    assert sampling.run()[2]
+
+
+def test_resume_changes_no_identity(sampling):
+    states = StateFolder(sampling.path / "states")
+    made, _, _ = sampling.run()
+    for every in (1, 5):
+        keeping = Keeping(states, every, "steps", lambda name: [])
+        stepwise = resumable(comfy.samplers.sampler_object("euler"), keeping, lambda: sampling.node)
+        again, _, evaluated = sampling.run(stepwise)
+        assert not evaluated and torch.equal(again, made)
+
+
+def test_what_cannot_be_compared_is_sampled_all_the_same(sampling, monkeypatch, caplog):
+    def broken(*_):
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(results_module, "of_guider", broken)
+    assert sampling.run()[2] and "nothing of this sampling is kept: RecursionError" in caplog.text
+
+
+def test_a_result_that_cannot_be_written_leaves_the_states(sampling, monkeypatch, caplog):
+    dropped = []
+    monkeypatch.setattr(Kept, "drop_states", lambda kept: dropped.append(kept))
+    monkeypatch.setattr(StateFolder, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    sampling.run()
+    assert not dropped and "could not be written" in caplog.text
 
 
 def test_what_was_cut_off_is_not_a_result(sampling):
@@ -150,6 +192,7 @@ def fresh(monkeypatch, tmp_path):
     graphs, endings = {}, {}
     monkeypatch.setattr(keeping_module, "_held", {})
     monkeypatch.setattr(keeping_module, "_written", set())
+    monkeypatch.setattr(keeping_module, "_families_known", {})
     monkeypatch.setattr(keeping_module, "graphs_in_progress", lambda: graphs)
     monkeypatch.setattr(keeping_module, "when_ended", lambda prompt_id, act: endings.update({prompt_id: act}))
     return StateFolder(tmp_path), graphs, endings
@@ -173,6 +216,21 @@ def test_a_prompt_that_succeeds_takes_its_files_along_and_one_that_fails_leaves_
     endings["bad"](False)
     endings["good"](True)
     assert [saved(folder, number) for number in range(4)] == [False, False, True, False]
+
+
+def test_what_another_prompt_has_or_waits_for_stays(fresh):
+    folder, graphs, endings = fresh
+    family = keeping_module.GraphDigest(GRAPH, None).of("5")
+    Kept(folder, run_of(0), "first", LIMIT).save(State(torch.zeros(2), 3))
+    Kept(folder, run_of(0), "second", LIMIT).load(torch.zeros(2), range(9))
+    Kept(folder, run_of(1, family), "first", LIMIT).save(State(torch.zeros(2), 3))
+    graphs["waits"] = GRAPH
+    endings["first"](True)
+    assert saved(folder, 0) and folder.load(run_of(1, family))
+    graphs.clear()
+    endings["second"](True)
+    endings["waits"](True)
+    assert not saved(folder, 0) and folder.load(run_of(1, family)) is None
 
 
 def test_a_result_takes_the_place_of_the_states_that_led_to_it(fresh):

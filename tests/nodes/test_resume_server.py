@@ -230,6 +230,7 @@ def test_two_stages_of_one_graph_with_any_sampler(server):
         server.run(nodes, note)
     interrupting, taken = False, results_taken(server)
     server.post("/free", {"unload_models": False, "free_memory": True})  # and with it the outputs of nodes
+    time.sleep(1)  # the thread that runs prompts sees to it
     server.run(nodes, note)
     assert results_taken(server) == taken + 1
     left(server, 0)

@@ -78,17 +78,6 @@ def test_empty_latent_of_another_vae(pack):
     assert shape("4K x 81 (3840x2176)", 64, 64, 1) == (1, 48, 21, 136, 240)  # what T3-Video's 5B was trained on
 
 
-def test_resume_knows_model_files_by_their_name(pack, tmp_path, monkeypatch):
-    import folder_paths
-
-    (tmp_path / "style.safetensors").touch()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "loras", ([str(tmp_path)], {".safetensors"}))
-    model_files = node(pack, "UltraGenResume").model_files
-    assert model_files("style.safetensors") == [tmp_path / "style.safetensors"]
-    for other in ("other.safetensors", "style", "a prompt.", str(tmp_path / "style.safetensors"), ""):
-        assert model_files(other) == []
-
-
 def test_a_latent_larger_than_memory_is_refused_with_both_sizes(pack, monkeypatch):
     empty = node(pack, "UltraGenEmptyLatent").execute
     with pytest.raises(

@@ -59,11 +59,11 @@ def graphs_in_progress() -> dict[str, Graph]:
 
 
 def when_ended(prompt_id: str, act: Callable[[bool], None]) -> None:
-    """Call act(succeeded), on the server's event loop, soon after a running prompt has ended."""
+    """Call act(succeeded), on the server's event loop, soon after a prompt that runs or waits has ended."""
     server = _server()
 
     def look() -> None:
-        if prompt_id in _running():
+        if prompt_id in graphs_in_progress():
             server.loop.call_later(SECONDS_BETWEEN_LOOKS, look)
             return
         ended = server.prompt_queue.get_history(prompt_id, map_function=lambda prompt: prompt["status"])

@@ -5,7 +5,7 @@ graph in its second stage, samples nothing twice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..states import State, StateFolder
-from .fingerprint import RESULT, FindFiles, fingerprint, model_files
+from .fingerprint import RESULT, FindFiles, model_files, of_guider
 from .keeping import FOLDER, GB, Kept, default_folder
 from .queue import RunningNode, running_node
+from .resume import Stepwise
 from .rules import KEY as PATCH
 
 KEY = "ultragen_results"
@@ -66,33 +67,40 @@ class Results:
         Arguments and result are those of CFGGuider.outer_sample.
         """
         last_step = LastStep(callback, len(sigmas) - 1)
-        values = {
-            "seed": seed,
-            "noise": noise,
-            "noise levels": sigmas,
-            "latent": [latent_image, denoise_mask],
-            "conditioning": executor.class_obj.conds,
-            "guider": [type(executor.class_obj).__name__, getattr(executor.class_obj, "cfg", None)],
-            "sampler": [type(sampler).__name__, getattr(sampler, "sampler_function", None)],
-        }
-        kept = self._kept(executor.class_obj.model_patcher.load_device, values)
+        kept = self._kept(executor.class_obj, noise, latent_image, sampler, sigmas, denoise_mask, seed)
         found = kept and kept.load(noise.float(), range(last_step.steps, last_step.steps + 1))
         if found:
             log.info("UltraGen: this was sampled before; its result is taken from %s.", FOLDER)
             return last_step.again(found, noise.device)
         made = executor(noise, latent_image, sampler, sigmas, denoise_mask, last_step, disable_pbar, seed, **kwargs)
-        if kept and last_step.is_known:
-            kept.save(State(made, last_step.steps, denoised=last_step.denoised))
+        if kept and last_step.is_known and kept.save(State(made, last_step.steps, denoised=last_step.denoised)):
             kept.drop_states()
             log.info("UltraGen: this sampling is kept until its prompt has succeeded.")
         return made
 
-    def _kept(self, device: torch.device, values: Mapping[str, object]) -> Kept | None:
+    def _kept(self, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed) -> Kept | None:
         node = self.running() if self.limit else None
         if node is None:
             return None
-        run = fingerprint(RESULT, node, device, values, self.find_files)
-        return Kept(self.folder(), run, node.prompt_id, self.limit)
+
+        def values() -> dict[str, object]:
+            latent = {"noise": noise, "noise levels": sigmas, "latent": [latent_image, denoise_mask]}
+            return of_guider(guider, seed) | latent | {"sampler": _of_sampler(sampler)}
+
+        device = guider.model_patcher.load_device
+        return Kept.of_run(RESULT, node, device, values, self.find_files, self.folder(), self.limit)
+
+
+def _of_sampler(sampler) -> list:
+    """A sampler by its function and options; stepwise it computes the same."""
+    function = getattr(sampler, "sampler_function", None)
+    if isinstance(function, Stepwise):
+        function = function.function
+    return [
+        type(sampler).__name__,
+        function,
+        *(getattr(sampler, n, None) for n in ("extra_options", "inpaint_options")),
+    ]
 
 
 class LastStep:

@@ -17,7 +17,7 @@ from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
 
 from ..states import State, StateFolder
-from .fingerprint import STATE, FindFiles, fingerprint
+from .fingerprint import STATE, FindFiles, of_guider
 from .keeping import DEFAULT_GB, GB, Kept
 from .queue import RunningNode, running_node
 
@@ -104,16 +104,21 @@ class Stepwise:
         if node is None:
             log.warning("UltraGen: no state is kept, because this run was not queued in ComfyUI.")
             return self.function(model, x, sigmas, extra_args, callback, disable, **options)
-        values = {
-            "size": [x.shape, x.dtype],
-            "seed": extra_args.get("seed"),
-            "noise": x,
-            "noise levels": sigmas,
-            "latent": [model.latent_image, extra_args.get("denoise_mask")],
-            "conditioning": getattr(model.inner_model, "conds", None),
-        }
-        run = fingerprint(STATE, node, x.device, values, self.keeping.find_files)
-        with Keeper(self.keeping, run, State(x, 0), steps, node.prompt_id) as keeper:
+
+        def values() -> dict[str, object]:
+            latent = {
+                "noise": x,
+                "noise levels": sigmas,
+                "latent": [model.latent_image, extra_args.get("denoise_mask")],
+            }
+            sampler = {"size": [x.shape, x.dtype], "sampler": [self.function, options]}
+            return of_guider(model.inner_model, extra_args.get("seed")) | latent | sampler
+
+        folder, limit = self.keeping.states, self.keeping.limit
+        kept = Kept.of_run(STATE, node, x.device, values, self.keeping.find_files, folder, limit)
+        if kept is None:
+            return self.function(model, x, sigmas, extra_args, callback, disable, **options)
+        with Keeper(self.keeping, kept.run, State(x, 0), steps, node.prompt_id) as keeper:
             x, first = keeper.newest.x.to(x), keeper.newest.step
             warn_of_carrying(node, first)
             noise = ReplayedNoise(x, extra_args.get("seed"), keeper.newest.draws)
