@@ -19,7 +19,7 @@ def keep_gb_input(smallest: int = 0) -> io.Int.Input:
         max=100_000,
         tooltip=(
             f"GB of disk that output/{FOLDER} may take for samplings whose prompt has not succeeded; beyond it the"
-            " oldest go, but never those of queued prompts. A 4K latent of 81 frames takes 180 MB."
+            " oldest go, but never those of queued prompts. A finished 4K sampling of 81 frames takes 360 MB."
             + ("" if smallest else " 0: keep none.")
         ),
     )

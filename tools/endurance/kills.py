@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,33 +36,57 @@ def run(
 ) -> Report:
     """Kill `kills` times. new_server: makes a server on one and the same base folder. Raises AssertionError."""
     chance, report, names = random.Random(seed), Report(), PROMPTS[:prompts]
-    with new_server() as server:
-        graph = two_stages(server, names, seed, "killed/list")
-        expected, seconds = _undisturbed(server, graph)
-    say(f"undisturbed: {len(expected)} videos in {seconds:.1f} s")
     while len(report.moments) < kills:
-        sampled, last = 0, False
-        while not last:
-            # Later runs take what is kept, and are shorter.
-            moment = chance.uniform(0, seconds) if len(report.moments) < kills else None
-            with new_server() as server:
-                before = digests(server.base / "output" / "killed")
-                last = not _killed(server, graph, moment)
-                log = server.log.read_text(errors="replace")
-            sampled += log.count(KEPT)
-            after = digests(server.base / "output" / "killed")
-            changed = [path.name for path, sha in before.items() if after.get(path) != sha and _is_finished(path)]
-            assert not changed, f"finished files were changed or lost: {changed}"
-            if not last:
-                report.moments.append(moment)
-                say(f"kill {len(report.moments)} after {moment:.1f} s: {log.count(KEPT)} samplings kept, "
-                    f"{log.count(TAKEN)} taken")  # fmt: skip
+        with new_server() as server:
+            graph = two_stages(server, names, seed + report.lists, f"killed/list{report.lists}")
+            expected, seconds = _undisturbed(server, graph)
+        say(f"undisturbed: {len(expected)} videos in {seconds:.1f} s")
+        moments = (chance.uniform(0, seconds) for _ in range(kills - len(report.moments)))
+        report.moments += _kill_until_done(new_server, graph, moments, expected, say)
         report.lists += 1
-        assert sampled <= STAGES * len(names), f"{sampled} samplings were made, the list has {STAGES * len(names)}"
-        made = sorted(path for path in after if path not in before and path.suffix == ".mkv")
-        assert [frames_digest(path) for path in made] == expected, f"other frames than undisturbed: {made}"
-        say(f"list {report.lists} ended: {len(made)} videos as undisturbed, {sampled} samplings in all")
     return report
+
+
+def _kill_until_done(
+    new_server: Callable[[], Server],
+    graph: dict,
+    moments: Iterator[float],
+    expected: list[str],
+    say: Callable[[str], None],
+) -> list[float]:
+    """Queue one list again and again, killed at `moments`, until a run of it comes to its end; the kills' moments."""
+    samplings, kills = 0, []
+    while True:
+        moment = next(moments, None)
+        with new_server() as server:
+            output = server.base / "output"
+            before = digests(output / "killed")
+            killed = _killed(server, graph, moment)
+            after = digests(output / "killed")
+            if not killed:
+                _wait_until_empty(output / "ultragen_resume")
+        log = server.log.read_text(errors="replace")
+        samplings += log.count(KEPT)
+        changed = [path.name for path, sha in before.items() if after.get(path) != sha and _is_finished(path)]
+        assert not changed, f"finished files were changed or lost: {changed}"
+        if not killed:
+            break
+        kills.append(moment)
+        say(f"killed after {moment:.1f} s: {log.count(KEPT)} samplings kept, {log.count(TAKEN)} taken")
+    most = STAGES * len(expected)
+    assert samplings <= most, f"{samplings} samplings were made, the list has {most}"
+    made = sorted(path for path in after if path not in before and path.suffix == ".mkv")
+    assert [frames_digest(path) for path in made] == expected, f"other frames than undisturbed: {made}"
+    say(f"ended after {len(kills)} kills: {len(made)} videos as undisturbed, {samplings} samplings in all")
+    return kills
+
+
+def _wait_until_empty(folder: Path) -> None:
+    """What a prompt has kept goes soon after it has succeeded; parts of killed processes stay for a day."""
+    end = time.monotonic() + 10
+    while kept := [path for path in folder.glob("*") if _is_finished(path)]:
+        assert time.monotonic() < end, f"files of a prompt that has succeeded are still there: {kept}"
+        time.sleep(0.1)
 
 
 def _is_finished(path: Path) -> bool:
@@ -73,11 +97,12 @@ def _undisturbed(server: Server, graph: dict) -> tuple[list[str], float]:
     """The frames of each video, nothing kept, and the seconds that the list takes."""
     plain = copied(graph)
     plain[only(plain, "UltraGenLoadModel")]["inputs"]["keep_gb"] = 0
-    plain[only(plain, "UltraGenSaveVideo")]["inputs"]["filename_prefix"] = "undisturbed/list"
+    save = plain[only(plain, "UltraGenSaveVideo")]["inputs"]
+    save["filename_prefix"] = prefix = save["filename_prefix"].replace("killed", "undisturbed")
     started = time.monotonic()
     server.run(plain)
     seconds = time.monotonic() - started
-    return [frames_digest(path) for path in sorted((server.base / "output/undisturbed").glob("*.mkv"))], seconds
+    return [frames_digest(path) for path in sorted((server.base / "output").glob(f"{prefix}_*.mkv"))], seconds
 
 
 def _killed(server: Server, graph: dict, moment: float | None) -> bool:
