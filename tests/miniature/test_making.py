@@ -22,6 +22,7 @@ LOW, HIGH = VideoSize(32, 32, 17), VideoSize(144, 48, 17)  # 9 columns of tokens
 
 @pytest.fixture(scope="module")
 def toy():
+    from tools.miniature.decoder_training import DecoderRecipe
     from tools.miniature.make import Miniature
     from tools.miniature.vae_training import VAERecipe
     from tools.training.recipe import Recipe
@@ -30,6 +31,7 @@ def toy():
     return Miniature(
         measured=2, vae=VAERecipe(width=4, sizes=(LOW,), clips=2, side=16, batch=2, steps=3, linear_steps=1, warmup=1),
         channels=128, blocks=2, ffn_channels=64, low=LOW, low_clips=3, dense=Recipe(rule="dense", **steps),
+        decoder=DecoderRecipe(clips=2, at_once=1, sampling_steps=3, last_steps=2, side=4, margin=1, batch=2, steps=2),
         high=HIGH, high_clips=2, ultragen=Recipe(rank=4, dense_blocks="0", gate=0.9, **steps),
     )  # fmt: skip
 
@@ -51,9 +53,27 @@ def test_parts_that_are_cut_off_go_on_to_the_same_weights(toy, made, tmp_path):
         calls += 1
         assert calls < 10
     assert calls == 4  # a step each: the VAE has three, the others two
-    for file in (made.vae_file.name, *(f"{rule}/full-000002.safetensors" for rule in ("dense", "ultragen"))):
+    for file in (made.finished_vae_file.name, *(f"{rule}/full-000002.safetensors" for rule in ("dense", "ultragen"))):
         once, in_parts = load_file(made.folder / file), load_file(tmp_path / file)
         assert once.keys() == in_parts.keys() and all(torch.equal(once[key], in_parts[key]) for key in once)
+
+
+def test_the_last_part_changes_the_decoder_alone(made):
+    """So that latents stay what the models were trained on."""
+    first, finished = load_file(made.vae_file), load_file(made.finished_vae_file)
+    changed = {key.split(".")[0] for key in first if not torch.equal(first[key], finished[key])}
+    assert first.keys() == finished.keys() and changed and changed <= {"decoder", "conv2"}
+
+
+def test_squares_are_judged_up_to_the_edges_of_the_frame():
+    from tools.miniature.decoder_training import DecoderRecipe, _cut
+    from tools.training.objective import generator
+
+    recipe = DecoderRecipe(side=4, margin=1)
+    cuts = [_cut(6, recipe, generator(CPU, step)) for step in range(40)]
+    judged = {cut.latents.start: cut.judged.unflatten(0, (4, 8)).all(1).tolist() for cut in cuts}
+    assert judged == {0: [True, True, True, False], 1: [False, True, True, False], 2: [False, True, True, True]}
+    assert all(cut.pixels == slice(8 * cut.latents.start, 8 * cut.latents.stop) for cut in cuts)
 
 
 def test_what_is_made_runs_in_comfyui(made, toy):
@@ -75,7 +95,7 @@ def test_what_is_made_runs_in_comfyui(made, toy):
     latent = seeded(1, 16, 2, 4, 6)
     with torch.no_grad():
         pictures = (decode(made.vae(), latent) / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-    assert torch.allclose(load_vae(made.vae_file).decode(latent), pictures, atol=2e-2)
+    assert torch.allclose(load_vae(made.finished_vae_file).decode(latent), pictures, atol=2e-2)
 
 
 def test_the_ablation_trains_and_judges_variants(made):

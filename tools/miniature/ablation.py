@@ -58,12 +58,15 @@ TIMED = 0.1  # share of the steps after which the time of a step is known
 @dataclass(frozen=True)
 class Study:
     """variants: of `VARIANTS`, in their order.
+    dense_blocks, shift: of training, instead of the miniature's own: one dense block leaves more to see.
     steps: of the comparison at equal steps; the time that the full layer takes for them is that of the other.
     videos: painted by each model of each seed, in `sampling_steps`. held_out: clips of the loss, each at `levels` noise
     levels. metrics: names of metrics.scores, through stand-ins.
     """
 
     variants: tuple[str, ...] = VARIANTS
+    dense_blocks: str = "0"
+    shift: float = 3.0
     steps: int = 600
     learning_rate: float = 5e-4
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -157,7 +160,8 @@ class Ablation:
         return True
 
     def _recipe(self, variant: str, seed: int, steps: int) -> Recipe:
-        constant = {"decay": "constant", "learning_rate": self.study.learning_rate, "steps": steps, "seed": seed}
+        own = {name: getattr(self.study, name) for name in ("dense_blocks", "shift", "learning_rate")}
+        constant = own | {"decay": "constant", "steps": steps, "seed": seed}
         return dataclasses.replace(self.making.recipe.ultragen, **constant, **TRAINED[variant])
 
     def _run_folder(self, variant: str, seed: int) -> Path:
@@ -217,7 +221,7 @@ class Ablation:
     @torch.no_grad()
     def _loss(self, velocity: Callable, vae: nn.Module) -> float:
         """Of clips that were never trained on, at noise levels and with noise that are the same for every model."""
-        recipe, losses = self.making.recipe.ultragen, []
+        recipe, losses = self._recipe(FULL, 0, 1), []
         numbers = judge.held_out(self.study.held_out)
         if self._held_out is None:
             self._held_out = [normalised(x) for x in encoded(vae, numbers, self.size, self.device, batch=1)]
@@ -242,7 +246,7 @@ class Ablation:
         self, velocity: Callable, vae: nn.Module, numbers: range, borders: set[int], strip: Path
     ) -> dict[str, float]:
         shape = Latents(self.making.latents_file(self.size)).latent_shape()
-        schedule = self.study.sampling_steps, self.making.recipe.ultragen.shift
+        schedule = self.study.sampling_steps, self.making.recipe.shift
         networks = judge.stand_ins(self.device)
         seen, seams, scored, pictures = [], [], [], []
         for video in judge.videos(velocity, vae, numbers, shape, schedule, self.device):

@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tools.demo_nodes.scenes import CHECKED, scene
-from tools.training.encoders import latent_format
 from tools.training.objective import generator, padded
 from tools.training.preview import sample
 from ultragen_core.metrics.scores import HD_FVD, Networks, VideoScores, score_video
 from ultragen_core.sizes import SPATIAL_RATIO, VideoSize
 
 from . import clip_vae
-from .latents import words
+from .latents import raw, words
 from .painter import paint
 
 HELD_OUT = 1_000_000  # scenes from this number on are never trained on
@@ -83,8 +82,8 @@ class Patched:
 @torch.no_grad()
 def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
     """(b, 16, t, h, w) as the transformer gives them -> (b, frames, height, width, 3) in 0..1."""
-    raw = latent_format(clip_vae.CHANNELS).process_out(latents)
-    return torch.cat([(clip_vae.decode(vae, one[None]).float() / 2 + 0.5).clamp(0, 1) for one in raw]).movedim(1, -1)
+    videos = [(clip_vae.decode(vae, one[None]).float() / 2 + 0.5).clamp(0, 1) for one in raw(latents)]
+    return torch.cat(videos).movedim(1, -1)
 
 
 def agreement(seen: Sequence[dict[str, str]], numbers: Iterable[int]) -> dict[str, float]:

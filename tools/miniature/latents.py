@@ -67,6 +67,11 @@ def normalised(latents: Tensor) -> Tensor:
     return latent_format(clip_vae.CHANNELS).process_in(latents)
 
 
+def raw(latents: Tensor) -> Tensor:
+    """The inverse of `normalised`."""
+    return latent_format(clip_vae.CHANNELS).process_out(latents)
+
+
 def write(file: Path, vae: nn.Module, numbers: range, size: VideoSize, device: torch.device) -> None:
     line, made = ProgressLine(), []
     for latents in encoded(vae, numbers, size, device):

@@ -1,4 +1,5 @@
-"""The miniature from nothing: VAE, a dense model at low resolution, UltraGen's layers at high resolution.
+"""The miniature from nothing: VAE, a dense model at low resolution, UltraGen's layers at high resolution, and the
+VAE's decoder once more, for what that model paints.
 
 Each part goes on where it was, and a part whose result is there is done. What is made lies in one folder, with recipes
 and losses.
@@ -24,6 +25,7 @@ from ultragen_core.sizes import VideoSize
 from ultragen_core.weights.files import StateDict, read_state_dict
 
 from . import clip_vae, latents
+from .decoder_training import DecoderRecipe, repainted, tuned
 from .vae_training import VAERecipe, VAETraining
 
 
@@ -31,7 +33,7 @@ from .vae_training import VAERecipe, VAETraining
 class Miniature:
     """channels, blocks, ffn_channels: of the transformer. low, high: sizes, with how many clips of each are seen.
     dense: the recipe at low resolution. ultragen: the one that follows at high resolution. measured: clips of each size
-    that tell what latents are like.
+    that tell what latents are like. shift: of the noise levels when a model paints. decoder: the last recipe.
     """
 
     vae: VAERecipe = VAERecipe()
@@ -42,14 +44,16 @@ class Miniature:
     low: VideoSize = VideoSize(256, 144, 17)
     low_clips: int = 8192
     dense: Recipe = Recipe(
-        rule="dense", steps=6000, batch=64, shift=3.0, learning_rate=1.2e-3, warmup=200, decay="cosine"
+        rule="dense", steps=3250, batch=64, shift=3.0, learning_rate=1.2e-3, warmup=200, decay="cosine"
     )
     high: VideoSize = VideoSize(640, 352, 17)
-    high_clips: int = 2048
+    high_clips: int = 6144
     ultragen: Recipe = Recipe(
-        rank=16, dense_blocks="0", gate=0.9, steps=3000, batch=16, shift=3.0, learning_rate=5e-4, warmup=100,
+        rank=16, dense_blocks="0,5", gate=0.9, steps=6000, batch=16, shift=1.5, learning_rate=1e-3, warmup=200,
         decay="cosine",
     )  # fmt: skip
+    shift: float = 3.0
+    decoder: DecoderRecipe = DecoderRecipe()
 
 
 class Making:
@@ -64,6 +68,10 @@ class Making:
     def vae_file(self) -> Path:
         return self.folder / "vae.safetensors"
 
+    @property
+    def finished_vae_file(self) -> Path:
+        return self.folder / "vae-finished.safetensors"
+
     def latents_file(self, size: VideoSize) -> Path:
         return self.folder / f"latents-{size.width}x{size.height}.safetensors"
 
@@ -72,14 +80,15 @@ class Making:
 
     def run(self) -> bool:
         """Returns whether all is done."""
-        done = self._vae() and self._dense() and self._ultragen()
+        done = self._vae() and self._dense() and self._ultragen() and self._decoder()
         say(f"Everything is in {self.folder}." if done else "The time is up; the same command goes on.")
         return done
 
     def vae(self) -> nn.Module:
-        """The finished one."""
+        """With the decoder that was trained last, where that is done; the encoder is always the same."""
         vae = clip_vae.new_vae(self.recipe.vae.width)
-        vae.load_state_dict(load_file(self.vae_file))
+        finished = self.finished_vae_file.is_file()
+        vae.load_state_dict(load_file(self.finished_vae_file if finished else self.vae_file))
         return vae.to(self.device).eval().requires_grad_(False)
 
     def _vae(self) -> bool:
@@ -103,6 +112,20 @@ class Making:
         recipe = self.recipe
         base = read_state_dict(self.model_file(recipe.dense))
         return self._train(recipe.ultragen, recipe.high, recipe.high_clips, base)
+
+    def _decoder(self) -> bool:
+        """Minutes at most, so it is not cut off."""
+        if self.finished_vae_file.is_file():
+            return True
+        recipe, vae = self.recipe, self.vae()
+        state = read_state_dict(self.model_file(recipe.ultragen))
+        model = build(state, recipe.ultragen.rule, recipe.ultragen).to(self.device).eval()
+        clips = latents.Latents(self.latents_file(recipe.high))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            pairs = repainted(model, clips, recipe.decoder, recipe.shift, self.device)
+        state = tuned(vae, pairs, range(recipe.decoder.clips), recipe.high, recipe.decoder)
+        _save(half(state), self.finished_vae_file)
+        return True
 
     def _train(self, recipe: Recipe, size: VideoSize, clips: int, base: StateDict) -> bool:
         if self.model_file(recipe).is_file():

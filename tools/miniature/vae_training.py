@@ -86,11 +86,16 @@ def loss_of(vae: nn.Module, clips: Tensor, recipe: VAERecipe, random: torch.Gene
     logvar = logvar.float().clamp(-20, 10)
     noise = torch.randn(mean.shape, generator=random, device=mean.device)
     made = decode(vae, mean + noise * (0.5 * logvar).exp(), branches)
+    divergence = 0.5 * (mean.float().square() + logvar.exp() - 1 - logvar).mean()
+    return distance(made, clips, recipe.first_frame) + recipe.kl * divergence
+
+
+def distance(made: Tensor, clips: Tensor, first_frame: float) -> Tensor:
+    """The mean difference of clips (b, 3, frames, height, width); the first frame counts `first_frame` times."""
     off = ((made.float() - clips).square() + ROUNDED**2).sqrt().mean((0, 1, 3, 4))
     weights = torch.ones_like(off)
-    weights[0] = recipe.first_frame
-    divergence = 0.5 * (mean.float().square() + logvar.exp() - 1 - logvar).mean()
-    return (off * weights).sum() / weights.sum() + recipe.kl * divergence
+    weights[0] = first_frame
+    return (off * weights).sum() / weights.sum()
 
 
 class VAETraining:

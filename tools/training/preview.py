@@ -24,8 +24,13 @@ def sample(
     model: nn.Module, noise: Tensor, text: Tensor, empty: Tensor, steps: int, shift: float, cfg: float
 ) -> Tensor:
     """Euler steps of flow matching from noise (b, c, t, h, w) to latents; text, empty: (b, 512, text channels)."""
-    sigmas = flow_sigmas(steps, shift).to(noise.device)
-    texts, x = torch.cat((text, empty)), noise
+    return denoised(model, noise, text, empty, flow_sigmas(steps, shift).to(noise.device), cfg)
+
+
+@torch.no_grad()
+def denoised(model: nn.Module, x: Tensor, text: Tensor, empty: Tensor, sigmas: Tensor, cfg: float) -> Tensor:
+    """The same from x, which has as much noise as the first of the levels says, to the last level."""
+    texts = torch.cat((text, empty))
     for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
         positive, negative = model(x.repeat(2, 1, 1, 1, 1), (1000 * now).expand(len(texts)), texts).float().chunk(2)
         x = x + (then - now) * (negative + cfg * (positive - negative))
