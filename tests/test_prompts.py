@@ -32,6 +32,8 @@ def only(text, format=AUTO, name="The prompt list"):
         '{"prompt": "a cat"}\n\n{"prompt": "a dog"}\n',
         "prompt,seed\na cat,1\na dog,2",
         "Prompt\tNegative prompt\na cat\tblurry\n\na dog\n",
+        "sep=;\nprompt;seed\na cat;1\na dog;2",
+        "sep=|\rprompt|seed\ra cat|1\ra dog|2",
     ],
 )
 def test_two_prompts(text):
@@ -78,6 +80,14 @@ def test_tables_of_every_spreadsheet(separator):
     assert (second.prompt, second.negative, second.seed, second.image) == ("A hill", None, None, None)
     own = "1 with a negative of its own, 1 with a seed of its own, 1 with an image of its own"
     assert found.summary() == f"2 prompts, {own}. Ignored: 'Notes'."
+
+
+def test_comments_of_a_table_are_lines_not_cells():
+    text = 'prompt,seed\n# no, 1\n"# one",1\n"two\n# three",2\n  ## no "\nfour 6" wide,4'
+    assert prompts(text, CSV) == ["# one", "two\n# three", 'four 6" wide']
+    assert only("seed\tprompt\n\t# five", CSV)[0] == "# five"
+    with pytest.raises(ValueError, match="line 3"):
+        parse('prompt,seed\n# no\n"a"b,1', CSV)
 
 
 def test_quotes_of_a_table():

@@ -12,11 +12,13 @@ from .lines import COMMENT, split_lines
 
 _SEPARATORS = ",", ";", "\t"  # semicolons are Excel's where the comma is the decimal point
 _NO_SEPARATOR = "\x1f"
-_SEPARATOR_LINE = re.compile(r"sep=([,;\t|])\s*")  # Excel's own first line
+_SEPARATOR_LINE = re.compile(r"sep=([,;\t|])[ \t]*(?:\r\n|\r|\n|$)")  # Excel's own first line
 
 
 def is_table(text: str) -> bool:
-    """Whether the first line has the names of columns, prompt among them. One name alone may be a prompt."""
+    """Whether the first line names a separator, or columns with prompt among them. One name alone may be a prompt."""
+    if _SEPARATOR_LINE.match(text.lstrip()):
+        return True
     line = _first_line(text)
     heads = ([field_of(cell) for cell in _cells(line, separator)] for separator in _SEPARATORS)
     return any("prompt" in head and len(head) > 1 + head.count(None) for head in heads)
@@ -28,7 +30,7 @@ def read_table(text: str, name: str) -> PromptList:
     Raises ValueError in a sentence that begins with `name`.
     """
     separator, text = _separator(text)
-    rows = [row for row in _rows(text, separator, name) if any(map(str.strip, row)) and not COMMENT.match(row[0])]
+    rows = [row for row in _rows(text, separator, name) if any(map(str.strip, row))]
     if not rows:
         return PromptList(())
     if not any(map(field_of, rows[0])):
@@ -64,10 +66,9 @@ def _without_names(rows: list[list[str]], name: str) -> PromptList:
 
 def _separator(text: str) -> tuple[str, str]:
     """The separator, and the text without the line in which Excel names it: the one that makes most known names."""
-    first, _, rest = text.lstrip().partition("\n")
-    told = _SEPARATOR_LINE.fullmatch(first)
+    told = _SEPARATOR_LINE.match(text.lstrip())
     if told:
-        return told[1], rest
+        return told[1], text.lstrip()[told.end() :]
     line = _first_line(text)
     heads = {separator: _cells(line, separator) for separator in _SEPARATORS}
     best = max(heads, key=lambda separator: sum(map(bool, map(field_of, heads[separator]))))
@@ -82,7 +83,7 @@ def _first_line(text: str) -> str:
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    """None where it is not CSV."""
+    """The cells of a line, none where it is not CSV."""
     try:
         return next(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True), [])
     except csv.Error:
@@ -90,9 +91,21 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def _rows(text: str, separator: str, name: str) -> Iterator[list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    between_rows = True
+
+    def lines() -> Iterator[str]:
+        nonlocal between_rows
+        for line in io.StringIO(text, newline=""):
+            # In quotes, "# 1" is a prompt. An empty line in place of a comment keeps the count of lines.
+            comment = between_rows and COMMENT.match(line.partition(separator)[0])
+            between_rows = False
+            yield "\n" if comment else line
+
+    reader = csv.reader(lines(), delimiter=separator, skipinitialspace=True, strict=True)
     try:
-        yield from reader
+        for row in reader:
+            between_rows = True
+            yield row
     except csv.Error as error:
         raise ValueError(
             f"{name} cannot be read as CSV, line {reader.line_num}: {error}. Is a double quote not closed? Within"
