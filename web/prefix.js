@@ -13,5 +13,15 @@ app.registerExtension({
 
 function filledIn(prefix) {
     const fill = window.comfyAPI?.utils?.applyTextReplacements;
-    return fill && typeof prefix === "string" ? fill(app, prefix) : prefix;
+    if (!fill || typeof prefix !== "string") return prefix;
+    return prefix.replace(/%[^%]+%/g, (placeholder) => {
+        const value = fill(app, placeholder);
+        return value === placeholder || placeholder.startsWith("%date:") ? value : cut(value);
+    });
+}
+
+// A prompt is longer than a file's name may be. Letters and bytes as in ultragen_core/video/prefix.py.
+function cut(value) {
+    const bytes = new TextEncoder().encode([...value].slice(0, 60).join(""));
+    return new TextDecoder().decode(bytes.subarray(0, 120), { stream: true }); // without half a letter at the end
 }

@@ -101,6 +101,24 @@ def test_without_a_workflow_and_without_a_prompt():
     assert fill("%KSampler.seed% %date:yyyy%", prompt=None, workflow=None) == "%KSampler.seed% 2026"
 
 
-def test_a_long_value_is_cut():
-    prompt = {"1": {"class_type": "Text", "inputs": {"text": "湖" * 500}}}
-    check_prefix(fill("video/%Text.text%", prompt), "/out")
+@pytest.mark.parametrize("letter", ["a", "é", "湖", "🦊", "\ud800"])
+def test_a_long_value_is_cut(letter):
+    prompt = {"1": {"class_type": "Text", "inputs": {"text": "x" + letter * 500}}}
+    filled = fill("video/%Text.text%", prompt)
+    assert len(filled.removeprefix("video/").encode()) <= 120 and "\ufffd" not in filled
+    check_prefix(filled + "_" * 100, "/out")
+
+
+@pytest.mark.parametrize("wrong", [None, "text", 5, [None], ["text"]])
+def test_a_workflow_of_another_shape_is_ignored(wrong):
+    named = {"id": 3, "title": "First", "properties": wrong}
+    for workflow in (
+        wrong,
+        {"nodes": wrong, "definitions": wrong},
+        {"nodes": [named, wrong], "definitions": {"subgraphs": wrong}},
+        {"nodes": [{"id": 8, "type": "abc"}], "definitions": {"subgraphs": [{"id": "abc", "nodes": wrong}, wrong]}},
+    ):
+        assert fill("%KSampler.seed%", workflow=workflow) == "42"
+    assert fill("%First.seed%", workflow={"nodes": [named]}) == "42"
+    prompt = {"1": wrong, "2": {"class_type": "A", "inputs": wrong, "_meta": wrong}, **PROMPT}
+    assert fill("%A.seed%-%KSampler.seed%", prompt) == "%A.seed%-42"

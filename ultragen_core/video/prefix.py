@@ -21,7 +21,9 @@ _LONGEST = 255  # bytes, or on Windows UTF-16 units, of one part of a path
 _PLACEHOLDER = re.compile(r"%([^%]+)%")
 _DATE_FIELD = re.compile(r"d{1,2}|M{1,2}|h{1,2}|m{1,2}|s{1,2}|y{2,4}")
 _DATE_FIELDS = {"d": "day", "M": "month", "h": "hour", "m": "minute", "s": "second"}
-_LONGEST_VALUE = 60  # letters: a prompt is longer than a file name may be
+# A prompt is longer than a file name may be. web/prefix.js cuts the same.
+_LONGEST_VALUE = 60  # letters
+_LONGEST_VALUE_BYTES = 120
 
 
 def safe_prefix(prefix: str, folder: str) -> str:
@@ -80,13 +82,17 @@ def fill_placeholders(prefix: str, prompt: Mapping | None, workflow: Mapping | N
         if text.startswith("date:"):
             return _date(text.removeprefix("date:"), now)
         node, _, widget = text.partition(".")
-        for inputs in _nodes_named(node, prompt or {}, workflow or {}):
+        for inputs in _nodes_named(node, _mapping(prompt), _mapping(workflow)):
             found = inputs.get(widget)
             if isinstance(found, (str, int, float)):
-                return re.sub(r"[/\\]", "_", str(found))[:_LONGEST_VALUE]
+                return _cut(re.sub(r"[/\\]", "_", str(found)))
         return match[0]
 
     return _PLACEHOLDER.sub(value, prefix)
+
+
+def _cut(value: str) -> str:
+    return value[:_LONGEST_VALUE].encode(errors="replace")[:_LONGEST_VALUE_BYTES].decode(errors="ignore")
 
 
 def _date(text: str, now: datetime) -> str:
@@ -101,14 +107,25 @@ def _date(text: str, now: datetime) -> str:
 
 def _nodes_named(name: str, prompt: Mapping, workflow: Mapping) -> Iterator[Mapping]:
     """The inputs of nodes with this name, in the order of preference of ComfyUI's page."""
-    drawn = dict(_drawn(workflow.get("nodes", []), workflow.get("definitions", {}).get("subgraphs", [])))
+    subgraphs = _mappings(_mapping(workflow.get("definitions")).get("subgraphs"))
+    drawn = dict(_drawn(_mappings(workflow.get("nodes")), subgraphs))
+    queued = {key: node for key, node in prompt.items() if isinstance(node, Mapping)}
     names = (
-        lambda key, node: drawn.get(key, {}).get("properties", {}).get("Node name for S&R"),
-        lambda key, node: drawn.get(key, {}).get("title") or node.get("_meta", {}).get("title"),
+        lambda key, node: _mapping(drawn.get(key, {}).get("properties")).get("Node name for S&R"),
+        lambda key, node: drawn.get(key, {}).get("title") or _mapping(node.get("_meta")).get("title"),
         lambda key, node: node.get("class_type"),
     )
     for name_of in names:
-        yield from (node.get("inputs", {}) for key, node in prompt.items() if name_of(key, node) == name)
+        yield from (_mapping(node.get("inputs")) for key, node in queued.items() if name_of(key, node) == name)
+
+
+def _mapping(value: object) -> Mapping:
+    """The value, empty where it is something else: nobody checks the workflow of an API client."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: object) -> list[Mapping]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
 def _drawn(nodes: list, subgraphs: list, outer: str = "") -> Iterator[tuple[str, Mapping]]:
@@ -118,4 +135,4 @@ def _drawn(nodes: list, subgraphs: list, outer: str = "") -> Iterator[tuple[str,
         yield key, node
         inner = next((each for each in subgraphs if each.get("id") == node.get("type")), None)
         if inner is not None:
-            yield from _drawn(inner.get("nodes", []), subgraphs, f"{key}:")
+            yield from _drawn(_mappings(inner.get("nodes")), subgraphs, f"{key}:")
