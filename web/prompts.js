@@ -25,7 +25,19 @@ app.registerExtension({
     },
 });
 
+let queueing = false;
+
 async function queueAll(node) {
+    if (queueing) return; // a second click would count the index up as well
+    queueing = true;
+    try {
+        await queueEach(node);
+    } finally {
+        queueing = false;
+    }
+}
+
+async function queueEach(node) {
     const linked = node.inputs?.find((input) => [...QUESTION, "index"].includes(input.name) && input.link != null);
     if (linked) return say(`${linked.name} is linked: the length of the list is known only when it runs.`);
     const { count, error } = await listOf(node);
@@ -34,12 +46,21 @@ async function queueAll(node) {
     const widgets = [index, ...(index.linkedWidgets ?? [])];
     const before = widgets.map((widget) => widget.value);
     if (widgets[1]) widgets[1].value = "fixed";
-    for (let number = 0; number < count; number++) {
-        index.value = number;
-        await app.queuePrompt(0, 1);
-        if (Object.keys(app.lastNodeErrors ?? {}).length) break; // refused: the page says why
+    try {
+        for (let number = 0; number < count; number++) {
+            await queueIsFree();
+            index.value = number;
+            await app.queuePrompt(0, 1);
+            if (Object.keys(app.lastNodeErrors ?? {}).length) break; // refused: the page says why
+        }
+    } finally {
+        widgets.forEach((widget, place) => (widget.value = before[place]));
     }
-    widgets.forEach((widget, place) => (widget.value = before[place]));
+}
+
+// While the page queues something else, queuePrompt returns at once and reads the widgets later.
+async function queueIsFree() {
+    while (app.processingQueue) await new Promise((resolve) => setTimeout(resolve, 20));
 }
 
 async function listOf(node) {
