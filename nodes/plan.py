@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import folder_paths
-from aiohttp import web
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..ultragen_core.host.plan import plan_of
 from ..ultragen_core.host.preview import TRAINED_FOR, Patch, Source, preview
 from ..ultragen_core.plan.picture import picture
 from ..ultragen_core.plan.report import Plan
-from ..ultragen_core.printable import encodable, printable
+from ..ultragen_core.printable import printable
 from ..ultragen_core.sizes import VideoSize
 from .base import Node
 from .config import UltraGenGlobalConfig, UltraGenLocalConfig
 from .model import NONE, UltraGenApply, UltraGenLoadModel, settings_of
+from .questions import add_question, mapping
 from .sampling import CUSTOM, DEFAULT_PRESET, UltraGenEmptyLatent
 
 IN_THE_RUN = "is known only in the run. Queue UltraGen Plan to see what it would do."
@@ -66,9 +63,9 @@ def preview_of_graph(asked: object) -> dict:
     the file that the model comes from. `before`: the pack's nodes between, from the loader on, each with its `node`,
     `local` and `global`; without it, the file is loaded with the rule that it was trained for.
     """
-    asked = _mapping("The question", asked)
-    steps = [*map(partial(_mapping, "before"), _list("before", asked.get("before"))), asked]
-    first = _mapping("node", steps[0].get("node"))
+    asked = mapping("The question", asked)
+    steps = [*map(partial(mapping, "before"), _list("before", asked.get("before"))), asked]
+    first = mapping("node", steps[0].get("node"))
     if "checkpoint" in first:
         loader = _widgets(UltraGenLoadModel, first, known={"checkpoint"})
         source = _source(first["checkpoint"], loader["attention_rule"])
@@ -82,12 +79,12 @@ def preview_of_graph(asked: object) -> dict:
 
 def _size(latent: object) -> VideoSize:
     """The size of UltraGen Empty Latent with these widgets, after its `steps`: a scale, or another width and height."""
-    values = _mapping("latent", latent or {})
+    values = mapping("latent", latent or {})
     steps = values.get("steps")
     if values.get("preset", DEFAULT_PRESET) != CUSTOM:  # which leaves the other widgets out
         values = {name: value for name, value in values.items() if name == "preset"}
     size = UltraGenEmptyLatent.wanted(**_widgets(UltraGenEmptyLatent, values))
-    for step in map(partial(_mapping, "steps"), _list("steps", steps)):
+    for step in map(partial(mapping, "steps"), _list("steps", steps)):
         factor = step.get("scale_by", 1)
         if not isinstance(factor, int | float) or not 0 < factor < MOST_SCALED:
             raise ValueError(f"Sizes are scaled by up to {MOST_SCALED}, got {factor!r}.")
@@ -109,7 +106,7 @@ def _source(name: object, rule: str | None) -> Source:
 
 
 def _patch(step: Mapping) -> Patch:
-    values = _widgets(UltraGenApply, _mapping("node", step.get("node")))
+    values = _widgets(UltraGenApply, mapping("node", step.get("node")))
     local, global_ = (
         _config(kind, step.get(name))
         for kind, name in ((UltraGenLocalConfig, "local"), (UltraGenGlobalConfig, "global"))
@@ -122,7 +119,7 @@ def _patch(step: Mapping) -> Patch:
 def _config(kind: type[Node], values: object) -> object:
     if values is None:
         return None
-    schema, values = kind.define_schema(), _mapping(kind.__name__, values)
+    schema, values = kind.define_schema(), mapping(kind.__name__, values)
     given = {each.id: values[each.id] for each in schema.inputs if each.id in values}
     _refuse_links(schema.display_name, given)
     return kind.execute(**given).result[0]
@@ -142,12 +139,6 @@ def _refuse_links(node: str, values: Mapping) -> None:
         raise ValueError(f"{node}: {linked[0]} comes through a link and {IN_THE_RUN}")
 
 
-def _mapping(name: str, value: object) -> Mapping:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be names with values, got a value of type {type(value).__name__}.")
-    return value
-
-
 def _list(name: str, value: object) -> list:
     if not isinstance(value, list | None):
         raise ValueError(f"{name} must be a list, got a value of type {type(value).__name__}.")
@@ -155,17 +146,8 @@ def _list(name: str, value: object) -> list:
 
 
 def add_route() -> None:
-    """POST /ultragen/plan, for the canvas. Questions wait for one another, and never for ComfyUI's own requests."""
-    worker = ThreadPoolExecutor(1, thread_name_prefix="ultragen-plan")
-
-    @PromptServer.instance.routes.post("/ultragen/plan")
-    async def plan_route(request: web.Request) -> web.Response:
-        try:
-            asked = await request.json()
-            answer = await asyncio.get_running_loop().run_in_executor(worker, preview_of_graph, asked)
-        except (ValueError, OSError, RecursionError) as error:
-            return web.json_response({"error": encodable(str(error))}, status=400)
-        return web.json_response(answer)
+    """POST /ultragen/plan, for the canvas."""
+    add_question("/ultragen/plan", preview_of_graph)
 
 
 NODES = [UltraGenPlan]

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import folder_paths
-from aiohttp import web
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker, is_link
-from server import PromptServer
 
 from ..ultragen_core.files import file_within
-from ..ultragen_core.printable import encodable, printable
+from ..ultragen_core.printable import printable
 from ..ultragen_core.prompt_lists.entries import MAX_SEED
 from ..ultragen_core.prompt_lists.formats import AUTO, ENDINGS, FORMATS, MAX_BYTES
 from ..ultragen_core.prompts import NO_FILE, WHOLE_LIST, Item, chosen_items, read_list
 from ..ultragen_core.video.image import read_image
 from .base import Node
+from .questions import add_question, mapping
 
 IMAGE = 3  # its place among the outputs
 
@@ -197,13 +194,22 @@ class UltraGenPrompts(Node):
 
     @classmethod
     def image(cls, item: Item):
-        """A list without images is no error where nothing is linked to them."""
-        if item.image is not None:
+        """The image, read only where something is linked to it; there, none is an error.
+
+        Otherwise a blocker, for a link that is made while ComfyUI has this output cached.
+        """
+        number, linked = item.index + 1, cls.is_linked(IMAGE)
+        if item.image is None:
+            reason = f"Prompt {number} has no image. Give each one in the column image, or unlink the output image."
+            if linked:
+                raise ValueError(reason)
+            return ExecutionBlocker(reason)
+        if linked:
             return read_image(cls.image_path(item))
-        reason = f"Prompt {item.index + 1} has no image. Give each one in the column image, or unlink the output image."
-        if cls.is_linked(IMAGE):
-            raise ValueError(reason)
-        return ExecutionBlocker(reason)  # for a link that is made while ComfyUI has this output cached
+        return ExecutionBlocker(
+            f"The image of prompt {number} was not read, as nothing was linked to it when UltraGen Prompts last ran."
+            " Change the node's seed and queue again."
+        )
 
     @classmethod
     def is_linked(cls, output: int) -> bool:
@@ -212,21 +218,15 @@ class UltraGenPrompts(Node):
         return [cls.hidden.unique_id, output] in values
 
 
-def length_of(asked: Mapping) -> int:
-    """asked: the node's text, file and format. Raises ValueError, KeyError or TypeError where they are no list."""
-    asked = UltraGenPrompts.checked(asked, queued=True)
-    return len(read_list(asked, UltraGenPrompts.read_file).entries)
+def length_of(asked: object) -> dict:
+    """asked: the node's text, file and format. Raises ValueError where they are no list."""
+    asked = {"text": None, **UltraGenPrompts.checked(mapping("The question", asked), queued=True)}
+    return {"count": len(read_list(asked, UltraGenPrompts.read_file).entries)}
 
 
 def add_route() -> None:
     """POST /ultragen/prompts, for the button on the canvas that queues a run for each."""
-
-    @PromptServer.instance.routes.post("/ultragen/prompts")
-    async def prompts_route(request: web.Request) -> web.Response:
-        try:
-            return web.json_response({"count": await asyncio.to_thread(length_of, await request.json())})
-        except (ValueError, KeyError, TypeError) as error:
-            return web.json_response({"error": encodable(str(error))}, status=400)
+    add_question("/ultragen/prompts", length_of)
 
 
 NODES = [UltraGenPrompts]

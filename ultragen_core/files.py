@@ -60,9 +60,12 @@ def finished_file(path: Path) -> Iterator[Path]:
 
 
 def file_within(folder: Path, name: str) -> Path:
-    """A file that somebody named, in `folder` or below it. Raises ValueError where it is none, or leads elsewhere."""
-    path = Path(os.path.realpath(folder / name.replace("\\", "/"))) if "\0" not in name else folder
-    if not os.path.isfile(path) or not path.is_relative_to(os.path.realpath(folder)):
+    """Find a file by a name that leads into `folder`, where links work as for ComfyUI's own nodes.
+
+    Raises ValueError where there is none, and for a name that leads elsewhere.
+    """
+    path = Path(os.path.normpath(folder / name.replace("\\", "/"))) if "\0" not in name else folder
+    if not os.path.isfile(path) or not path.is_relative_to(os.path.normpath(folder)):
         raise ValueError(f"{printable(name)} must be a file in {folder}. Put it there, or correct the name.")
     return path
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 from .prompt_lists.entries import MAX_SEED, Entry, PromptList, seed_of, shown
-from .prompt_lists.formats import AUTO, decode, parse
+from .prompt_lists.formats import AUTO, MAX_BYTES, decode, parse
 
 NO_FILE = "none"
 WHOLE_LIST = -1
@@ -41,6 +41,8 @@ def read_list(inputs: Mapping, read_file: Callable[[str], bytes]) -> PromptList:
         return parse(decode(read_file(file), file), format, file)
     if not isinstance(inputs["text"], str):
         raise ValueError(f"text must be text, got {shown(inputs['text'])}. Link a string.")
+    if len(inputs["text"]) > MAX_BYTES:
+        raise ValueError(f"text must have at most {MAX_BYTES >> 20} MiB, got more. Split it.")
     return parse(inputs["text"], format)
 
 

@@ -58,13 +58,14 @@ def test_files_of_the_input_folder(node, folder):
     (folder / "photo.png").touch()
     (folder.parent / "secret.txt").write_text("secret")
     (folder / "sub.json").mkdir()
-    os.symlink(folder.parent / "secret.txt", folder / "way_out.txt")
+    os.symlink(folder.parent / "secret.txt", folder / "linked.txt")
     if os.name == "posix":
         open(os.fsencode(folder) + b"/\xff.txt", "w").close()
-    assert set(node.prompt_files()) - {"way_out.txt"} == {"list.txt", "more.CSV"}
+    assert node.prompt_files() == ["linked.txt", "list.txt", "more.CSV"]
+    assert execute(node, "", "linked.txt").result[0] == ["secret"]
     assert execute(node, "", "list.txt").result[0] == ["one", "two"]
     assert execute(node, "", "more.CSV").result[2] == [3]
-    outside = "../secret.txt", "way_out.txt", str(folder.parent / "secret.txt")
+    outside = "../secret.txt", "sub.json/../../secret.txt", str(folder.parent / "secret.txt")
     for name in (*outside, "gone.txt", "", ".", "sub.json", "a\0"):
         sentence = node.validate_inputs(file=name)
         assert isinstance(sentence, str) and "must be a file in" in sentence
@@ -109,8 +110,11 @@ def test_images(node, folder):
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])
 def test_a_broken_image_is_a_sentence(node, folder, content):
     (folder / "broken.png").write_bytes(content)
+    text = '{"prompt": "a", "image": "broken.png"}'
     with pytest.raises(ValueError, match="broken.png cannot be read as a picture"):
-        execute(node, '{"prompt": "a", "image": "broken.png"}', "none")
+        execute(node, text, "none", graph=IMAGE_LINKED)
+    (not_read,) = execute(node, text, "none").result[3]
+    assert "not read, as nothing was linked" in not_read.message
 
 
 def test_an_item_without_image_is_refused_where_images_are_linked(node, folder):
@@ -140,3 +144,13 @@ def test_cached_as_long_as_the_items_are_the_same(node, folder):
     assert math.isnan(mark(index=1)) and math.isnan(mark(file="gone.txt")) and math.isnan(mark(file=None))
     assert mark(text=None, file="none") == ""
     assert mark(text="a", file="none", negative=None, seed=None) == mark(text="a", file="none")
+
+
+@pytest.mark.parametrize("asked", [[1], None, {}, {"text": None}, {"text": 5}, {"text": "a" * (2**24 + 1)}])
+def test_question_that_is_no_list(pack, node, asked):
+    with pytest.raises(ValueError, match="must"):
+        pack.nodes.prompts.length_of(asked)
+
+
+def test_question_of_a_list(pack, node):
+    assert pack.nodes.prompts.length_of({"text": "a\nb", "file": "none", "format": "auto"}) == {"count": 2}
