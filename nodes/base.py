@@ -96,8 +96,13 @@ def _rule(each: io.Input, options: list | None) -> tuple[str, Callable[[object],
     if isinstance(each, (io.String.Input, io.Combo.Input)):
         return "text", lambda value: isinstance(value, str)
     if isinstance(each, io.Latent.Input):
-        return "a latent", lambda value: isinstance(value, Mapping) and isinstance(value.get("samples"), torch.Tensor)
+        return "a latent", _is_latent
     return "connected", lambda value: value is not None
+
+
+def _is_latent(value: object) -> bool:
+    samples = value.get("samples") if isinstance(value, Mapping) else None
+    return isinstance(samples, torch.Tensor) or getattr(samples, "is_nested", False)  # video and sound as one
 
 
 def _number(least: float | None, most: float | None, whole: bool) -> tuple[str, Callable[[object], bool]]:

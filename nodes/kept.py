@@ -34,18 +34,19 @@ class UltraGenLoadLatent(Node):
     def choices(cls) -> list[str]:
         output = Path(folder_paths.get_output_directory())
         names = {path: path.name for path in Path(folder_paths.get_input_directory()).glob(f"*{SUFFIX}")}
-        names |= {
-            path: f"{path.relative_to(output).as_posix()} [output]" for path in (output / "latents").rglob(f"*{SUFFIX}")
-        }
+        kept = [*output.glob(f"*{SUFFIX}"), *(output / "latents").rglob(f"*{SUFFIX}")]
+        names |= {path: f"{path.relative_to(output).as_posix()} [output]" for path in kept}
         return [names[path] for path in newest_first(names)]
 
     @classmethod
     def path(cls, latent: str) -> Path:
         """The file of a choice; ValueError where it is none, or lies outside ComfyUI's output and input folders."""
         name, folder = folder_paths.annotated_filepath(latent)
-        folder = Path(folder or folder_paths.get_input_directory()).resolve()
+        folder = Path(folder or folder_paths.get_input_directory())
         path = (folder / name).resolve()
-        if not path.is_relative_to(folder) or path.suffix != SUFFIX or not path.is_file():
+        # output/latents may be a link to another disk.
+        inside = any(path.is_relative_to(each.resolve()) for each in (folder, folder / "latents"))
+        if not inside or path.suffix != SUFFIX or not path.is_file():
             raise ValueError(f"ComfyUI's output and input folders hold no latent file {latent!r}. Choose another one.")
         return path
 

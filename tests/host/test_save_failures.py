@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.nested_tensor
 import pytest
 import torch
 from save_run import core_levels, files, folders_in, narrow_vae, noise, rgb, rounding_ties, settings
@@ -300,3 +301,17 @@ def test_pixels_that_overflow_are_not_made_white(tmp_path, monkeypatch):
     monkeypatch.setattr(vae_module, "decode_video", overflowing)
     saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
     assert decoded and "5 of 5 decoded frames" in saved.notes[0]
+
+
+def test_where_the_folder_of_latents_cannot_be_used_the_latent_is_kept_beside_it(tmp_path, vae):
+    """It may be a link to another disk, which newer ComfyUI does not follow."""
+    folders = folders_in(tmp_path)
+    (tmp_path / "output").mkdir(exist_ok=True)
+    (tmp_path / "output" / "latents").write_text("no folder")
+    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders, {})
+    assert saved.latent.parent == tmp_path / "output" and saved.latent.is_file()
+
+
+def test_of_a_latent_with_sound_the_video_is_saved(tmp_path, vae):
+    nested = comfy.nested_tensor.NestedTensor([noise(*LATENT_SHAPE), torch.zeros(1, 8, 4)])
+    assert save_video(vae, {"samples": nested}, settings(), folders_in(tmp_path), {}).videos[0].is_file()

@@ -14,6 +14,7 @@ import torch
 
 from ..printable import printable
 from ..weights.complete import check_complete
+from ..weights.errors import does_not_fit, ram_ran_out
 from ..weights.extras_file import read_extras
 from ..weights.files import SOURCE, StateDict, WeightsError, contents_mark, file_bytes, read_metadata, read_state_dict
 from ..weights.published import Extras, describe, has_extras, published_items, split
@@ -24,8 +25,8 @@ from .ram import free_ram
 log = logging.getLogger(__name__)
 
 RULES = ("auto", "ultragen", "t3", "dense")
-# T3-Video's weights have no keys of their own; these are the published names, and what conversions keep of them.
 AGAIN = "Download the file again, whole, or load it with ComfyUI's Load Diffusion Model and UltraGen Apply."
+# T3-Video's weights have no keys of their own; these are the published names, and what conversions keep of them.
 T3_NAME = re.compile(r"(?<![a-z0-9])t3[-_ ]?video", re.IGNORECASE)
 
 
@@ -131,6 +132,8 @@ def _load_base(base: StateDict, path: Path, model_options: dict, **kwargs):
     except comfy.model_management.OOM_EXCEPTION:
         raise
     except (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        if ram_ran_out(error):
+            raise does_not_fit(path) from error
         reason = printable(f"{type(error).__name__}: {error}", 500)
         raise WeightsError(f"ComfyUI cannot build a model from {name} ({reason}). {AGAIN}") from error
     if model is None:

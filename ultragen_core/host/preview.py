@@ -14,8 +14,9 @@ from ..printable import printable
 from ..sizes import SPATIAL_RATIO, VideoSize, round_up
 from ..wan import WAN_1_3B, WanShape
 from ..weights.complete import check_complete
-from ..weights.files import StateDict, WeightsError, read_outline
+from ..weights.files import StateDict, read_outline
 from ..weights.published import Extras, describe, has_extras, split
+from ..weights.shards import shards_of
 from .choice import Settings, choose_rule
 from .extras import LoadedExtras
 from .load import T3_NAME, rule_for, split_whole, trained_rule
@@ -57,7 +58,7 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) ->
     if source.path is None:
         shape, rule, warning = _not_there(source)
     else:
-        shape, rule = _loaded(source.name, outline_of(source.path), source)
+        shape, rule = _loaded(source.path.name, outline_of(source.path), source)
         warning = ()
     percent = (0.0, 1.0)
     for settings, file in patches:
@@ -70,7 +71,7 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) ->
 
 
 def _not_there(source: Source) -> tuple[WanShape, Rule, tuple[str, ...]]:
-    if source.rule in ("t3", "dense") or T3_NAME.search(source.name):
+    if source.rule in ("t3", "dense") or T3_NAME.search(Path(source.name).name):
         raise ValueError(f"{printable(source.name)} is not there, and its size is not known without it.")
     warning = f"{printable(source.name)} is not there: drawn as UltraGen's published weights on Wan 2.1 1.3B."
     rule = choose_rule(WAN_1_3B, Settings(), PUBLISHED, None, partial(_untrained, WAN_1_3B))
@@ -121,16 +122,10 @@ def _gates_known(rule: Rule | None) -> bool:
 
 def outline_of(path: Path) -> StateDict:
     """Names and sizes of a file's tensors, read once as long as the file stays the same. Raises WeightsError."""
-    facts = path.stat()
-    found = _outline(path, facts.st_size, facts.st_mtime_ns)
-    if isinstance(found, WeightsError):
-        raise found.with_traceback(None)
-    return found
+    pieces = ((piece, piece.stat()) for piece in shards_of(path))
+    return _outline(path, tuple((piece, facts.st_size, facts.st_mtime_ns) for piece, facts in pieces))
 
 
 @lru_cache(maxsize=16)
-def _outline(path: Path, size: int, modified: int) -> StateDict | WeightsError:
-    try:
-        return read_outline(path)
-    except WeightsError as error:
-        return error
+def _outline(path: Path, facts: tuple) -> StateDict:
+    return read_outline(path)

@@ -13,6 +13,7 @@ import torch
 from ..plan.report import gib
 from ..sizes import VideoSize, latent_shape, round_up
 from .model import diffusion_model
+from .ram import free_ram
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def empty_latent(wanted: VideoSize, batch: int, vae=None) -> tuple[dict, VideoSi
 def check_memory(shape: tuple[int, ...], size: VideoSize) -> None:
     """Raise ValueError where a float32 latent of this shape is larger than the memory that is free for it."""
     needed = 4 * math.prod(shape)
-    free = comfy.model_management.get_free_memory(comfy.model_management.intermediate_device())
+    device = comfy.model_management.intermediate_device()
+    free = free_ram() if device.type == "cpu" else comfy.model_management.get_free_memory(device)
     if needed > free:
         raise ValueError(
             f"A latent of {size}, batch of {shape[0]}, takes {gib(needed)} of memory, {gib(free)} are free. Choose a"

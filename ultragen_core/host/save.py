@@ -17,7 +17,7 @@ from ..files import NewFile, is_full, new_file
 from ..video.audio import Sound
 from ..video.encoder import VideoWriter
 from ..video.latents import count_not_finite
-from .save_latent import KeptLatent
+from .save_latent import KeptLatent, video_of
 from .save_plan import KEEP, KEEP_NOT, KEEP_UNTIL_SAVED, Folders, Plan, Request, VideoSettings, check_room, make_plan
 from .save_preview import Preview
 from .save_progress import DECODING, ENCODING, Report, SaveProgress
@@ -65,7 +65,7 @@ def save_video(
     and RuntimeError where something fails later; both name the kept latent. Interrupted, it leaves the latent and no
     unfinished video. Nothing that exists is replaced.
     """
-    samples = _checked(latent["samples"])
+    samples = _checked(video_of(latent["samples"]))
     request = Request(settings, folders, metadata)
     saved = SavedVideos()
     kept = KeptLatent.of(vae, samples, request)

@@ -28,7 +28,8 @@ class KeptLatent:
 
     @classmethod
     def of(cls, vae, samples: torch.Tensor, request: Request) -> KeptLatent:
-        """Save `samples` in output/latents, named like the video, or "ultragen" where its name cannot be used.
+        """Save `samples` in output/latents, named like the video, or "ultragen" where its name cannot be used; in the
+        output folder itself where that folder cannot be.
 
         Raises nothing: where no latent can be kept, saving the video is all the more urgent.
         """
@@ -36,10 +37,10 @@ class KeptLatent:
         if choice == KEEP_NOT:
             return cls(None, choice)
         size = _video_size(vae, samples, request.settings.crop)
-        for prefix_of in (lambda: request.prefix, lambda: NAMELESS):
+        for prefix_of in (lambda: f"latents/{request.prefix}", lambda: f"latents/{NAMELESS}", lambda: NAMELESS):
             try:
                 output = request.folders.output
-                names = request.folders.names(output, f"latents/{prefix_of()}", SUFFIX.removeprefix("."), *size)
+                names = request.folders.names(output, prefix_of(), SUFFIX.removeprefix("."), *size)
                 path = save_latent(names, samples, request.texts)
                 logging.info("The latent is kept in %s.", path)
                 return cls(path, choice)
@@ -68,11 +69,17 @@ def keep_refused(inputs: Mapping, folders: Folders, metadata: Mapping) -> str:
     """Keep the latent among a node's refused inputs, which may hold anything; say where it is, if there is one."""
     latent = inputs.get("samples")
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
+    samples = video_of(samples)
     if not isinstance(samples, torch.Tensor) or not samples.numel():
         return ""
     choices = {name: inputs[name] for name in ("crop", "keep_latent") if name in inputs}
     settings = VideoSettings(str(inputs.get("filename_prefix", "")), 0, "", 0, **choices)
     return KeptLatent.of(inputs.get("vae"), samples, Request(settings, folders, metadata)).where()
+
+
+def video_of(samples):
+    """The latent of the video alone, where a model makes video and sound as one."""
+    return samples.unbind()[0] if getattr(samples, "is_nested", False) else samples
 
 
 def _video_size(vae, samples: torch.Tensor, crop: str) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def stream_decode(
     `pixels` is (frames, rows, columns, 3), float, 0..1, on the decode device, and the writer's to change; a fourth
     channel (alpha) is dropped. When memory runs out, all regions of that video come again, in smaller pieces. `tile` is
     a side in output pixels; None takes the largest that fits into free device memory. `progress` is a ComfyUI
-    ProgressBar or called as progress(done, total). Raises vae_run.NotEnoughMemory when even the smallest tile does not
+    ProgressBar or called as progress(done, total). Raises NotEnoughMemory when even the smallest tile does not
     fit, ValueError for a tile below SMALLEST_TILE and for a latent that is not this VAE's.
     """
     check_tile(tile)

@@ -37,12 +37,14 @@ def soundtracks(audio: Mapping | None, codec: Codec, videos: int, seconds: Fract
     """
     if audio is None:
         return [None] * videos
-    waveforms, rate = audio["waveform"], int(audio["sample_rate"])
-    if waveforms.ndim != 3:
+    waveforms, rate = audio.get("waveform"), audio.get("sample_rate")
+    if not isinstance(waveforms, torch.Tensor) or waveforms.ndim != 3 or not isinstance(rate, (int, float)):
         raise ValueError(
-            f"Audio has the axes (batch, channels, samples), got the shape {tuple(waveforms.shape)}. "
+            f"Audio has the axes (batch, channels, samples), got the shape {tuple(getattr(waveforms, 'shape', ()))} and a rate"
+            f" of {rate}. "
             "Connect the audio of ComfyUI's own nodes."
         )
+    rate = int(rate)
     if not waveforms.numel():
         return [None] * videos
     _check_format(waveforms, rate)

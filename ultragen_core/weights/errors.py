@@ -47,11 +47,21 @@ def sentences(path: Path) -> Iterator[None]:
             " user may read it, and that its disk is connected."
         ) from error
     except Exception as error:
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise WeightsError(
-                f"{name} does not fit into memory. Close other programs, or use a smaller or quantised file."
-            ) from error
+        if ram_ran_out(error):
+            raise does_not_fit(path) from error
         raise WeightsError(_damaged(path, what_it_is(path, error))) from error
+
+
+def ram_ran_out(error: Exception) -> bool:
+    """Whether PyTorch, on any system, or Python found no memory on the CPU."""
+    words = ("allocate memory", "not enough memory", "defaultcpuallocator")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
+
+
+def does_not_fit(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{printable(path.name)} does not fit into memory. Close other programs, or use a smaller or quantised file."
+    )
 
 
 def holds_objects(path: Path) -> WeightsError:
