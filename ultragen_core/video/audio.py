@@ -39,10 +39,10 @@ def soundtracks(audio: Mapping | None, codec: Codec, videos: int, seconds: Fract
         return [None] * videos
     waveforms, rate = audio.get("waveform"), audio.get("sample_rate")
     if not isinstance(waveforms, torch.Tensor) or waveforms.ndim != 3 or not isinstance(rate, (int, float)):
+        shape = tuple(getattr(waveforms, "shape", ()))
         raise ValueError(
-            f"Audio has the axes (batch, channels, samples), got the shape {tuple(getattr(waveforms, 'shape', ()))} and a rate"
-            f" of {rate}. "
-            "Connect the audio of ComfyUI's own nodes."
+            f"Audio has the axes (batch, channels, samples), got the shape {shape} and a rate of {rate}. Connect the"
+            " audio of ComfyUI's own nodes."
         )
     rate = int(rate)
     if not waveforms.numel():
