@@ -19,8 +19,8 @@ from tools.console import Trouble
 from tools.server import Failed
 from ultragen_core.video.latents import load_latent
 
-# More kills take half a minute each. A failure prints its seed.
-KILLS = int(os.environ.get("ULTRAGEN_KILLS", "2"))
+# More kills take half a minute each, and tools/endurance has many. A failure prints its seed.
+KILLS = int(os.environ.get("ULTRAGEN_KILLS", "1"))
 SEED = int(os.environ.get("ULTRAGEN_KILL_SEED", time.time_ns() % 10**6))
 STEP_COUNT = 30
 GOING_ON = re.compile(rf"UltraGen: continuing after step (\d+) of {STEP_COUNT}")
