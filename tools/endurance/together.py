@@ -23,7 +23,10 @@ def run(servers: tuple[Server, Server], videos: int, say: Callable[[str], None])
             for number in range(videos):
                 graph = decode_only(server, f"{FOLDER}/video")
                 # Another rate each time, or ComfyUI would take the outputs that it has cached.
-                graph[only(graph, "UltraGenSaveVideo")]["inputs"]["fps"] = 10.0 + number
+                graph[only(graph, "UltraGenSaveVideo")]["inputs"] |= {
+                    "fps": 10.0 + number,
+                    "codec": "FFV1 lossless RGB",
+                }
                 server.run(graph)
         except BaseException as error:
             failures.append(error)
@@ -34,7 +37,7 @@ def run(servers: tuple[Server, Server], videos: int, say: Callable[[str], None])
     for thread in threads:
         thread.join()
     assert not failures, f"a server failed: {failures[0]}"
-    made = sorted((servers[0].base / "output" / FOLDER).glob("*.mp4"))
+    made = sorted((servers[0].base / "output" / FOLDER).glob("*.mkv"))
     counts = {sum(1 for _ in frames(path)) for path in made}
     assert len(made) == 2 * videos, f"{len(made)} videos of {2 * videos}"
     assert len(counts) == 1 and len({frames_digest(path) for path in made}) == 1, "videos of one latent differ"
