@@ -118,10 +118,8 @@ class UltraGenSaveVideo(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, codec=None, tile=None, filename_prefix=None, fps=None):
-        """When the prompt is queued, before any sampling; what comes through a link is None here. fps is named to be
-        held to its limits, which ComfyUI does not do for NaN.
-        """
+    def validate_inputs(cls, codec=None, tile=None, filename_prefix=None):
+        """When the prompt is queued, before any sampling; what comes through a link is None here."""
         try:
             if codec is not None:
                 check_encoders(chosen("codec", CODECS, codec), with_audio=False)

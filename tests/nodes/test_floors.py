@@ -28,7 +28,7 @@ def test_every_input_says_what_it_is_for(pack):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_file_imports_and_calls(path):
     names = set(imports(path))
-    if path.parent.name == "nodes" and path.stem in ("plan", "prompts"):  # answer the canvas through ComfyUI's server
+    if path.parent.name == "nodes" and path.stem == "questions":  # answers the canvas through ComfyUI's server
         names.discard("aiohttp")
     assert not names & FORBIDDEN, "the pack opens no connection, starts no thread and runs no program"
     if path.parent.name == "nodes":

@@ -35,7 +35,7 @@ def test_node_says_and_draws_what_the_canvas_was_shown(server):
     said = server.run(graph)["5"]
     asked = {"node": apply, "model": LOADER["checkpoint"], "local": local, "global": None, "latent": LATENT}
     shown = server.post("/ultragen/plan", asked)
-    assert said["text"][0].startswith("208x128, 9 frames: 3x8x13 = 312 tokens; rule ultragen in 5 of 6 blocks")
+    assert said["text"][0].startswith("208x128, 9 frames: 3x8x13 = 312 tokens; rule ultragen in 4 of 6 blocks")
     assert "local 2x2" in said["text"][1] and "local 3x3" in said["text"][2]
     # From the loaded model more is known: its weights' size, and the trained gates.
     assert [line for line in shown["text"] if "device memory" not in line] == [
@@ -141,4 +141,4 @@ def test_a_file_that_only_its_loader_reads_is_said_to_be_one(server):
 def test_a_name_outside_of_the_models_folder_is_not_opened(server):
     known = server.post("/ultragen/plan", {"node": LOADER})["text"][0]
     outside = server.post("/ultragen/plan", {"node": {**LOADER, "checkpoint": "../../../../etc/passwd"}})["text"][0]
-    assert "5 of 6 blocks" in known and "24 of 30 blocks" in outside
+    assert "4 of 6 blocks" in known and "24 of 30 blocks" in outside

@@ -113,8 +113,8 @@ def test_published_settings():
     assert negative["widgets_values"][0].startswith("Aerial view, overexposed, low quality, deformation")
 
 
-# What ComfyUI's log says of each. All blocks of the tiny UltraGen but the first have its weights.
-ULTRAGEN, UNTRAINED = "ultragen in 5 of 6 blocks (1-5)", "ultragen in 4 of 4 blocks (0-3)"
+# What ComfyUI's log says of each. All blocks of the tiny UltraGen but the outer two have its weights.
+ULTRAGEN, UNTRAINED = "ultragen in 4 of 6 blocks (1-4)", "ultragen in 4 of 4 blocks (0-3)"
 T3 = "t3 in 4 of 4 blocks (0-3)"
 RULES = {
     "ultragen_t2v_1080p": [ULTRAGEN],

@@ -106,13 +106,14 @@ class Stepwise:
             return self.function(model, x, sigmas, extra_args, callback, disable, **options)
 
         def values() -> dict[str, object]:
-            latent = {
+            return {
+                "size": [x.shape, x.dtype],
+                **of_guider(model.inner_model, extra_args.get("seed")),
                 "noise": x,
                 "noise levels": sigmas,
                 "latent": [model.latent_image, extra_args.get("denoise_mask")],
+                "sampler": [self.function, options],
             }
-            sampler = {"size": [x.shape, x.dtype], "sampler": [self.function, options]}
-            return of_guider(model.inner_model, extra_args.get("seed")) | latent | sampler
 
         folder, limit = self.keeping.states, self.keeping.limit
         kept = Kept.of_run(STATE, node, x.device, values, self.keeping.find_files, folder, limit)

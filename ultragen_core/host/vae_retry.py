@@ -33,7 +33,7 @@ def whole_frame_phase(
 ) -> T:
     """run(home), once more with the features in the computer's memory when the device's runs out."""
     made: list[T] = []
-    for place in dict.fromkeys((home, torch.device("cpu"))):
+    for place in (home, torch.device("cpu")):
         if _fits(lambda place=place: made.append(run(place)), device):
             return made[0]
     raise NotEnoughMemory(
