@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import InputImpl, io, ui
 
+from ..ultragen_core.host.queue import prompt_server
 from ..ultragen_core.host.save import (
     KEEP,
     KEEP_NOT,
@@ -174,10 +174,10 @@ class UltraGenSaveVideo(Node):
 
     @classmethod
     def say(cls, text: str) -> None:
-        """Show a line in the node while it runs, if there is a server. Importing it here would load half of ComfyUI."""
-        server = getattr(sys.modules.get("server"), "PromptServer", None)
-        if hasattr(server, "instance") and cls.hidden.unique_id is not None:
-            server.instance.send_progress_text(text, cls.hidden.unique_id)
+        """Show a line in the node while it runs, if there is a server."""
+        server = prompt_server()
+        if server is not None and cls.hidden.unique_id is not None:
+            server.send_progress_text(text, cls.hidden.unique_id)
 
     @classmethod
     def summary(cls, saved: SavedVideos) -> str:

@@ -59,3 +59,9 @@ def with_stand_ins(graph: dict) -> dict:
         elif node["inputs"].get("vae_name") == "wan2.2_vae.safetensors":
             node["class_type"] = "UltraGenDemoVAE22"
     return kept
+
+
+def only(graph: dict, kind: str) -> str:
+    """The id of the one node of a kind."""
+    (key,) = (key for key, node in graph.items() if node["class_type"] == kind)
+    return key

@@ -17,6 +17,7 @@ from save_run import rgb
 from tools import workflow
 from tools.console import Trouble
 from tools.server import Failed
+from tools.workflow import only
 from ultragen_core.video.latents import load_latent
 
 # More kills take half a minute each, and tools/endurance has many. A failure prints its seed.
@@ -52,11 +53,6 @@ def to_files(nodes, prefix):
         if "filename_prefix" in node["inputs"] or node["class_type"] == "SaveLatent":
             node["inputs"]["filename_prefix"] = prefix
     return nodes
-
-
-def only(nodes, kind):
-    (key,) = (key for key, node in nodes.items() if node["class_type"] == kind)
-    return key
 
 
 def undisturbed(server, nodes):

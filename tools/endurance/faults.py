@@ -6,6 +6,7 @@ ends in a video or in a sentence.
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from tools.console import Trouble
 from tools.endurance.folder import open_files, resident_bytes
-from tools.endurance.graphs import copied, model_files, templates
+from tools.endurance.graphs import model_files, templates
 from tools.server import Failed, Refused, Server
 from tools.workflow import KEPT_LATENT
 
@@ -133,7 +134,7 @@ def run(
         graphs, mischief = templates(server), Mischief(server, chance)
         for number in range(1, prompts + 1):
             name = chance.choice(sorted(graphs))
-            graph = copied(graphs[name])
+            graph = copy.deepcopy(graphs[name])
             for node in graph.values():
                 if node["class_type"] == "RandomNoise":
                     node["inputs"]["noise_seed"] = chance.randrange(5)

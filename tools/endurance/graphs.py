@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tools import workflow
@@ -22,22 +21,16 @@ def _small(graph: dict, seed: int = 1) -> dict:
     return workflow.with_stand_ins(workflow.make_small(graph, steps=STEPS, seed=seed, **sizes))
 
 
-def only(graph: dict, kind: str) -> str:
-    """The id of the one node of a kind."""
-    (key,) = (key for key, node in graph.items() if node["class_type"] == kind)
-    return key
-
-
 def two_stages(server: Server, prompts: list[str], seed: int, prefix: str) -> dict:
     """A list of prompts, each through two samplers (a single-step one with UltraGen Resume and a multistep one), to
     lossless videos.
     """
     graph = _small(workflow.to_api(workflow.SHIPPED, server.get("/object_info")), seed)
     graph["prompts"] = {"class_type": "UltraGenPrompts", "inputs": {"text": "\n".join(prompts), "file": "none"}}
-    guider, first = graph[only(graph, "CFGGuider")]["inputs"], only(graph, "SamplerCustomAdvanced")
+    guider, first = graph[workflow.only(graph, "CFGGuider")]["inputs"], workflow.only(graph, "SamplerCustomAdvanced")
     graph[guider["positive"][0]]["inputs"]["text"] = ["prompts", 0]
-    graph[only(graph, "UltraGenResume")]["inputs"]["unit"] = "steps"
-    save = graph[only(graph, "UltraGenSaveVideo")]["inputs"]
+    graph[workflow.only(graph, "UltraGenResume")]["inputs"]["unit"] = "steps"
+    save = graph[workflow.only(graph, "UltraGenSaveVideo")]["inputs"]
     graph["second"] = {
         "class_type": "KSampler",
         "inputs": {
@@ -53,12 +46,8 @@ def two_stages(server: Server, prompts: list[str], seed: int, prefix: str) -> di
 def decode_only(server: Server, prefix: str) -> dict:
     """A kept latent to a video."""
     graph = templates(server)["ultragen_decode_only"]
-    graph[only(graph, "UltraGenSaveVideo")]["inputs"]["filename_prefix"] = prefix
+    graph[workflow.only(graph, "UltraGenSaveVideo")]["inputs"]["filename_prefix"] = prefix
     return graph
-
-
-def copied(graph: dict) -> dict:
-    return json.loads(json.dumps(graph))
 
 
 def model_files(base: Path) -> list[Path]:

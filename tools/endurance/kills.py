@@ -6,6 +6,7 @@ before must still be there, untouched, and no finished sampling may be sampled a
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
 import time
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from tools.console import Trouble
 from tools.endurance.folder import digests, frames_digest
-from tools.endurance.graphs import copied, only, two_stages
+from tools.endurance.graphs import two_stages
 from tools.server import Server
+from tools.workflow import only
 
 PROMPTS = ["a lake at dusk", "two hills in the morning", "snow on a plain", "a cloudy sea", "dunes at noon"]
 KEPT, TAKEN = "UltraGen: this sampling is kept until its prompt has succeeded", "UltraGen: this was sampled before"
@@ -95,7 +97,7 @@ def _is_finished(path: Path) -> bool:
 
 def _undisturbed(server: Server, graph: dict) -> tuple[list[str], float]:
     """The frames of each video, nothing kept, and the seconds that the list takes."""
-    plain = copied(graph)
+    plain = copy.deepcopy(graph)
     plain[only(plain, "UltraGenLoadModel")]["inputs"]["keep_gb"] = 0
     save = plain[only(plain, "UltraGenSaveVideo")]["inputs"]
     save["filename_prefix"] = prefix = save["filename_prefix"].replace("killed", "undisturbed")

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 
 from tools.endurance.folder import frames, frames_digest
-from tools.endurance.graphs import decode_only, only
+from tools.endurance.graphs import decode_only
 from tools.server import Server
+from tools.workflow import only
 
 FOLDER = "together"
 

@@ -36,6 +36,21 @@ def default_folder() -> StateFolder:
     return StateFolder(Path(folder_paths.get_output_directory()) / FOLDER)
 
 
+def identify(
+    kind: str,
+    node: RunningNode,
+    device: torch.device,
+    values: Callable[[], Mapping[str, object]],
+    find_files: FindFiles,
+) -> dict[str, str] | None:
+    """See `fingerprint`; None where a run cannot be told from others, which is no reason not to sample."""
+    try:
+        return fingerprint(kind, node, device, values(), find_files)
+    except Exception as error:  # objects of other packs may raise anything when they are looked at
+        log.warning("UltraGen: nothing of this sampling is kept: %s: %s", type(error).__name__, error)
+        return None
+
+
 @dataclass(frozen=True)
 class Kept:
     """The file of one sampling run: its folder, its fingerprint, the prompt that it runs for, and the bytes that
@@ -46,24 +61,6 @@ class Kept:
     run: Mapping[str, str]
     prompt_id: str | None
     limit: int
-
-    @classmethod
-    def of_run(
-        cls,
-        kind: str,
-        node: RunningNode,
-        device: torch.device,
-        values: Callable[[], Mapping[str, object]],
-        find_files: FindFiles,
-        states: StateFolder,
-        limit: int,
-    ) -> Kept | None:
-        """See `fingerprint`; None where this run cannot be told from others, which is no reason not to sample."""
-        try:
-            return cls(states, fingerprint(kind, node, device, values(), find_files), node.prompt_id, limit)
-        except Exception as error:  # objects of other packs may raise anything when they are looked at
-            log.warning("UltraGen: nothing of this sampling is kept: %s: %s", type(error).__name__, error)
-            return None
 
     def load(self, like: Tensor, steps: range) -> State | None:
         """The state of this run, if it is finite, has the shape and type of `like`, and its step is in `steps`."""

@@ -12,9 +12,10 @@ import comfy.model_management
 import comfy.sd
 import torch
 
+from ..out_of_ram import is_host_out_of_memory
 from ..printable import printable
 from ..weights.complete import check_complete
-from ..weights.errors import does_not_fit, ram_ran_out
+from ..weights.errors import does_not_fit
 from ..weights.extras_file import read_extras
 from ..weights.files import SOURCE, StateDict, WeightsError, contents_mark, file_bytes, read_metadata, read_state_dict
 from ..weights.published import Extras, describe, has_extras, published_items, split
@@ -132,7 +133,7 @@ def _load_base(base: StateDict, path: Path, model_options: dict, **kwargs):
     except comfy.model_management.OOM_EXCEPTION:
         raise
     except (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
-        if ram_ran_out(error):
+        if is_host_out_of_memory(error):
             raise does_not_fit(path) from error
         reason = printable(f"{type(error).__name__}: {error}", 500)
         raise WeightsError(f"ComfyUI cannot build a model from {name} ({reason}). {AGAIN}") from error

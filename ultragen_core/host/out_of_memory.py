@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-
 import comfy.model_management as mm
 import torch
+
+from ..out_of_ram import is_host_out_of_memory
 
 # PyTorch has a class of its own for its allocator's failures only; libraries below it say so in words.
 _DEVICE = (
@@ -20,7 +20,6 @@ _DEVICE = (
     "can not allocate memory block",  # Arc's limit of one block
     "not enough gpu video memory",  # DirectML
 )
-_HOST = ("defaultcpuallocator", "out_of_host_memory", "host_allocation_failed", "cannot allocate memory", "bad_alloc")
 
 
 class NotEnoughMemory(RuntimeError):
@@ -37,12 +36,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _DEVICE)
-
-
-def is_host_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the computer (RAM) ran out."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
-        return False
-    return any(words in str(error).lower() for words in _HOST)

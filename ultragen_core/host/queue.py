@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from comfy_execution.utils import get_executing_context
 SECONDS_BETWEEN_LOOKS = 0.5
 
 Graph = Mapping[str, Mapping]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,13 +51,13 @@ def running_node() -> RunningNode | None:
 
 def graphs_in_progress() -> dict[str, Graph]:
     """The graphs of all prompts that run or wait, by prompt id."""
-    server = _server()
+    server = prompt_server()
     return {} if server is None else _by_id(*server.prompt_queue.get_current_queue_volatile())
 
 
 def when_ended(prompt_id: str, act: Callable[[bool], None]) -> None:
     """Call act(succeeded), on the server's event loop, soon after a prompt that runs or waits has ended."""
-    server = _server()
+    server = prompt_server()
 
     def look() -> None:
         if prompt_id in graphs_in_progress():
@@ -72,13 +69,13 @@ def when_ended(prompt_id: str, act: Callable[[bool], None]) -> None:
     server.loop.call_soon_threadsafe(look)
 
 
-def _server():
+def prompt_server():
     """ComfyUI's server; None in a program that uses ComfyUI as a library. Importing it here would start half of it."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def _running() -> dict[str, Graph]:
-    server = _server()
+    server = prompt_server()
     return {} if server is None else _by_id(server.prompt_queue.get_current_queue_volatile()[0])
 
 

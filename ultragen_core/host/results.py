@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..states import State, StateFolder
 from .fingerprint import RESULT, FindFiles, model_files, of_guider
-from .keeping import FOLDER, GB, Kept, default_folder
+from .keeping import FOLDER, GB, Kept, default_folder, identify
 from .queue import RunningNode, running_node
 from .resume import Stepwise
 from .rules import KEY as PATCH
@@ -87,8 +87,8 @@ class Results:
             latent = {"noise": noise, "noise levels": sigmas, "latent": [latent_image, denoise_mask]}
             return of_guider(guider, seed) | latent | {"sampler": _of_sampler(sampler)}
 
-        device = guider.model_patcher.load_device
-        return Kept.of_run(RESULT, node, device, values, self.find_files, self.folder(), self.limit)
+        run = identify(RESULT, node, guider.model_patcher.load_device, values, self.find_files)
+        return run and Kept(self.folder(), run, node.prompt_id, self.limit)
 
 
 def _of_sampler(sampler) -> list:

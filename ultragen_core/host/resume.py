@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..states import State, StateFolder
 from .fingerprint import STATE, FindFiles, of_guider
-from .keeping import DEFAULT_GB, GB, Kept
+from .keeping import DEFAULT_GB, GB, Kept, identify
 from .queue import RunningNode, running_node
 
 MINUTES, STEPS = "minutes", "steps"
@@ -115,11 +115,10 @@ class Stepwise:
                 "sampler": [self.function, options],
             }
 
-        folder, limit = self.keeping.states, self.keeping.limit
-        kept = Kept.of_run(STATE, node, x.device, values, self.keeping.find_files, folder, limit)
-        if kept is None:
+        run = identify(STATE, node, x.device, values, self.keeping.find_files)
+        if run is None:
             return self.function(model, x, sigmas, extra_args, callback, disable, **options)
-        with Keeper(self.keeping, kept.run, State(x, 0), steps, node.prompt_id) as keeper:
+        with Keeper(self.keeping, run, State(x, 0), steps, node.prompt_id) as keeper:
             x, first = keeper.newest.x.to(x), keeper.newest.step
             warn_of_carrying(node, first)
             noise = ReplayedNoise(x, extra_args.get("seed"), keeper.newest.draws)

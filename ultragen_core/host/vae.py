@@ -13,11 +13,11 @@ import comfy.utils
 import torch
 from comfy.cli_args import args
 
+from ..out_of_ram import is_host_out_of_memory
 from ..vae.drain import Drain
 from ..vae.geometry import Window
 from ..vae.memory import tensor_limit
 from ..vae.walk import channels_in
-from .out_of_memory import is_host_out_of_memory
 from .vae_known import known
 from .vae_retry import SMALLEST_TILE, ram_ran_out
 from .vae_run import Report, decode_video, encode_video

@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 
+from ..files import WINDOWS_DEVICE
+
 NAMELESS = "ultragen"  # ComfyUI's own name for nothing begins with a dot, which hides the file
 
 # Control characters, what Windows forbids, and halves of surrogate pairs, which no file system can store.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\ud800-\udfff]')
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
-_RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CLOCK\$|CONIN\$|CONOUT\$|COM[0-9¹²³]|LPT[0-9¹²³]) *(\.|$)", re.IGNORECASE)
 # What is appended to a name: its number and the longest extension while it is written.
 _ENDING = "_00001_.latent.part"
 _LONGEST = 255  # bytes, or on Windows UTF-16 units, of one part of a path
@@ -50,7 +51,7 @@ def safe_prefix(prefix: str, folder: str) -> str:
 
 def _storable(name: str) -> str:
     name = name.lstrip(" ") or "_"
-    return f"_{name}" if _RESERVED.match(name) else name
+    return f"_{name}" if WINDOWS_DEVICE.match(name) else name
 
 
 def check_prefix(prefix: str, folder: str) -> None:

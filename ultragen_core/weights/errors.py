@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..out_of_ram import is_host_out_of_memory
 from ..printable import printable
 from ..safetensors_file import DamagedFile
 
@@ -47,15 +48,9 @@ def sentences(path: Path) -> Iterator[None]:
             " user may read it, and that its disk is connected."
         ) from error
     except Exception as error:
-        if ram_ran_out(error):
+        if is_host_out_of_memory(error):
             raise does_not_fit(path) from error
         raise WeightsError(_damaged(path, what_it_is(path, error))) from error
-
-
-def ram_ran_out(error: Exception) -> bool:
-    """Whether PyTorch, on any system, or Python found no memory on the CPU."""
-    words = ("allocate memory", "not enough memory", "defaultcpuallocator")
-    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
 
 
 def does_not_fit(path: Path) -> WeightsError:

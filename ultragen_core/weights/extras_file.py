@@ -16,7 +16,7 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 
-from ..files import finished_file, new_file
+from ..files import WINDOWS_DEVICE, finished_file, new_file
 from ..printable import printable
 from .errors import WeightsError
 from .files import read_metadata, read_state_dict
@@ -25,8 +25,6 @@ from .published import Extras, published_items, split
 FORMAT = "ultragen-extras"
 VERSION = "1"
 LONGEST_NAME = 200  # bytes; 255 with what is added to it
-# Devices on Windows, with any ending.
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
 def save_extras(extras: Extras, path: str | Path) -> None:
@@ -109,7 +107,7 @@ def _numbered(folder: Path, name: str) -> Iterator[Path]:
 def _check_name(name: str) -> None:
     odd = re.search(r'[<>:"/\\|?*]', name) or printable(name, len(name)) != name
     edges = name != name.strip() or name.startswith(".") or name.endswith(".") or not name
-    if odd or edges or _RESERVED.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
+    if odd or edges or WINDOWS_DEVICE.match(name) or len(os.fsencode(name)) > LONGEST_NAME:
         raise ValueError(
             f'file_name must be a plain name that every system takes, without folders, the characters <>:"/\\|?* or a'
             f" dot or blank at its ends, and at most {LONGEST_NAME} bytes long; got {printable(name, 80)!r}."

@@ -116,17 +116,6 @@ def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
     return base, extras
 
 
-def outline(state_dict: StateDict) -> tuple[ExtrasShape, frozenset[int]] | None:
-    """Sizes of the extras and the blocks that have them, from keys and sizes alone; None where there are no extras."""
-    found = {key: match for key in state_dict if (match := _EXTRA_KEY.fullmatch(key))}
-    if not found:
-        return None
-    blocks = frozenset(int(match[1]) for match in found.values())
-    first = str(min(blocks))
-    of_first = {f"{_OURS[match[2]]}.{match[3]}": state_dict[key] for key, match in found.items() if match[1] == first}
-    return _shape_of(of_first), blocks
-
-
 def published_items(extras: Extras) -> Iterator[tuple[str, Tensor]]:
     """The extras under their published keys."""
     for states in (extras.blocks, extras.gates):
