@@ -7,7 +7,7 @@ import json
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..ultragen_core.host.metrics import check, measure
+from ..ultragen_core.host.metrics.measure import check, measure
 from ..ultragen_core.metrics.report import numbers, picture, text
 from ..ultragen_core.metrics.scores import METRICS
 from .base import Node

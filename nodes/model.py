@@ -6,10 +6,10 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..ultragen_core.host.keeping import DEFAULT_GB
-from ..ultragen_core.host.load import RULES, load_extras_file, load_model
-from ..ultragen_core.host.patch import Settings, apply
-from ..ultragen_core.host.results import keep_results
+from ..ultragen_core.host.attention.load import RULES, load_extras_file, load_model
+from ..ultragen_core.host.attention.patch import Settings, apply
+from ..ultragen_core.host.resume.keeping import DEFAULT_GB
+from ..ultragen_core.host.resume.results import keep_results
 from ..ultragen_core.printable import printable
 from ..ultragen_core.weights.extras_file import extract
 from .base import Node

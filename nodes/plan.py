@@ -10,7 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..ultragen_core.host.plan import plan_of
-from ..ultragen_core.host.preview import TRAINED_FOR, Patch, Source, preview
+from ..ultragen_core.host.plan_preview import TRAINED_FOR, Patch, Source, preview
 from ..ultragen_core.plan.picture import picture
 from ..ultragen_core.plan.report import Plan
 from ..ultragen_core.printable import printable

@@ -9,11 +9,11 @@ import folder_paths
 from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker, is_link
 
-from ..ultragen_core.files import file_within
 from ..ultragen_core.printable import printable
-from ..ultragen_core.prompt_lists.entries import MAX_SEED
-from ..ultragen_core.prompt_lists.formats import AUTO, ENDINGS, FORMATS, MAX_BYTES
-from ..ultragen_core.prompts import NO_FILE, WHOLE_LIST, Item, chosen_items, read_list
+from ..ultragen_core.prompts.entries import MAX_SEED
+from ..ultragen_core.prompts.formats import AUTO, ENDINGS, FORMATS, MAX_BYTES
+from ..ultragen_core.prompts.items import NO_FILE, WHOLE_LIST, Item, chosen_items, read_list
+from ..ultragen_core.storage.files import file_within
 from ..ultragen_core.video.image import read_image
 from .base import Node
 from .questions import add_question, mapping

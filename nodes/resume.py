@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ultragen_core.host.fingerprint import model_files
-from ..ultragen_core.host.keeping import DEFAULT_GB, FOLDER, GB, default_folder
-from ..ultragen_core.host.resume import MINUTES, STEPS, Keeping, resumable
+from ..ultragen_core.host.resume.fingerprint import model_files
+from ..ultragen_core.host.resume.keeping import DEFAULT_GB, FOLDER, GB, default_folder
+from ..ultragen_core.host.resume.stepwise import MINUTES, STEPS, Keeping, resumable
 from .base import Node
 
 

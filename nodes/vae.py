@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..ultragen_core.host import vae as host
+from ..ultragen_core.host.vae import patch as host
 from .base import Node
 
 CATEGORY = "UltraGen"

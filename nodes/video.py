@@ -7,8 +7,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import InputImpl, io, ui
 
-from ..ultragen_core.host.queue import prompt_server
-from ..ultragen_core.host.save import (
+from ..ultragen_core.host.save.latent import keep_refused
+from ..ultragen_core.host.save.plan import SIDE_FILES, chosen
+from ..ultragen_core.host.save.save import (
     KEEP,
     KEEP_NOT,
     KEEP_UNTIL_SAVED,
@@ -17,8 +18,7 @@ from ..ultragen_core.host.save import (
     VideoSettings,
     save_video,
 )
-from ..ultragen_core.host.save_latent import keep_refused
-from ..ultragen_core.host.save_plan import SIDE_FILES, chosen
+from ..ultragen_core.host.server import prompt_server
 from ..ultragen_core.video.codecs import CODECS, CROPS, check_encoders
 from .base import Node
 from .vae import check_tile, tile_input

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tools import comfyui, contact_sheet, workflow
 from tools.console import ProgressLine, Trouble, say
-from tools.demo_nodes.scenes import understood
-from tools.miniature import WEIGHTS
 from tools.server import ROOT, Failed, Refused, Server, make_base
+from training.miniature import WEIGHTS
+from training.miniature.scenes import understood
 
 DEMO_NODES = ROOT / "tools" / "demo_nodes"
 REPORT = re.compile(r"UltraGen: (.*rule .* in \d+ of \d+ blocks.*)")
@@ -148,7 +148,7 @@ def report_painted(server: Server, outputs: dict, graph: dict) -> None:
     else:
         (video_file,) = saved_videos(server, outputs)
         shown = json.loads(
-            _run([server.command[0], "-m", "tools.miniature.reading", str(video_file)], "read the video")
+            _run([server.command[0], "-m", "training.miniature.reading", str(video_file)], "read the video")
         )
         wanted = {name: getattr(meant, name) for name in shown}
         wrong = [f"{shown[name]} instead of {word}" for name, word in wanted.items() if shown[name] != word]

@@ -74,7 +74,8 @@ def main() -> int:
         from tools import suite
 
         return suite.run(cache, rest)
-    from tools import demo, templates
+    from tools import demo
+    from tools.templates import write as templates
 
     return {"demo": demo.run, "serve": demo.serve, "templates": templates.run}[args.command](cache, args)
 

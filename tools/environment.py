@@ -26,7 +26,7 @@ TESTS = [
     "playwright==1.65.2",
     # LPIPS as its authors measure it; scipy, torchvision and transformers, the other references, are ComfyUI's own.
     "lpips==0.1.4",
-    # Of tools/train.py; all that they need is ComfyUI's own.
+    # Of -m training; all that they need is ComfyUI's own.
     "accelerate==1.15.0",
     "peft==0.21.2",
 ]

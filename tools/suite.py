@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEWEST_ONLY = tuple(
     f"tests/{name}"
     for name in (
-        "attention", "install", "metrics", "miniature", "plan", "tools", "training", "weights",
+        "attention", "install", "metrics", "ops", "plan", "prompts", "rules", "tools", "training", "weights",
         *(f"video/test_{name}.py" for name in ("codecs", "encoder", "frames", "reader")),
     )
 )  # fmt: skip

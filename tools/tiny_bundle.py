@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tools.miniature import WEIGHTS
 from tools.tiny_weights import DIM, dit_weight, vae_weight
 from tools.workflow import KEPT_LATENT
+from training.miniature import WEIGHTS
 
 CHECKPOINT = "models/diffusion_models/ultragen_1080p.ckpt"
 VAE, VAE_WAN22 = "models/vae/wan_2.1_vae.safetensors", "models/vae/wan2.2_vae.safetensors"

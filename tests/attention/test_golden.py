@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.support import DATA, ToyAttention, dense_attention, relative_error
 from safetensors.torch import load_file
-from support import DATA, ToyAttention, dense_attention, relative_error
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras
 from ultragen_core.attention.gate import BlockGates, Gates
-from ultragen_core.attention.grid import TokenGrid
 from ultragen_core.attention.layer import branch, ultragen_attention
-from ultragen_core.attention.resample import refine_blend
+from ultragen_core.grid import TokenGrid
+from ultragen_core.ops.resample import refine_blend
 from ultragen_core.weights.published import split
 
 GOLDEN = load_file(DATA / "layer_io.safetensors")

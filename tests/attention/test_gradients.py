@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import ToyAttention, dense_attention, seeded
+from helpers.support import ToyAttention, dense_attention, seeded
 from torch import nn
 from torch.autograd import gradcheck
 from torch.func import functional_call
@@ -14,10 +14,10 @@ from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import BlockGates, Gates
-from ultragen_core.attention.grid import TokenGrid
 from ultragen_core.attention.layer import branch, ultragen_attention
 from ultragen_core.attention.rope import rope_table
 from ultragen_core.attention.t3 import t3_attention
+from ultragen_core.grid import TokenGrid
 
 C, HEADS = 12, 1
 GRID = TokenGrid(2, 9, 11)

@@ -6,9 +6,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support import seeded
+from helpers.support import seeded
 
-from ultragen_core.attention.grid import (
+from ultragen_core.grid import (
     TokenGrid,
     cut_axis,
     cut_grid,

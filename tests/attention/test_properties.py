@@ -8,19 +8,19 @@ import re
 from functools import lru_cache
 
 import torch
+from helpers.strategies import global_configs, grids, local_configs, pieces, shares, window_counts
+from helpers.support import ToyAttention, counted, dense_attention, relative_error, seeded
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import global_configs, grids, local_configs, pieces, shares, window_counts
-from support import ToyAttention, counted, dense_attention, relative_error, seeded
 
 from ultragen_core.attention.config import block_spec
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import Gates
-from ultragen_core.attention.grid import TokenGrid, cut_grid, window_partition, window_unpartition
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, divisors, t3_attention, window_grid
-from ultragen_core.plan.operations import t3_layer, ultragen_layer
+from ultragen_core.grid import TokenGrid, cut_grid, window_partition, window_unpartition
+from ultragen_core.plan.flops import t3_layer, ultragen_layer
 
 C = 24
 # Largest relative error of the same sums in another order.

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from support import ToyAttention, dense_attention, relative_error, seeded
+from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,9 +24,9 @@ from ultragen_core.attention.config import (
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import GateLine, Gates, GateTable
-from ultragen_core.attention.grid import TokenGrid
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.attention.rope import apply_rope, rope_table
+from ultragen_core.grid import TokenGrid
 
 C, HEADS = 24, 2
 ABLATIONS = {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.support import DATA, ToyAttention, dense_attention, relative_error, seeded
 from safetensors.torch import load_file
-from support import DATA, ToyAttention, dense_attention, relative_error, seeded
 
 from ultragen_core.attention import t3
 from ultragen_core.attention.engine import Engine
-from ultragen_core.attention.grid import TokenGrid
 from ultragen_core.attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, coincide, t3_attention, window_grid
+from ultragen_core.grid import TokenGrid
 
 GOLDEN = load_file(DATA / "t3_layer_io.safetensors")
 OUTPUTS = [name for name in GOLDEN if name.endswith(".out")]

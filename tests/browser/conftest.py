@@ -8,7 +8,7 @@ import pytest
 # Playwright's event loop would be in the way of other tests, so the browser lives as long as one file's tests.
 @pytest.fixture(scope="module")
 def chromium():
-    from canvas import FLAGS
+    from helpers.canvas import FLAGS
     from playwright.sync_api import sync_playwright
 
     from tools import browser
@@ -36,7 +36,7 @@ def newest_server(new_server):
 
 def pytest_generate_tests(metafunc):
     if "any_canvas" in metafunc.fixturenames:
-        from canvas import FRONTENDS, RENDERERS
+        from helpers.canvas import FRONTENDS, RENDERERS
 
         names = [f"{frontend}-{renderer}" for frontend in FRONTENDS for renderer in RENDERERS]
         metafunc.parametrize("any_canvas", names, indirect=True, scope="module")
@@ -55,7 +55,7 @@ def canvas(request, chromium):
 
 
 def opened(request, chromium, name: str):
-    from canvas import Canvas
+    from helpers.canvas import Canvas
 
     frontend, renderer = name.split("-")
     server = request.getfixturevalue("server" if frontend == "pinned" else "newest_server")

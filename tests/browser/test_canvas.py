@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tools import blueprint, templates, workflow
+from tools import workflow
 from tools.server import ROOT
+from tools.templates import blueprint
+from tools.templates import write as templates
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 OWN_NAME = "run_button"  # other tests may have saved with the template's name on this server
@@ -211,7 +213,7 @@ def texts_of(server, asked: dict) -> list[str]:
 
 
 def test_chinese_nodes_and_help(canvas):
-    from canvas import TRANSLATES_NODES
+    from helpers.canvas import TRANSLATES_NODES
 
     canvas.start(vue=False, language="zh")
     try:

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def vae():
-    from save_run import narrow_vae
+    from helpers.save_run import narrow_vae
 
     return narrow_vae()
 
@@ -24,7 +24,7 @@ def inference():
 @pytest.fixture
 def bounded(monkeypatch):
     """`rooms = bounded()`: from then on every run works on a third of the tokens at a time, and adds to rooms."""
-    from ultragen_core.host.memory import Activations, Room
+    from ultragen_core.plan.memory import Activations, Room
 
     def switch() -> list[Room]:
         rooms = []

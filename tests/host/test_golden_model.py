@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy_run import velocity
+from helpers.comfy_run import velocity
+from helpers.support import DATA, relative_error
 from safetensors.torch import load_file
-from support import DATA, relative_error
 
 from ultragen_core.attention.config import LocalConfig
-from ultragen_core.host.patch import Settings, apply
+from ultragen_core.host.attention.patch import Settings, apply
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,20 @@ from dataclasses import replace
 import comfy.ldm.wan.model as wan
 import pytest
 import torch
-from comfy_run import velocity
+from helpers.comfy_run import velocity
+from helpers.support import seeded
+from helpers.wan_models import KINDS, load
 from safetensors.torch import load_file, save_file
-from support import seeded
-from wan_models import KINDS, load
 
-import ultragen_core.host.preview as preview_module
+import ultragen_core.host.plan_preview as preview_module
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
-from ultragen_core.host.load import load_extras_file, load_model
-from ultragen_core.host.patch import Settings, apply
+from ultragen_core.host.attention.load import load_extras_file, load_model
+from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.plan import plan, plan_of
-from ultragen_core.host.preview import TRAINED_FOR, Patch, Source, outline_of, preview
-from ultragen_core.host.rules import WITHOUT_WEIGHTS, t3_rule
+from ultragen_core.host.plan_preview import TRAINED_FOR, Patch, Source, outline_of, preview
 from ultragen_core.plan.picture import picture
+from ultragen_core.rules.ultragen import WITHOUT_WEIGHTS, t3_rule
 from ultragen_core.sizes import VideoSize
 from ultragen_core.wan import WAN_1_3B, WAN_5B
 

@@ -9,12 +9,12 @@ import lpips
 import pytest
 import torch
 import torchvision
-from backbones import seeded_i3d
+from helpers.backbones import seeded_i3d
+from helpers.support import DATA, relative_error, seeded
 from safetensors.torch import load_file
-from support import DATA, relative_error, seeded
 
+from ultragen_core.metrics.backbones import load_i3d, load_lpips
 from ultragen_core.metrics.i3d import I3D
-from ultragen_core.weights.backbones import load_i3d, load_lpips
 from ultragen_core.weights.files import WeightsError
 
 PUBLISHED_HEADS = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
-from support import seeded
+from helpers.support import seeded
 
 from ultragen_core.metrics.clip import clip_score, temporal_consistency
 from ultragen_core.metrics.detail import FACTORS, hd_lpips, hd_mse, without_detail

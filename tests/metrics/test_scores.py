@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from support import seeded
+from helpers.support import seeded
 
 from ultragen_core.metrics.clip import clip_score, temporal_consistency
 from ultragen_core.metrics.detail import hd_mse

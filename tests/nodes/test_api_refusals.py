@@ -8,8 +8,8 @@ import zipfile
 import pytest
 import safetensors.torch
 import torch
+from helpers.support import DATA
 from safetensors.torch import load_file
-from support import DATA
 
 from tools.server import Failed
 

@@ -8,9 +8,9 @@ import sys
 import folder_paths
 import pytest
 import torch
-from backbones import seeded_i3d
 from comfy_api.latest import io
-from support import seeded
+from helpers.backbones import seeded_i3d
+from helpers.support import seeded
 
 from tools.server import Refused
 from ultragen_core.metrics.i3d import I3D

@@ -11,7 +11,7 @@ import urllib.request
 
 import folder_paths
 import pytest
-from support import DATA
+from helpers.support import DATA
 
 LOADER = {"checkpoint": "ultragen_1080p.ckpt", "attention_rule": "auto", "weight_dtype": "default"}
 APPLY = {"attention_rule": "auto", "extras": "none", "start_percent": 0, "end_percent": 1, "bounded_memory": True}

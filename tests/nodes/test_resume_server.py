@@ -12,7 +12,7 @@ import uuid
 
 import pytest
 import torch
-from save_run import rgb
+from helpers.save_run import rgb
 
 from tools import workflow
 from tools.console import Trouble

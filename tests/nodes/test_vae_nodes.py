@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from vae_models import toy_vae
+from helpers.vae_models import toy_vae
 
 
 @pytest.fixture(scope="module")

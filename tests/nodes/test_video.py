@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_api.latest import io
-from save_run import files, folders_in, narrow_vae, noise, rgb
+from helpers.save_run import files, folders_in, narrow_vae, noise, rgb
 
 SAVE = {
     "fps": 15.0,

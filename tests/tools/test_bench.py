@@ -7,14 +7,14 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from support import ToyAttention, dense_attention, relative_error, seeded
+from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import Gates
-from ultragen_core.attention.grid import TokenGrid
 from ultragen_core.attention.layer import ultragen_attention
+from ultragen_core.grid import TokenGrid
 
 
 @pytest.mark.parametrize("block", [2, 3])

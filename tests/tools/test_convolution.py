@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from support import relative_error, seeded
+from helpers.support import relative_error, seeded
 
 from tools.demo_nodes import convolution
 

@@ -7,8 +7,8 @@ from argparse import Namespace
 import pytest
 
 from tools import demo
-from tools.demo_nodes.scenes import CHECKED, understood
-from tools.miniature.reading import frames_of, read
+from training.miniature.reading import frames_of, read
+from training.miniature.scenes import CHECKED, understood
 
 PROMPT = "A foggy lake at DUSK; hills, and the sun on the left."
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from tools import blueprint, templates
-from tools.template_graphs import TEMPLATES
+from tools.templates import blueprint
+from tools.templates import write as templates
+from tools.templates.graphs import TEMPLATES
 
 
 def without_output_names(content: dict) -> dict:

@@ -6,11 +6,11 @@ import re
 
 import pytest
 import torch
+from helpers.support import DATA
 from safetensors.torch import load_file
-from support import DATA
 
 from tools import tiny_bundle
-from tools.miniature import WEIGHTS
+from training.miniature import WEIGHTS
 
 # Made with the published code: blocks 1 and 2 hierarchical, as in the tiny bundle.
 REFERENCE = "tiny_ultragen.safetensors"

@@ -13,9 +13,9 @@ TEXT = 512, 4096
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """A file with a plain Wan model of 4 blocks whose head is not zero, so that every weight gets a gradient."""
-    from support import seeded
+    from helpers.support import seeded
 
-    from tools.training.model import random_base
+    from training.model import random_base
 
     state = random_base(channels=128, blocks=4, ffn_channels=64, seed=0)
     state["head.head.weight"] = 0.05 * seeded(*state["head.head.weight"].shape)
@@ -27,9 +27,9 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """Five clips of noise, with captions of three random words."""
-    from support import seeded
+    from helpers.support import seeded
 
-    from tools.training.cache import Cache
+    from training.cache import Cache
 
     folder = tmp_path_factory.mktemp("cache")
     cache = Cache(folder)
@@ -44,7 +44,7 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def recipe():
     """`recipe(...)`: blocks 1 and 2 hierarchical, rank 4, rates that show within a few steps."""
-    from tools.training.recipe import Recipe
+    from training.recipe import Recipe
 
     def make(**changes) -> Recipe:
         return Recipe(**{"rank": 4, "dense_blocks": "0,3", "batch": 4, "steps": 3, "learning_rate": 2e-3} | changes)
@@ -55,8 +55,8 @@ def recipe():
 @pytest.fixture
 def training(base, cache, recipe):
     """`training(folder, micro_batch=, vae=, keeping={...}, **recipe)`: a run that has not begun."""
-    from tools.training.loop import Keeping, Training
-    from tools.training.model import build
+    from training.loop import Keeping, Training
+    from training.model import build
     from ultragen_core.weights.files import read_state_dict
 
     def make(folder, micro_batch=4, vae=None, keeping=None, **changes) -> Training:

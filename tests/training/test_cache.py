@@ -8,13 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from support import seeded
+from helpers.support import seeded
 
 from tools.console import Trouble
-from tools.demo_nodes.text import word_vectors
-from tools.training.cache import Cache, fill
-from tools.training.data import captions, clips
-from tools.training.encoders import latent_format, text_encoder, video_encoder
+from training.cache import Cache, fill
+from training.data import captions, clips
+from training.encoders import latent_format, text_encoder, video_encoder
+from training.miniature.text import word_vectors
 from ultragen_core.sizes import VideoSize
 from ultragen_core.video.codecs import CODECS
 from ultragen_core.video.encoder import VideoWriter
@@ -66,7 +66,7 @@ def test_frames_cover_the_size_around_their_centre(tmp_path, height, width):
 
 
 def test_the_cache_holds_exact_latents_and_texts(dataset, tmp_path):
-    from save_run import narrow_vae
+    from helpers.save_run import narrow_vae
 
     vae = narrow_vae()
     cache = Cache(tmp_path / "cache")

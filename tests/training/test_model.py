@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy_run import velocity
+from helpers.comfy_run import velocity
+from helpers.support import DATA, relative_error, seeded
 from safetensors.torch import load_file
-from support import DATA, relative_error, seeded
 
 from tools.console import Trouble
-from tools.training.model import build, random_base
-from ultragen_core.host.load import load_extras_file, load_model
-from ultragen_core.host.patch import Settings, apply
+from training.model import build, random_base
+from ultragen_core.host.attention.load import load_extras_file, load_model
+from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.weights.files import read_state_dict
 
 X, TEXT = seeded(2, 16, 2, 8, 10), 0.1 * seeded(2, 512, 4096, seed=1)
@@ -67,7 +67,7 @@ def _with_lora(base, path, run):
     """ComfyUI's LoRA loader on the base with the extras that the LoRA was trained on."""
     import comfy.sd
 
-    from tools.training.model import initial_extras
+    from training.model import initial_extras
     from ultragen_core.weights.extras_file import save_extras
 
     save_extras(initial_extras(run.recipe, 128, 4), path.with_name("initial.safetensors"))

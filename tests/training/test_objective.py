@@ -6,15 +6,15 @@ import math
 
 import pytest
 import torch
-from support import seeded
+from helpers.support import seeded
 from torch import nn
 
 from tools.console import Trouble
-from tools.training.curve import Curve, Row, smoothed
-from tools.training.ema import AveragedWeights, decay_at
-from tools.training.objective import Sample, Samples, loss_of, padded, shifted
-from tools.training.preview import sample
-from tools.training.recipe import Recipe
+from training.curve import Curve, Row, smoothed
+from training.ema import AveragedWeights, decay_at
+from training.objective import Sample, Samples, loss_of, padded, shifted
+from training.preview import sample
+from training.recipe import Recipe
 from ultragen_core.sampling import flow_sigmas
 
 

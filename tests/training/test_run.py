@@ -14,14 +14,14 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from tools.console import Trouble
-from tools.training.curve import Curve
+from training.curve import Curve
 
 # Of 20 steps on five clips of noise: pinned, so that no change of the arithmetic goes unseen.
 LOSSES = (2.377204, 2.080008, 1.917105, 1.893843, 1.930454)
 
 
 def arguments(base, cache, *more: str) -> list[str]:
-    """Of tools/train.py, for the run of the fixture `training`."""
+    """Of `python3 -m training`, for the run of the fixture `training`."""
     files = ["--model", str(base), "--cache", str(cache.folder)]
     recipe = ["--rank", "4", "--dense-blocks", "0,3", "--batch", "4"]
     return ["train", *files, *recipe, *more]
@@ -53,8 +53,8 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(training, base, cache,
     options = ["--learning-rate", "2e-3", "--steps", "1000", "--state-every", "2", "--micro-batch", "4"]
     options += ["--out", str(killed)]
     with (tmp_path / "log").open("wb") as log:
-        script = [sys.executable, str(ROOT / "tools" / "train.py"), *arguments(base, cache, *options)]
-        process = subprocess.Popen(script, stdout=log, stderr=subprocess.STDOUT)
+        script = [sys.executable, "-m", "training", *arguments(base, cache, *options)]
+        process = subprocess.Popen(script, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     try:
         while process.poll() is None and not (killed / "state-000004.pt").is_file():
             time.sleep(0.01)
@@ -128,7 +128,7 @@ def test_what_learns_alone_goes_on_too(training, trains, tmp_path):
 
 
 def test_what_a_run_leaves(training, tmp_path):
-    from save_run import narrow_vae
+    from helpers.save_run import narrow_vae
 
     keeping = {"state_every": 1, "publish_every": 2, "preview_every": 3, "preview_steps": 2, "preview_clips": 2}
     training(tmp_path, vae=narrow_vae(), keeping=keeping).run()
@@ -144,7 +144,7 @@ def test_what_a_run_leaves(training, tmp_path):
 
 
 def test_previews_do_not_change_the_weights(training, tmp_path):
-    from save_run import narrow_vae
+    from helpers.save_run import narrow_vae
 
     for name, keeping in (("with", {"preview_every": 1, "preview_steps": 1}), ("without", {})):
         training(tmp_path / name, vae=narrow_vae(), keeping=keeping, steps=2).run()

@@ -1,4 +1,4 @@
-"""`two_processes.py FOLDER ARGUMENT...`, run by test_run.py in each of two processes: tools/train.py with these
+"""`two_processes.py FOLDER ARGUMENT...`, run by test_run.py in each of two processes: `-m training` with these
 arguments, in float32 and bfloat16, into FOLDER: `whole` as it is launched, then `sharded` by accelerate's FSDP.
 """
 
@@ -40,7 +40,7 @@ def sharded(precision: str, *more: str) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    from tools import train
+    from training import __main__ as train
 
     train.find_comfyui()
     run("whole", "no")

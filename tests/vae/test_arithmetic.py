@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from vae_models import narrow
+from helpers.vae_models import narrow
 
 from ultragen_core.vae import decode
 from ultragen_core.vae.arithmetic import Sum, attend, paste

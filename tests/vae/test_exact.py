@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from vae_models import UNITS, error, narrow, tiled_decode, tiled_encode
+from helpers.vae_models import UNITS, error, narrow, tiled_decode, tiled_encode
 
 from ultragen_core.vae.arithmetic import Sum
 from ultragen_core.vae.layers import Head, Residual, Upsample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from vae_models import kit, narrow
+from helpers.vae_models import kit, narrow
 
 from ultragen_core.vae import decode
 from ultragen_core.vae.arithmetic import Sum

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.strategies import very_few
+from helpers.support import seeded
+from helpers.vae_models import UNITS, error, narrow, tiled_decode
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import very_few
-from support import seeded
-from vae_models import UNITS, error, narrow, tiled_decode
 
 from ultragen_core.vae import decode, encode
 from ultragen_core.vae.geometry import Cut, Window, output_size, places

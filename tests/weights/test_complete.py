@@ -7,8 +7,8 @@ import os
 import pytest
 import safetensors.torch
 import torch
+from helpers.support import DATA
 from safetensors.torch import load_file
-from support import DATA
 
 from ultragen_core.weights.complete import check_complete
 from ultragen_core.weights.files import WeightsError, read_outline, read_state_dict

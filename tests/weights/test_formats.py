@@ -8,8 +8,8 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
+from helpers.support import DATA
 from safetensors.torch import load_file
-from support import DATA
 
 from ultragen_core.weights.extras_file import extract, read_extras, save_extras
 from ultragen_core.weights.files import WeightsError, read_metadata, read_state_dict

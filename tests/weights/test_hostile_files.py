@@ -12,7 +12,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from support import DATA
+from helpers.support import DATA
 
 from ultragen_core.weights.complete import check_complete
 from ultragen_core.weights.extras_file import read_extras

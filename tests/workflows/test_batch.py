@@ -9,9 +9,10 @@ import av
 import pytest
 from PIL import Image
 
-from tools import templates, workflow
+from tools import workflow
 from tools.demo import saved_videos
 from tools.server import Failed, Refused
+from tools.templates import write as templates
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from tools import templates, workflow
+from tools import workflow
 from tools.server import ROOT
+from tools.templates import write as templates
 
 HEADLESS = ROOT / "docs" / "headless"
 

@@ -2,9 +2,14 @@
 into the demo's folder only.
 """
 
+import sys
+from pathlib import Path
+
+# The stand-in for the text encoder knows the words that the miniature was trained on.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 
 async def comfy_entrypoint():
-    # Late: tools/ uses scenes and text without ComfyUI.
     from . import convolution
     from .nodes import DemoExtension
 

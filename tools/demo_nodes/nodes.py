@@ -10,8 +10,8 @@ import folder_paths
 from comfy.ldm.wan import vae2_2
 from comfy_api.latest import ComfyExtension, io
 
-from .scenes import understood
-from .text import word_vectors
+from training.miniature.scenes import understood
+from training.miniature.text import word_vectors
 
 
 class UltraGenDemoText(io.ComfyNode):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, NamedTuple, get_args
 
+from ..grid import TokenGrid
 from .gate import GateLine, check_gate
-from .grid import TokenGrid
 
 CrossWindow = Literal["paper", "off", "swin"]
 Cut = Literal["auto", "resize", "balanced"]

@@ -86,7 +86,7 @@ def _working_kernels(device: torch.device) -> ModuleType | None:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return None
     try:
-        from . import kernels
+        from ..ops import attention_kernels as kernels
 
         kernels.check(device)
     except Exception as error:  # whatever breaks in somebody's Triton, plain PyTorch is the answer

@@ -11,12 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..grid import Region, TokenGrid, cut_grid, nearest_multiple
+from ..ops.resample import compress, from_windows, refine_blend, to_windows
 from .config import BlockSpec, BranchSpec
 from .engine import Engine, in_pieces, pieces
 from .extras import BlockExtras, CoarseBranch
 from .gate import Gates
-from .grid import Region, TokenGrid, cut_grid, nearest_multiple
-from .resample import compress, from_windows, refine_blend, to_windows
 from .rope import norm_rope, rope_table
 
 NOTHING_ADDED = BranchSpec()

@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from ..grid import TokenGrid
 from .engine import Engine, kernels_for
-from .grid import TokenGrid
 
 THETA = 10000.0
 

@@ -13,9 +13,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from ..grid import TokenGrid, window_partition, window_unpartition, window_view
 from ..sizes import VideoSize
 from .engine import Engine
-from .grid import TokenGrid, window_partition, window_unpartition, window_view
 from .layer import Projections, attend
 
 Windows = tuple[int, int, int]

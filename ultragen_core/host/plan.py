@@ -9,16 +9,16 @@ import comfy.ldm.wan.vae
 import comfy.ldm.wan.vae2_2
 import torch
 
-from ..plan.operations import dense_layer, rest_of_block
+from ..plan.flops import dense_layer, rest_of_block
+from ..plan.memory import MOST_PIECES, Activations
 from ..plan.report import DECODE_TILES, GatePoint, Plan
+from ..rules.ultragen import Rule, UltraGenRule, dense_blocks
 from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of
 from ..vae.walk import decoder_layers
 from ..wan import WanShape
-from .memory import MOST_PIECES, Activations
-from .model import shape_of, token_grid
-from .patch import patched_by, wan_model
-from .rules import Rule, UltraGenRule, dense_blocks
-from .vae_run import decode_needs
+from .attention.patch import patched_by, wan_model
+from .vae.run import decode_needs
+from .wan_model import shape_of, token_grid
 
 GATE_STEPS = 11
 ITEMSIZE = 2  # of activations: the formats that GPUs are fast in

@@ -12,8 +12,8 @@ import torch
 
 from ..plan.report import gib
 from ..sizes import VideoSize, latent_shape, round_up
-from .model import diffusion_model
 from .ram import free_ram
+from .wan_model import diffusion_model
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from html import escape
 
-from .kinds import Branch, Kind
+from ..rules.groups import Branch, Kind
 from .report import GatePoint, Plan, gib, windows_text
 
 WIDTH, MARGIN, LINE = 420, 10, 14  # pixels

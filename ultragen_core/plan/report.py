@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..attention.grid import TokenGrid
+from ..grid import TokenGrid
+from ..rules.groups import Branch, Kind
 from ..sizes import VideoSize
-from .kinds import Branch, Kind
-from .operations import Operations
+from .flops import Operations
 
 DECODE_TILES = 64, 512  # pixels a side
 GIB = 2**30

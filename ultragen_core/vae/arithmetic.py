@@ -80,7 +80,7 @@ def fused(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     if device.type != "cuda":
         return None
     try:
-        from . import kernels
+        from ..ops import vae_kernels as kernels
 
         _try_kernels(kernels, device, dtype)
     except Exception as error:  # whatever a missing compiler, an old driver or a new GPU may raise

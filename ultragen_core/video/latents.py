@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from ..files import new_file
-from ..safetensors_file import DamagedFile, read_tensors
+from ..storage.files import new_file
+from ..storage.safetensors_file import DamagedFile, read_tensors
 
 SUFFIX = ".latent"
 _TENSOR = "latent_tensor"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 
-from ..files import WINDOWS_DEVICE
+from ..storage.files import WINDOWS_DEVICE
 
 NAMELESS = "ultragen"  # ComfyUI's own name for nothing begins with a dot, which hides the file
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..out_of_ram import is_host_out_of_memory
 from ..printable import printable
-from ..safetensors_file import DamagedFile
+from ..storage.safetensors_file import DamagedFile
 
 SOURCE = "huggingface.co/JTUplayer/Ultragen (ultragen_1080p.ckpt)"
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import safetensors.torch
 import torch
 
-from ..files import WINDOWS_DEVICE, finished_file, new_file
 from ..printable import printable
+from ..storage.files import WINDOWS_DEVICE, finished_file, new_file
 from .errors import WeightsError
 from .files import read_metadata, read_state_dict
 from .published import Extras, published_items, split

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..printable import printable
-from ..safetensors_file import is_safetensors, read_header, read_tensors
+from ..storage.safetensors_file import is_safetensors, read_header, read_tensors
 from .errors import SOURCE, WeightsError, sentences
 from .pickle_file import read_index, read_pickle
 from .shards import shards_of

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ..safetensors_file import DamagedFile, open_regular
+from ..storage.safetensors_file import DamagedFile, open_regular
 from .errors import holds_objects
 
 # The index of a Wan checkpoint has 150 KiB; training states have some MiB.

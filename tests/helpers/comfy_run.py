@@ -1,0 +1,92 @@
+"""Driving a loaded ComfyUI model from a test."""
+
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.sample
+import comfy.sd
+import torch
+from torch import Tensor
+
+from helpers.support import DATA, seeded
+from ultragen_core.host.attention.load import load_extras_file
+from ultragen_core.host.attention.patch import Settings, apply
+
+TINY = DATA / "tiny_ultragen.safetensors"
+RULES = ("ultragen", "t3")
+
+
+@torch.no_grad()
+def velocity(model, x: Tensor, context: Tensor, sigma: float, loaded: float = 1.0, **conditions) -> Tensor:
+    """One evaluation through BaseModel.apply_model, as the sampler makes it: the raw output (x - denoised) / sigma.
+
+    loaded: the part of the weights that may be loaded; the rest is cast layer by layer, as ComfyUI does on small cards.
+    """
+    patchers = [model, *model.get_nested_additional_models()]
+    comfy.model_management.load_models_gpu(patchers)
+    for patcher in patchers if loaded < 1 else ():
+        patcher.detach()
+        patcher.patch_model(patcher.load_device, lowvram_model_memory=int(loaded * patcher.model_size()))
+        assert patcher.loaded_size() < patcher.model_size()
+    model.pre_run()
+    try:
+        options = {**model.model_options.get("transformer_options", {}), "wrappers": model.wrappers}
+        t = torch.full((x.shape[0],), sigma)
+        denoised = model.model.apply_model(x, t, c_crossattn=context, transformer_options=options, **conditions)
+    finally:
+        model.cleanup()
+        if loaded < 1:
+            comfy.model_management.unload_all_models()
+    return (x - denoised) / sigma
+
+
+def sample(
+    model,
+    shape: tuple[int, ...],
+    context: Tensor,
+    steps: int = 2,
+    cfg: float = 5.0,
+    seed: int = 0,
+    callback=None,
+    **conditions,
+) -> Tensor:
+    """A run of core's KSampler (euler, simple) from noise; the negative prompt is zeros."""
+    latent = torch.zeros(shape)
+    noise = comfy.sample.prepare_noise(latent, seed)
+    positive, negative = [[context, conditions]], [[torch.zeros_like(context), conditions]]
+    choices = ("euler", "simple", positive, negative, latent)
+    return comfy.sample.sample(model, noise, steps, cfg, *choices, callback=callback, disable_pbar=True, seed=seed)
+
+
+def run_node(node, model, **inputs):
+    """What one of core's V3 nodes makes of a model, with the node's own defaults."""
+    defaults = {each.id: each.default for each in node.define_schema().inputs[1:]}
+    return node.execute(model, **defaults | inputs)[0]
+
+
+def patched(model, rule: str):
+    """The tiny base model with our attention, and with trained extra weights where the rule has any."""
+    return apply(model, Settings(rule=rule), load_extras_file(TINY) if rule == "ultragen" else None)
+
+
+def with_lora(model):
+    return comfy.sd.load_lora_for_models(model, None, lora(), 1.0, 0.0)[0]
+
+
+def lora(rank: int = 4) -> dict[str, Tensor]:
+    """A LoRA for the tiny models, on the projections that UltraGen's branches share."""
+    state = {}
+    for block in range(4):
+        for name in ("q", "v", "o"):
+            key = f"diffusion_model.blocks.{block}.self_attn.{name}"
+            state[f"{key}.lora_down.weight"] = 0.1 * seeded(rank, 256, seed=block)
+            state[f"{key}.lora_up.weight"] = 0.1 * seeded(256, rank, seed=block + 9)
+    return state
+
+
+def attn_state(model) -> list[dict]:
+    """What a patch could leave on the attention modules of a model."""
+    return [
+        {key: value for key, value in block.self_attn.__dict__.items() if not key.startswith("_")}
+        for block in model.model.diffusion_model.blocks
+    ]

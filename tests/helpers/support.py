@@ -1,0 +1,63 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from ultragen_core.attention.engine import Engine
+from ultragen_core.plan.flops import Operations
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b|| in float32; nan never passes a comparison."""
+    return ((a.float() - b.float()).norm() / b.float().norm()).item()
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Plain scaled dot-product attention on (batch, tokens, channels)."""
+    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class ToyAttention(nn.Module):
+    """What a layer uses of a Wan self-attention, with seeded random weights."""
+
+    def __init__(self, channels: int, heads: int = 2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.num_heads, self.head_dim = heads, channels // heads
+        self.q, self.k, self.v, self.o = (nn.Linear(channels, channels) for _ in range(4))
+        self.norm_q, self.norm_k = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
+        self.requires_grad_(False)
+
+
+def counted(run) -> Operations:
+    """Operations of run(engine) by the sizes that its attention and its linear layers are called with."""
+    attention = products = 0.0
+
+    def attend(q, k, v, heads):
+        nonlocal attention
+        attention += 4 * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
+        return dense_attention(q, k, v, heads)
+
+    def project(module, args, output):
+        nonlocal products
+        products += 2 * output.numel() * module.in_features if isinstance(module, nn.Linear) else 0
+
+    hook = register_module_forward_hook(project)
+    try:
+        run(Engine(attend))
+    finally:
+        hook.remove()
+    return Operations(attention, products)

@@ -1,0 +1,40 @@
+"""Measurements on a GPU, one table per subject: `COMFYUI_PATH=/path/to/ComfyUI python3 -m tools.bench vae --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+
+def as_comfyui_starts(dynamic_vram: bool, native: bool) -> None:
+    """What ComfyUI's main.py does on an NVIDIA card before PyTorch is imported."""
+    if not native:
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "backend:cudaMallocAsync"
+    if dynamic_vram:
+        import comfy_aimdo.control
+
+        comfy_aimdo.control.init()
+
+
+def main() -> None:
+    # ComfyUI reads the command line when it is imported: take ours away first.
+    arguments, sys.argv = sys.argv[1:], sys.argv[:1]
+    if comfyui := os.environ.get("COMFYUI_PATH"):
+        sys.path.insert(0, comfyui)
+    as_comfyui_starts(dynamic_vram="--dynamic" in arguments, native="--native" in arguments)
+    from . import attention, model, plot, training, vae
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    subjects = parser.add_subparsers(required=True)
+    vae.add_parser(subjects)
+    attention.add_parser(subjects)
+    model.add_parser(subjects)
+    plot.add_parser(subjects)
+    training.add_parser(subjects)
+    chosen = parser.parse_args(arguments)
+    chosen.run(chosen)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Writes workflows/, subgraphs/ and docs/headless."""

@@ -1,0 +1,150 @@
+"""What a model's videos are worth: whether they show what their captions say, and the paper's metrics with stand-ins.
+
+The networks that the metrics look through (I3D, LPIPS) are not there where the miniature is made. Fixed random
+convolutions take their places: distances between videos of one kind, comparable with each other and with nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import comfy.model_management
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.miniature.scenes import CHECKED, scene
+from training.objective import generator, padded
+from training.preview import sample
+from ultragen_core.metrics.scores import HD_FVD, Networks, VideoScores, score_video
+from ultragen_core.sizes import SPATIAL_RATIO, VideoSize
+
+from . import clip_vae
+from .latents import raw, words
+from .painter import paint
+
+HELD_OUT = 1_000_000  # scenes from this number on are never trained on
+CFG, AT_ONCE = 3.0, 8
+TOKEN = 2 * SPATIAL_RATIO[clip_vae.CHANNELS]  # pixels
+
+
+def held_out(count: int, first: int = 0) -> range:
+    return range(HELD_OUT + first, HELD_OUT + first + count)
+
+
+@torch.no_grad()
+def videos(
+    model: Callable,
+    vae: nn.Module,
+    numbers: Sequence[int],
+    shape: Sequence[int],
+    schedule: tuple[int, float],
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """What a model paints for the captions of scenes: (frames, height, width, 3) each, in 0..1.
+
+    model: velocity(x, t, text), as training.model.Velocity. shape: of a latent, (c, t, h, w). schedule: steps and
+    shift. Noise belongs to the scene's number, so that models are compared on the same.
+    """
+    for start in range(0, len(numbers), AT_ONCE):
+        some = numbers[start : start + AT_ONCE]
+        noise = torch.stack(
+            [torch.randn(*shape, generator=generator(device, "noise", number), device=device) for number in some]
+        )
+        texts = nn.utils.rnn.pad_sequence([words(scene(number).caption) for number in some], batch_first=True)
+        texts = padded(texts.to(device))
+        latents = sample(model, noise, texts, torch.zeros_like(texts), *schedule, CFG)
+        yield from decoded(vae, latents)
+
+
+class Patched:
+    """velocity(x, t, text) of a ComfyUI model, through its patches, as a sampler evaluates it."""
+
+    def __init__(self, model):
+        self._model = model
+        comfy.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
+
+    def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        model, sigma = self._model, (t / 1000)[:, None, None, None, None]
+        options = {**model.model_options.get("transformer_options", {}), "wrappers": model.wrappers}
+        model.pre_run()
+        try:
+            # ComfyUI chooses the model's precision itself.
+            with torch.autocast(x.device.type, enabled=False):
+                denoised = model.model.apply_model(x, t / 1000, c_crossattn=text, transformer_options=options)
+        finally:
+            model.cleanup()
+        return (x - denoised) / sigma
+
+
+@torch.no_grad()
+def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
+    """(b, 16, t, h, w) as the transformer gives them -> (b, frames, height, width, 3) in 0..1."""
+    videos = [(clip_vae.decode(vae, one[None]).float() / 2 + 0.5).clamp(0, 1) for one in raw(latents)]
+    return torch.cat(videos).movedim(1, -1)
+
+
+def agreement(seen: Sequence[dict[str, str]], numbers: Iterable[int]) -> dict[str, float]:
+    """For each checked attribute, the share of videos that show it as their caption says. seen: of `reading.read`."""
+    pairs = [(shown, scene(number)) for shown, number in zip(seen, numbers, strict=True)]
+    return {name: sum(shown[name] == getattr(said, name) for shown, said in pairs) / len(pairs) for name in CHECKED}
+
+
+def seam_ratio(frames: Tensor, borders: set[int]) -> float:
+    """How much more pixels differ across `borders`, columns of tokens, than across other borders of tokens.
+
+    frames: (frames, height, width, 3). 1: no seams. Painted clips of 640x352 have 1.16 (the mean of 96), because the
+    sun stands where windows meet. Rows are left out: horizons lie along them.
+    """
+    differences = frames.diff(dim=2).abs().mean((0, 1, 3)).tolist()  # [i]: from column i to i + 1
+    others = set(range(1, frames.shape[2] // TOKEN)) - borders
+    seams, elsewhere = (
+        statistics.mean(differences[TOKEN * border - 1] for border in kind) for kind in (borders, others)
+    )
+    return seams / elsewhere
+
+
+@functools.lru_cache(maxsize=1)  # of one seed, which all of its models are compared with
+def originals(numbers: range, size: VideoSize, device: torch.device) -> list[VideoScores]:
+    """Features of the painted clips of scenes, for HD-FVD."""
+    networks = stand_ins(device)
+    return [score_video(paint(number, *size, device=device), {HD_FVD}, networks) for number in numbers]
+
+
+class RandomFeatures(nn.Module):
+    """Three strided convolutions of seeded random weights, then means over space (and time): (n, 3, ...) -> (n, 32)."""
+
+    def __init__(self, dimensions: int):
+        super().__init__()
+        kind = nn.Conv3d if dimensions == 3 else nn.Conv2d
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(kind(*channels, 3, stride=2) for channels in ((3, 32), (32, 32), (32, 32)))
+            for layer in self.layers:
+                nn.init.orthogonal_(layer.weight)
+                nn.init.normal_(layer.bias, std=0.1)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        made = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            made.append(x)
+        return made
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maps(x)[-1].flatten(2).mean(2)
+
+
+def stand_ins(device: torch.device) -> Networks:
+    """For HD-LPIPS and HD-FVD. Temporal consistency is left out: through random networks it is 1 for every model."""
+    flat, deep = RandomFeatures(2).to(device).eval(), RandomFeatures(3).to(device).eval()
+
+    @torch.no_grad()
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        pairs = zip(flat.maps(a), flat.maps(b), strict=True)
+        return sum((F.normalize(m, dim=1) - F.normalize(n, dim=1)).square().sum(1).mean() for m, n in pairs)
+
+    return Networks(distance, deep)

@@ -1,0 +1,210 @@
+"""ComfyUI's WanModel as the model that learns, with UltraGen's layer inside its hierarchical blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import comfy.ldm.wan.model as wan
+import comfy.model_detection
+import comfy.model_management
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tools.console import Trouble
+from ultragen_core.attention.config import BlockSpec
+from ultragen_core.attention.engine import Engine
+from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
+from ultragen_core.attention.gate import BlockGates, Gates
+from ultragen_core.attention.layer import ultragen_attention
+from ultragen_core.host.attention.backend import OVERRIDE
+from ultragen_core.host.wan_model import token_grid
+from ultragen_core.weights.files import StateDict
+from ultragen_core.weights.published import Extras, has_extras, split
+
+from .recipe import Recipe
+
+TIMESTEP, GRID = "ultragen_timestep", "ultragen_grid"
+LORA_TARGETS = r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qkvo]|ffn\.[02])"
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """PyTorch's own, which has a backward pass everywhere: (b, tokens, c) -> the same shape."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+
+
+def core_attention(_: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs) -> Tensor:
+    """The same for ComfyUI's own layers, whose choice of a backend has inference in mind."""
+    return attention(q, k, v, heads)
+
+
+ENGINE = Engine(attention)
+
+
+class RMSNorm(nn.RMSNorm):
+    """In the precision of x, which keeps it one kernel under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class Operations:
+    """The layers of a WanModel that learns: PyTorch's own."""
+
+    Linear, Conv3d, LayerNorm, RMSNorm = nn.Linear, nn.Conv3d, nn.LayerNorm, RMSNorm
+
+
+class TrainingBlock(wan.WanAttentionBlock):
+    """A block that can forget its activations and compute them again for the backward pass."""
+
+    recomputed = False
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        if not (self.recomputed and torch.is_grad_enabled()):
+            return super().forward(*args, **kwargs)
+        return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
+
+
+class UltraGenSelfAttention(nn.Module):
+    """A Wan self-attention's own modules under their own names, with extras and gates beside them."""
+
+    def __init__(self, attn: wan.WanSelfAttention, shape: ExtrasShape, spec: BlockSpec):
+        super().__init__()
+        self.num_heads, self.head_dim, self.spec = attn.num_heads, attn.head_dim, spec
+        for name, module in attn.named_children():
+            setattr(self, name, module)
+        self.extras, self.gates = BlockExtras(shape), BlockGates(shape.channels)
+
+    def forward(self, x: Tensor, freqs: Tensor, transformer_options: dict) -> Tensor:
+        t, grid = transformer_options[TIMESTEP], transformer_options[GRID]
+        with torch.autocast(x.device.type, enabled=False):
+            gates = Gates(self.gates.hierarchical_gate(t), self.gates.global_gate(t))
+        return ultragen_attention(self, x, grid, self.spec, self.extras, gates, ENGINE)
+
+
+class Velocity(nn.Module):
+    """What is trained: x (b, c, t, h, w), t (b,) = 1000 * sigma, text (b, 512, text channels) -> velocity like x.
+
+    dtype: of the base's file, which what is published keeps. shape: of the extras; None is a dense model.
+    """
+
+    def __init__(self, model: wan.WanModel, dtype: torch.dtype, shape: ExtrasShape | None):
+        super().__init__()
+        self.wan, self.dtype, self.shape = model, dtype, shape
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        options = {TIMESTEP: t, GRID: token_grid(x.shape), OVERRIDE: core_attention}
+        return self.wan(x, t, text, transformer_options=options)
+
+
+def build(state: StateDict, name: str, recipe: Recipe, recomputed: bool = False) -> Velocity:
+    """The model in float32 with its weights, and with what the recipe trains set to learn. Raises Trouble.
+
+    state: a Wan text-to-video checkpoint; its extras go on learning, without any they start as the paper says.
+    recomputed: keep no activations of blocks for the backward pass (gradient checkpointing).
+    """
+    # Core's fast kernels have no backward pass; ComfyUI 0.3.75 has none of them.
+    comfy.model_management.in_training = True
+    base, extras = split(state, name) if has_extras(state) else (state, None)
+    model = _wan_model(base, name)
+    shape = None
+    if recipe.rule == "ultragen":
+        extras = extras or initial_extras(recipe, model.dim, len(model.blocks))
+        shape = extras.shape
+        for index, block_state in extras.blocks.items():
+            attn = UltraGenSelfAttention(model.blocks[index].self_attn, shape, recipe.spec(index))
+            attn.extras.load_state_dict(block_state)
+            attn.gates.load_state_dict(extras.gates[index])
+            model.blocks[index].self_attn = attn
+    for block in model.blocks:
+        block.recomputed = recomputed
+    set_learning(model, recipe)
+    return Velocity(model, base["head.head.weight"].dtype, shape)
+
+
+def _wan_model(base: StateDict, name: str) -> wan.WanModel:
+    if "head.modulation" not in base:
+        raise Trouble(f"{name} holds no Wan model. Give a whole checkpoint, such as wan2.1_t2v_1.3B_fp16.safetensors.")
+    sizes = comfy.model_detection.detect_unet_config(base, "")
+    if sizes["model_type"] != "t2v":
+        raise Trouble(f"Text-to-video models are trained, {name} is of the kind {sizes['model_type']}. Give another.")
+    model = wan.WanModel(**sizes, wan_attn_block_class=TrainingBlock, operations=Operations)
+    model.load_state_dict(base)
+    return model.float()
+
+
+def initial_extras(recipe: Recipe, channels: int, blocks: int) -> Extras:
+    """Where training starts: average pooling, deltas of zero, gates open by `recipe.gate`, for the paper half."""
+    shape = ExtrasShape(channels, recipe.rank, refined=True)
+    hierarchical = recipe.hierarchical_blocks(blocks)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        extras = {index: initial_block(shape) for index in hierarchical}
+        gates = {index: _initial_gates(channels, recipe.gate) for index in hierarchical}
+    return Extras(shape, extras, gates)
+
+
+def _initial_gates(channels: int, local: float) -> StateDict:
+    gates = BlockGates(channels)
+    for gate in gates.children():
+        for layer in (gate.embedding_in, gate.embedding_out):
+            nn.init.normal_(layer.weight, std=0.02)  # as Wan's own embedding of time
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(gate.projection.weight)
+        nn.init.constant_(gate.projection.bias, math.log(local / (1 - local)))
+    return gates.state_dict()
+
+
+def set_learning(model: wan.WanModel, recipe: Recipe) -> None:
+    """What learns and what does not; nothing learns in a branch that is switched off."""
+    model.requires_grad_(recipe.trains == "full")
+    for module in model.modules():
+        if isinstance(module, UltraGenSelfAttention):
+            for part in (module.extras, module.gates):
+                part.requires_grad_(recipe.trains != "lora")
+            for part in _switched_off(module, recipe):
+                part.requires_grad_(False)
+    if recipe.trains == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        config = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, target_modules=LORA_TARGETS)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            inject_adapter_in_model(config, model)
+
+
+def _switched_off(attn: UltraGenSelfAttention, recipe: Recipe) -> list[nn.Module]:
+    branches = {
+        "hierarchical": (attn.extras.hierarchical_branch, attn.gates.hierarchical_gate),
+        "global": (attn.extras.global_branch, attn.gates.global_gate),
+    }
+    off = [part for name, parts in branches.items() if name in recipe.without for part in parts]
+    if "delta" in recipe.without:
+        off += [getattr(branch, name) for branch, _ in branches.values() for name in "qkv"]
+    return off
+
+
+def random_base(channels: int, blocks: int, ffn_channels: int, seed: int) -> StateDict:
+    """A Wan 2.1 text-to-video model to train from nothing, initialised as Wan's own code does it."""
+    if channels % 128:
+        raise Trouble(f"Wan's heads have 128 channels each, so the width is a multiple of that, got {channels}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = wan.WanModel(
+            dim=channels, ffn_dim=ffn_channels, num_heads=channels // 128, num_layers=blocks, operations=Operations
+        )
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                nn.init.ones_(parameter)
+            elif name.endswith("modulation"):
+                nn.init.normal_(parameter, std=1 / math.sqrt(channels))
+            elif parameter.ndim == 1 or name.startswith("head.head"):
+                nn.init.zeros_(parameter)
+            elif name.startswith(("text_embedding", "time_embedding")):
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.xavier_uniform_(parameter.flatten(1))
+    return {key: tensor.detach().contiguous() for key, tensor in model.state_dict().items()}

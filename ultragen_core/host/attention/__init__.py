@@ -1,0 +1,1 @@
+"""Patches a loaded Wan model with an attention rule."""

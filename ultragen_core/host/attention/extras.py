@@ -1,0 +1,85 @@
+"""UltraGen's added weights as a model that ComfyUI itself counts, loads, offloads and casts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.utils
+import torch
+from torch import nn
+
+from ...attention.extras import BlockExtras, ExtrasShape
+from ...attention.gate import BlockGates
+from ...weights.published import Extras
+
+# ComfyUI with dynamic VRAM loads through its core patcher; 0.3.75 has only the classic one.
+CoreModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+class ExtrasModel(nn.Module):
+    """The added weights that every token passes through, by block index."""
+
+    def __init__(self, shape: ExtrasShape, blocks: list[int], **factory):
+        super().__init__()
+        self.blocks = nn.ModuleDict({str(i): BlockExtras(shape, comfy.ops.manual_cast, **factory) for i in blocks})
+
+
+@dataclass(frozen=True)
+class LoadedExtras:
+    """Extras ready to be installed on a model: `patcher` for what tokens pass through, `gates` for what depends on t
+    alone.
+    """
+
+    patcher: comfy.model_patcher.ModelPatcher
+    shape: ExtrasShape
+    blocks: frozenset[int]
+    gates: dict[int, BlockGates]
+    fingerprint: dict[int, list[float]]
+
+    @property
+    def trained(self) -> bool:
+        return bool(self.gates)
+
+
+def build(extras: Extras, read: Callable[[], Extras]) -> LoadedExtras:
+    """Build the modules of `extras`. `read` gets the same extras again, for ComfyUI's copies on other GPUs."""
+    return LoadedExtras(
+        patcher=_patcher(extras, read),
+        shape=extras.shape,
+        blocks=frozenset(extras.blocks),
+        gates={index: _gates(extras.shape.channels, state) for index, state in extras.gates.items()},
+        fingerprint=extras.fingerprint,
+    )
+
+
+def _gates(channels: int, state: dict[str, torch.Tensor]) -> BlockGates:
+    with torch.device("meta"):
+        gates = BlockGates(channels)
+    gates.load_state_dict(state, assign=True)
+    return gates.requires_grad_(False)
+
+
+def _patcher(
+    extras: Extras, read: Callable[[], Extras], disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    state = {f"blocks.{index}.{key}": tensor for index, keys in extras.blocks.items() for key, tensor in keys.items()}
+    offload_device = comfy.model_management.unet_offload_device()
+    module = ExtrasModel(
+        extras.shape, list(extras.blocks), dtype=comfy.utils.weight_dtype(state), device=offload_device
+    )
+    module.requires_grad_(False)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else CoreModelPatcher
+    patcher = patcher_class(
+        module, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device
+    )
+    module.load_state_dict(state, assign=getattr(patcher, "is_dynamic", bool)())
+    patcher.cached_patcher_init = (_reload, (read,))
+    return patcher
+
+
+def _reload(read: Callable[[], Extras], disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return _patcher(read(), read, disable_dynamic)

@@ -1,0 +1,142 @@
+"""What takes the place of the forwards of a Wan model's modules during one evaluation.
+
+Each layer object lies on its module as `ultragen_layer`, and its class's `forward` is bound to the module: so compiled
+graphs see plain attributes of the module that they belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType
+
+import comfy.ldm.wan.model as wan
+import comfy.ops
+import torch
+from torch import Tensor, nn
+
+from ...attention.engine import Engine, in_pieces
+from ...attention.layer import dense_attention
+from ..wan_model import uncompiled
+
+# A block whose own forward is one of these hands its attention a tensor that nobody else holds.
+OWN_FORWARDS = (wan.WanAttentionBlock.forward, wan.VaceWanAttentionBlock.forward)
+
+
+def managed_parameters(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Parameters of one of ComfyUI's layers: offloaded ones are fetched, LoRA patches applied, all cast to x."""
+    return comfy.ops.cast_bias_weight(module, x)
+
+
+def engine(transformer_options: dict, rope_scale: tuple[float, float, float], tokens_at_a_time: int | None) -> Engine:
+    def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        # Looked up at call time, so that whatever attention the user or another pack has chosen is used.
+        return wan.optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
+
+    return Engine(attention, managed_parameters, rope_scale, tokens_at_a_time)
+
+
+@dataclass
+class RuleLayer:
+    """On a self-attention: a rule's attention. `dense` is the forward that it replaces."""
+
+    dense: Callable[..., Tensor]
+    attention: Callable[..., Tensor]
+    tokens: int
+    rope_scale: tuple[float, float, float]
+    tokens_at_a_time: int | None
+    note: Callable[[str], None]
+
+    @staticmethod
+    def forward(module, x: Tensor, freqs: Tensor, transformer_options: dict | None = None, **kwargs) -> Tensor:
+        layer: RuleLayer = module.ultragen_layer
+        transformer_options = transformer_options or {}
+        if x.shape[1] != layer.tokens:
+            extra = x.shape[1] - layer.tokens
+            layer.note(f"all blocks stay dense, because {extra} tokens beside the video's {layer.tokens} joined in")
+            return layer.dense(x, freqs, transformer_options=transformer_options, **kwargs)
+        if transformer_options.get("patches", {}).get("attn1_patch"):
+            layer.note("attention patches (attn1_patch) of other nodes act on dense blocks only")
+        return layer.attention(module, x, engine=engine(transformer_options, layer.rope_scale, layer.tokens_at_a_time))
+
+
+@dataclass
+class DenseLayer:
+    """On a self-attention that stays dense: the same with bounded memory."""
+
+    tokens_at_a_time: int
+
+    @staticmethod
+    def forward(module, x: Tensor, freqs: Tensor, transformer_options: dict | None = None, **kwargs) -> Tensor:
+        # Core's rotations: (1, s, 1, d / 2, 2, 2), each ((cos, -sin), (sin, cos)).
+        table = freqs[0, :, 0, :, :, 0]
+        bounded = engine(transformer_options or {}, (1.0, 1.0, 1.0), module.ultragen_layer.tokens_at_a_time)
+        return dense_attention(module, x, table, bounded)
+
+
+@dataclass
+class TokenWiseLayer:
+    """On a module that treats every token of x (b, s, c) alone: the same for some tokens at a time."""
+
+    dense: Callable[..., Tensor]
+    tokens_at_a_time: int
+
+    @staticmethod
+    def forward(module, x: Tensor, *args, **kwargs) -> Tensor:
+        layer: TokenWiseLayer = module.ultragen_layer
+        return in_pieces(lambda part: layer.dense(part, *args, **kwargs), x, 1, layer.tokens_at_a_time)
+
+
+@dataclass
+class EmbeddingLayer:
+    """On the patch embedding: frame by frame, in the activations' dtype and channel-last, so that core neither holds
+    the float32 map nor copies the tokens into order.
+    """
+
+    dense: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
+
+    @staticmethod
+    def forward(module, x: Tensor) -> Tensor:
+        layer: EmbeddingLayer = module.ultragen_layer
+        frames = [layer.dense(frame).to(layer.dtype).movedim(1, -1) for frame in x.split(1, dim=2)]
+        return torch.cat(frames, dim=1).movedim(-1, 1)
+
+
+def bounded_layers(
+    dm: wan.WanModel, dtype: torch.dtype, tokens_at_a_time: int, keep_dense: bool
+) -> dict[nn.Module, object]:
+    """Layers with bounded memory for the whole model, its self-attention dense.
+
+    keep_dense: leave dense self-attention to core, because other packs' patches read what it computes.
+    """
+    layers: dict[nn.Module, object] = {}
+    if dm.patch_size[0] == 1:
+        layers[dm.patch_embedding] = EmbeddingLayer(dm.patch_embedding.forward, dtype)
+    for block in map(uncompiled, (*dm.blocks, *getattr(dm, "vace_blocks", ()))):
+        for module in (block.ffn, block.cross_attn):
+            layers[module] = TokenWiseLayer(module.forward, tokens_at_a_time)
+        own = getattr(block.forward, "__func__", None) in OWN_FORWARDS
+        if own and not keep_dense and type(block.self_attn) is wan.WanSelfAttention:
+            layers[block.self_attn] = DenseLayer(tokens_at_a_time)
+    return layers
+
+
+@contextmanager
+def installed(layers: dict[nn.Module, object]):
+    """Put these layers on their modules; whatever instance forward was there before comes back, also after an
+    exception.
+    """
+    before = {module: module.__dict__.get("forward") for module in layers}
+    try:
+        for module, layer in layers.items():
+            module.ultragen_layer = layer
+            module.forward = MethodType(type(layer).forward, module)
+        yield
+    finally:
+        for module, forward in before.items():
+            module.__dict__.pop("ultragen_layer", None)
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.forward = forward

@@ -1,0 +1,84 @@
+"""Giving a loaded Wan model another attention: settings and extras in, a patched clone out."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import comfy.ldm.wan.model as wan
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+
+from ...rules.choice import Settings, choose_rule
+from ...rules.ultragen import KEY
+from ...wan import WanShape
+from ...weights.published import fingerprint, same_base, untrained
+from ..wan_model import diffusion_model, shape_of
+from .extras import LoadedExtras, build
+from .runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+
+def apply(model, settings: Settings, extras: LoadedExtras | None = None):
+    """A clone of `model`, a ModelPatcher around Wan, that samples with another attention; `model` is never changed.
+
+    extras: the added weights; None keeps those that a patched model already has.
+    Raises ValueError where model, settings and extras do not fit together.
+    """
+    dm, before = wan_model(model), patched_by(model)
+    shape = shape_of(dm)
+    rule = choose_rule(shape, settings, extras, before.rule if before else None, partial(_without_weights, shape))
+    if rule.extras and rule.extras.trained:
+        _warn_of_another_base(dm, rule.extras)
+    runtime = Runtime(rule, (settings.start_percent, settings.end_percent), settings.bounded_memory)
+    patched = model.clone()
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, runtime.outer_sample),
+        (WrappersMP.APPLY_MODEL, runtime.apply_model),
+    ):
+        patched.remove_wrappers_with_key(kind, KEY)
+        patched.add_wrapper_with_key(kind, KEY, wrapper)
+    patched.set_additional_models(KEY, [rule.extras.patcher] if rule.extras else [])
+    patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
+    patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _extras_follow)
+    _extras_follow(model, patched)
+    return patched
+
+
+def patched_by(model) -> Runtime | None:
+    """What a patched model runs; None for any other."""
+    wrappers = model.get_wrappers(WrappersMP.APPLY_MODEL, KEY)
+    return wrappers[0].__self__ if wrappers else None
+
+
+def _extras_follow(_, clone) -> None:
+    """ComfyUI's torch.compile node takes dynamic VRAM off the model that it clones, and knows nothing of the extras."""
+    if not _is_dynamic(clone):
+        extras = clone.get_additional_models_with_key(KEY)
+        clone.set_additional_models(KEY, [e.clone(disable_dynamic=True) if _is_dynamic(e) else e for e in extras])
+
+
+def _is_dynamic(patcher) -> bool:
+    return getattr(patcher, "is_dynamic", bool)()  # 0.3.75 has no dynamic VRAM
+
+
+def wan_model(model) -> wan.WanModel:
+    """The Wan model of a ModelPatcher. Raises ValueError."""
+    base = getattr(model, "model", None)
+    dm = diffusion_model(base) if hasattr(base, "diffusion_model") else model
+    if not isinstance(dm, wan.WanModel):
+        raise ValueError(f"UltraGen patches Wan models, got {type(dm).__name__}. Connect a Wan 2.1 or 2.2 model.")
+    return dm
+
+
+def _without_weights(shape: WanShape, ratio: int) -> LoadedExtras:
+    read = partial(untrained, shape.channels, list(range(shape.blocks)), ratio)
+    return build(read(), read)
+
+
+def _warn_of_another_base(dm: wan.WanModel, extras: LoadedExtras) -> None:
+    if not same_base(fingerprint(dict(dm.named_parameters()), list(extras.fingerprint)), extras.fingerprint):
+        log.warning(
+            "UltraGen: these extra weights were trained with another base model than the one connected; expect"
+            " artefacts. Use the checkpoint that they were extracted from (UltraGenLoadModel)."
+        )

@@ -1,0 +1,164 @@
+"""What runs while a patched model samples: our layers are put on the chosen modules for one call and taken off again.
+
+ComfyUI calls APPLY_MODEL wrappers around every evaluation of the model. Setting `forward` there and removing it in
+`finally` leaves the incoming model as it was: nothing outlives a run, clones do not disturb each other, and a bypassed
+step touches nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...grid import TokenGrid
+from ...plan.memory import Activations, Room
+from ...rules.ultragen import Rule
+from ..out_of_memory import is_out_of_memory
+from ..wan_model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
+from .backend import with_fast_attention
+from .layers import RuleLayer, bounded_layers, installed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Runtime:
+    """The wrappers of one patched model.
+
+    percent: the parts of a sampling run, from 0 to 1, between which the rule is active.
+    bounded: whether activations are kept small where the card asks for it.
+    """
+
+    rule: Rule
+    percent: tuple[float, float]
+    bounded: bool
+    noted: set[str] = field(default_factory=set)
+    rooms: dict[tuple[Activations, torch.device], Room] = field(default_factory=dict)
+
+    def outer_sample(self, executor, noise: Tensor, *args, **kwargs):
+        """Wraps a whole sampling run: says once what will run and what is bad about its size, and corrects ComfyUI's
+        estimate of the memory for it.
+        """
+        base = executor.class_obj.model_patcher.model
+        dm = diffusion_model(base)
+        self.noted.clear()
+        self.rooms.clear()
+        grid = token_grid(noise.shape)
+        parts = [f"grid {grid}", *self.rule.describe(grid, len(dm.blocks))]
+        if hasattr(dm, "vace_blocks"):
+            parts.append("VACE blocks as the blocks that they feed (experimental)")
+        log.info("UltraGen: %s", ", ".join(parts))
+        for sentence in self.rule.advice(grid):
+            log.warning("UltraGen: %s", sentence)
+        with estimated_memory(base, functools.partial(self.memory_required, base)):
+            return executor(noise, *args, **kwargs)
+
+    def memory_required(self, base, input_shape: tuple[int, ...], cond_shapes: Mapping | None = None) -> int:
+        """In place of BaseModel.memory_required, which takes every Wan model for a dense one that holds all at once."""
+        activations = activations_of(base, token_grid(input_shape), input_shape[0])
+        return activations.planned(self.bounded and self.percent == (0.0, 1.0))
+
+    def note(self, message: str) -> None:
+        """Correct the line of the log, once a run."""
+        if message not in self.noted:
+            self.noted.add(message)
+            log.warning("UltraGen: in this run %s.", message)
+
+    def apply_model(
+        self, executor, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None, options=None, **kwargs
+    ):
+        """Wraps one evaluation: x (b, c, t, h, w) latent, t (b,) sigmas; the rest as BaseModel.apply_model has it."""
+        options = kwargs.pop("transformer_options", options) or {}
+        base = executor.class_obj
+        if not self.active(base.model_sampling, t):
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        appended = kwargs.get("time_dim_concat")
+        grid = token_grid(x.shape, 0 if appended is None else token_grid(appended.shape).t)
+        attentions = self.rule.attentions(base, base.model_sampling.timestep(t).float(), grid)
+        if not attentions:
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        options = with_fast_attention(options, x.device)
+        room = self.room(base, grid, x)
+        while True:
+            layers = self.layers(base, attentions, grid, options, room.tokens_at_a_time)
+            try:
+                with installed(layers):
+                    return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+            except Exception as error:
+                # Left before the next try, because the traceback holds what filled the memory.
+                if not is_out_of_memory(error) or not room.shrink():
+                    raise
+            log.warning("UltraGen: out of memory, going on with %d tokens at a time.", room.tokens_at_a_time)
+            comfy.model_management.soft_empty_cache()
+
+    def layers(self, base, attentions: dict[int, Callable], grid: TokenGrid, options: dict, at_a_time: int | None):
+        """The layers of one evaluation, by the module that they go on."""
+        dm, layers = diffusion_model(base), {}
+        if at_a_time is not None:
+            keep_dense = bool(options.get("patches", {}).get("attn1_patch"))
+            layers = bounded_layers(dm, activation_dtype(base), at_a_time, keep_dense)
+        for index, attention in attentions.items():
+            for attn in self_attentions(dm, index):
+                layers[attn] = RuleLayer(
+                    attn.forward, attention, grid.tokens, rope_scale(options), at_a_time, self.note
+                )
+        return layers
+
+    def room(self, base, grid: TokenGrid, x: Tensor) -> Room:
+        """Decided once a run for every size, so that a compiled graph and the last bits of the result stay."""
+        activations = activations_of(base, grid, x.shape[0])
+        key = activations, x.device
+        if key not in self.rooms:
+            unbounded = Room(activations.tokens, pieces=1, bounded=False)
+            self.rooms[key] = activations.room(free_memory(base, x.device)) if self.bounded else unbounded
+        return self.rooms[key]
+
+    def active(self, model_sampling, t: Tensor) -> bool:
+        """Whether this step lies between start and end percent, by the sampling settings in force now."""
+        first, last = self.percent
+        # Schedules may start a rounding above sigma 1, and samplers that add noise far above it.
+        start = model_sampling.percent_to_sigma(first) if first > 0 else math.inf
+        return model_sampling.percent_to_sigma(last) <= t.max().item() <= start
+
+
+@contextmanager
+def estimated_memory(base, estimate: Callable[..., int]) -> Iterator[None]:
+    """Put `estimate` in place of base.memory_required for one run, and leave `base` to the run that started this one.
+
+    A sampler's callback may sample, too, with a clone on the same base; ComfyUI forgets the outer run's patcher then.
+    """
+    before, patcher = vars(base).get("memory_required"), base.current_patcher
+    base.memory_required = estimate
+    try:
+        yield
+    finally:
+        base.current_patcher = patcher
+        if before is None:
+            del base.memory_required
+        else:
+            base.memory_required = before
+
+
+def activations_of(base, grid: TokenGrid, batch: int) -> Activations:
+    return Activations.of(shape_of(diffusion_model(base)), grid, batch, activation_dtype(base).itemsize)
+
+
+def free_memory(base, device: torch.device) -> int:
+    """Bytes, with what ComfyUI would give up for activations."""
+    patcher = base.current_patcher
+    ask = getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)  # 0.3.75 has only the latter
+    return ask(device)
+
+
+def rope_scale(transformer_options: dict) -> tuple[float, float, float]:
+    """What core's RoPE node asks for; its shifts drop out, because RoPE is relative."""
+    options = transformer_options.get("rope_options") or {}
+    return tuple(options.get(f"scale_{axis}", 1.0) for axis in "tyx")

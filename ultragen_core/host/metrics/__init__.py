@@ -1,0 +1,1 @@
+"""Measures videos with models that ComfyUI loads."""

@@ -1,0 +1,131 @@
+"""The plan of what a graph would load, from the headers of its files, with the rule that the loaded model would get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ..attention.extras import ExtrasShape
+from ..plan.report import Plan
+from ..printable import printable
+from ..rules.choice import Settings, choose_rule
+from ..rules.ultragen import Rule
+from ..sizes import SPATIAL_RATIO, VideoSize, round_up
+from ..wan import WAN_1_3B, WanShape
+from ..weights.complete import check_complete
+from ..weights.files import StateDict, read_outline
+from ..weights.published import Extras, describe, has_extras, split
+from ..weights.shards import shards_of
+from .attention.extras import LoadedExtras
+from .attention.load import T3_NAME, rule_for, split_whole, trained_rule
+from .plan import plan
+
+PUBLISHED = LoadedExtras(
+    None, ExtrasShape(1536, rank=64, refined=True), frozenset(range(3, 27)), dict.fromkeys(range(3, 27)), {}
+)
+
+
+TRAINED_FOR = "trained for"
+
+
+class Source(NamedTuple):
+    """Where the model comes from.
+
+    name: of its file. path: None where there is no such file. rule: attention_rule of UltraGen Load Model; TRAINED_FOR
+    takes files of other models as well; None is another loader, which drops UltraGen's weights.
+    """
+
+    name: str
+    path: Path | None
+    rule: str | None = None
+
+
+class Patch(NamedTuple):
+    """An UltraGen Apply: its settings, and its file of extras, if it has one."""
+
+    settings: Settings
+    extras: Path | None = None
+
+
+def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) -> Plan:
+    """The plan of a video with the model of `source`, patched by `patches` in turn. Raises ValueError as the run would.
+
+    A file that is not there yet is taken for UltraGen's published weights on Wan 2.1 1.3B, and the plan warns of it.
+    """
+    if source.path is None:
+        shape, rule, warning = _not_there(source)
+    else:
+        shape, rule = _loaded(source.path.name, outline_of(source.path), source)
+        warning = ()
+    percent = (0.0, 1.0)
+    for settings, file in patches:
+        extras = _described(_extras(printable(file.name), outline_of(file))) if file else None
+        rule = choose_rule(shape, settings, extras, rule, partial(_untrained, shape))
+        percent = settings.start_percent, settings.end_percent
+    size = round_up(wanted, SPATIAL_RATIO[shape.out_channels])
+    made = plan(rule, shape, size, percent=percent, gates_known=_gates_known(rule))
+    return replace(made, warnings=(*warning, *made.warnings))
+
+
+def _not_there(source: Source) -> tuple[WanShape, Rule, tuple[str, ...]]:
+    if source.rule in ("t3", "dense") or T3_NAME.search(Path(source.name).name):
+        raise ValueError(f"{printable(source.name)} is not there, and its size is not known without it.")
+    warning = f"{printable(source.name)} is not there: drawn as UltraGen's published weights on Wan 2.1 1.3B."
+    rule = choose_rule(WAN_1_3B, Settings(), PUBLISHED, None, partial(_untrained, WAN_1_3B))
+    return WAN_1_3B, rule, (warning,)
+
+
+def _loaded(name: str, state: StateDict, source: Source) -> tuple[WanShape, Rule | None]:
+    """Sizes and rule of a model as its loader hands it on."""
+    name = printable(name)
+    if source.rule is not None:
+        check_complete(state, name)
+    if source.rule in (TRAINED_FOR, None):
+        rule = trained_rule(name, state) if source.rule else "dense"
+    else:
+        rule = rule_for(name, state, source.rule)
+    extras = _extras(name, state, whole=True) if has_extras(state) and source.rule else None
+    try:
+        shape = WanShape.of_keys(state)
+    except ValueError as error:
+        raise ValueError(f"UltraGen patches Wan models, {name} {describe(state)}: {error}.") from None
+    if rule == "dense":
+        return shape, None
+    extras = _described(extras) if extras and rule == "ultragen" else None
+    return shape, choose_rule(shape, Settings(rule=rule), extras, None, partial(_untrained, shape))
+
+
+def _extras(name: str, state: StateDict, whole: bool = False) -> Extras:
+    # Norms are what recognises a base model by its values, and headers have none.
+    without_norms = {key: tensor for key, tensor in state.items() if not key.endswith("norm_q.weight")}
+    return (split_whole if whole else split)(without_norms, name)[1]
+
+
+def _described(extras: Extras) -> LoadedExtras:
+    """Extras for arithmetic alone: nothing is loaded, and of the gates only their presence counts."""
+    return LoadedExtras(None, extras.shape, frozenset(extras.blocks), dict.fromkeys(extras.gates), {})
+
+
+def _untrained(shape: WanShape, ratio: int) -> LoadedExtras:
+    sizes = ExtrasShape(shape.channels, global_ratio=ratio)
+    return LoadedExtras(None, sizes, frozenset(range(shape.blocks)), {}, {})
+
+
+def _gates_known(rule: Rule | None) -> bool:
+    """Whether the gates of a rule need no weights."""
+    trained = rule is not None and rule.extras is not None and rule.extras.trained
+    return not trained or None not in (rule.local.gate, rule.global_.gate)
+
+
+def outline_of(path: Path) -> StateDict:
+    """Names and sizes of a file's tensors, read once as long as the file stays the same. Raises WeightsError."""
+    pieces = ((piece, piece.stat()) for piece in shards_of(path))
+    return _outline(path, tuple((piece, facts.st_size, facts.st_mtime_ns) for piece, facts in pieces))
+
+
+@lru_cache(maxsize=16)
+def _outline(path: Path, facts: tuple) -> StateDict:
+    return read_outline(path)

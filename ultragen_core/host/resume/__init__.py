@@ -1,0 +1,1 @@
+"""Keeps sampling runs on disk until their prompts have succeeded."""

@@ -1,0 +1,1 @@
+"""Saves a latent as a video."""

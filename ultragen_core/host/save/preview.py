@@ -1,0 +1,77 @@
+"""What a browser can play of a file that it cannot: a small second one, in the temp folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import comfy.model_management
+import numpy as np
+
+from ...storage.files import is_full, new_file
+from ...video.audio import Sound
+from ...video.codecs import PREVIEW
+from ...video.encoder import VideoWriter
+from .plan import Plan
+
+_SIDE = 1280
+_CRF = 23
+
+
+class Preview:
+    """Written beside the video; a context manager. What fails in it drops it and is told in `failure`; the video goes
+    on. `path` is the file once it is finished.
+    """
+
+    def __init__(self, plan: Plan, sound: Sound | None):
+        self.path: Path | None = None
+        self.failure = ""
+        self._plan, self._sound = plan, sound
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Preview:
+        self._attempt(self._open)
+        return self
+
+    def _open(self) -> None:
+        plan, folders = self._plan, self._plan.request.folders
+        Path(folders.temp).mkdir(parents=True, exist_ok=True)
+        self._file = self._stack.enter_context(new_file(folders.names(folders.temp, "ultragen/preview", "mp4")))
+        size, texts = preview_size(*plan.size), plan.request.texts
+        writer = VideoWriter(self._file.part, PREVIEW, size, plan.fps, _CRF, plan.frames, self._sound, texts)
+        self._writer = self._stack.enter_context(writer)
+
+    def write(self, rgb: np.ndarray) -> None:
+        self._attempt(lambda: self._writer.write(rgb))
+
+    def finish(self, still_wanted: Callable[[], None]) -> None:
+        self._attempt(lambda: self._finish(still_wanted))
+
+    def _finish(self, still_wanted: Callable[[], None]) -> None:
+        self._writer.finish(still_wanted)
+        self._stack.close()
+        self.path = self._file.path
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self.failure:
+            return
+        try:
+            action()
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:
+            reason = f"the disk of {self._plan.request.folders.temp} is full" if is_full(error) else error
+            self.failure = f"The preview is missing ({reason}), the video is not concerned."
+            logging.warning("UltraGen: %s", self.failure)
+            self._stack.__exit__(type(error), error, error.__traceback__)
+
+    def __exit__(self, *error) -> None:
+        self._stack.__exit__(*error)
+
+
+def preview_size(width: int, height: int) -> tuple[int, int]:
+    """Even sides, the longer one of 1280 pixels at most."""
+    scale = min(1.0, _SIDE / max(width, height))
+    return max(16, round(width * scale / 2) * 2), max(16, round(height * scale / 2) * 2)

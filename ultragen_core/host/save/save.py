@@ -1,0 +1,216 @@
+"""From a latent to a video file: keep the latent, check everything, decode in tiles, encode frame by frame."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import comfy.model_management
+import torch
+
+from ...storage.files import NewFile, is_full, new_file
+from ...video.audio import Sound
+from ...video.encoder import VideoWriter
+from ...video.latents import count_not_finite
+from ..vae.patch import refusal, stream_decode
+from .latent import KeptLatent, video_of
+from .plan import (
+    KEEP,
+    KEEP_NOT,
+    KEEP_UNTIL_SAVED,
+    Folders,
+    Plan,
+    Request,
+    VideoSettings,
+    check_room,
+    make_plan,
+)
+from .preview import Preview
+from .progress import DECODING, ENCODING, Report, SaveProgress
+
+__all__ = ["KEEP", "KEEP_NOT", "KEEP_UNTIL_SAVED", "Folders", "SavedVideos", "VideoSettings", "save_video"]
+
+
+@dataclass
+class SavedVideos:
+    """One file for each video of the batch, what a browser can play of each, the side files, and the latent's file if
+    it was kept.
+
+    `notes` are sentences about what went wrong and did not stop the save. `refusal` says why the VAE was left to core's
+    own decode; usually it is empty.
+    """
+
+    videos: list[Path] = field(default_factory=list)
+    previews: list[Path] = field(default_factory=list)
+    side_files: list[Path] = field(default_factory=list)
+    latent: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    refusal: str = ""
+
+    def note(self, text: str) -> None:
+        logging.warning("UltraGen: %s", text)
+        self.notes.append(text)
+
+
+def save_video(
+    vae,
+    latent: Mapping,
+    settings: VideoSettings,
+    folders: Folders,
+    metadata: Mapping,
+    audio: Mapping | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> SavedVideos:
+    """Decode and encode every video of `latent["samples"]` (b, c, t, h, w); never more than one of them in memory.
+
+    `metadata` (prompt, workflow) goes into the files as json, unless ComfyUI runs with --disable-metadata. `audio` is
+    ComfyUI's AUDIO: its n-th waveform, or its last, goes with the n-th video. `say` is told what is being done.
+
+    The latent is kept first. Raises ValueError or OSError before decoding where something is known to be impossible,
+    and RuntimeError where something fails later; both name the kept latent. Interrupted, it leaves the latent and no
+    unfinished video. Nothing that exists is replaced.
+    """
+    samples = _checked(video_of(latent["samples"]))
+    request = Request(settings, folders, metadata)
+    saved = SavedVideos()
+    kept = KeptLatent.of(vae, samples, request)
+    if kept.failure:
+        saved.note(kept.failure)
+    broken = _note_broken(samples, saved)
+    with _failures(saved, folders, kept):
+        try:
+            plan = make_plan(vae, samples, request, audio)
+            check_room(plan)
+        except (ValueError, OSError) as error:
+            raise _Refused from error
+        progress = SaveProgress(plan.batch, say)
+        for index in range(plan.batch):
+            reports = progress.of(index, DECODING), progress.of(index, ENCODING)
+            broken |= _save_one(vae, samples[index : index + 1], plan, plan.sounds[index], saved, *reports)
+    saved.refusal = refusal(vae)
+    saved.latent = kept.path if broken else kept.settle()
+    return saved
+
+
+def _note_broken(samples: torch.Tensor, saved: SavedVideos) -> bool:
+    count = count_not_finite(samples)
+    if count:
+        saved.note(
+            f"{count} of the latent's {samples.numel()} values are NaN or infinite: the sampling failed, and the video"
+            " is black or broken there."
+        )
+    return count > 0
+
+
+class _Refused(Exception):
+    """Wraps an error that was raised before anything was computed."""
+
+
+def _checked(samples: torch.Tensor) -> torch.Tensor:
+    if not isinstance(samples, torch.Tensor) or 0 in samples.shape:
+        shape = tuple(getattr(samples, "shape", ()))
+        raise ValueError(
+            f"A video's latent holds at least one video of one frame, got {shape or type(samples).__name__}. Connect "
+            "the latent of a video model."
+        )
+    return samples
+
+
+@contextmanager
+def _failures(saved: SavedVideos, folders: Folders, kept: KeptLatent) -> Iterator[None]:
+    """Say with every error where the latent is and which videos of the batch are saved."""
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except Exception as error:
+        cause, kind = error, RuntimeError
+        if isinstance(error, _Refused):
+            cause = error.__cause__
+            kind = ValueError if isinstance(cause, ValueError) else OSError
+        lines = [_reason(cause, folders), kept.where(), *(f"Saved before that: {path}" for path in saved.videos)]
+        raise kind("\n".join(line for line in lines if line)) from cause
+
+
+def _reason(error: BaseException, folders: Folders) -> str:
+    if is_full(error):
+        return f"The disk of {folders.output} or {folders.temp} is full. Make room."
+    return str(error) or f"{type(error).__name__}, without a message. ComfyUI's log says where."
+
+
+def _save_one(
+    vae, samples: torch.Tensor, plan: Plan, sound: Sound | None, saved: SavedVideos, decoding: Report, encoding: Report
+) -> bool:
+    """Add the file of one video to `saved`, and one that browsers play: the same, or a small one in the temp folder.
+
+    Returns whether frames of it hold values that are not finite.
+    """
+    with new_file(plan.names()) as file, plan.buffer() as buffer:
+
+        def write(region, pixels):
+            buffer.write(region.frames, region.rows, region.columns, pixels)
+
+        stream_decode(vae, samples, write, plan.settings.tile, decoding)
+        broken = buffer.not_finite
+        if broken:
+            saved.note(
+                f"{broken} of {plan.frames} decoded frames of {file.path.name} hold NaN or infinite values and"
+                " are black there. Where the latent is finite, the VAE overflows: start ComfyUI with --fp32-vae and"
+                " save the kept latent again."
+            )
+        plan = plan.trimmed(sound)
+        preview = _encode(islice(buffer, plan.frames), plan, file, sound, saved, encoding)
+    saved.videos.append(file.path)
+    if preview is None and plan.codec.plays_in_browsers:
+        preview = file.path
+    if preview is not None:
+        saved.previews.append(preview)
+    if plan.side_file:
+        _write_side_file(file.path, plan, saved)
+    return broken > 0
+
+
+def _encode(
+    frames: Iterator, plan: Plan, file: NewFile, sound: Sound | None, saved: SavedVideos, report: Report
+) -> Path | None:
+    """Write the video to file.part; return the preview's file if there is one."""
+    texts, crf = plan.request.texts, plan.settings.crf
+    wanted = comfy.model_management.throw_exception_if_processing_interrupted
+    previewed = nullcontext() if plan.codec.plays_in_browsers else Preview(plan, sound)
+    video = VideoWriter(file.part, plan.codec, plan.size, plan.fps, crf, plan.frames, sound, texts)
+    with video, previewed as preview:
+        writers = [video] if preview is None else [video, preview]
+        for number, frame in enumerate(frames):
+            for writer in writers:
+                writer.write(frame[plan.rows])
+            report(number + 1, plan.frames)
+        for writer in writers:
+            writer.finish(wanted)
+    if preview is None:
+        return None
+    if preview.failure:
+        saved.notes.append(preview.failure)
+    return preview.path
+
+
+def _write_side_file(video: Path, plan: Plan, saved: SavedVideos) -> None:
+    """Write what is known of a video beside it, as NAME_00001_.json; a failure is a note, the video is there."""
+    settings = plan.settings
+    try:
+        details = json.loads(settings.details)
+    except ValueError:
+        details = settings.details
+    (width, height), frames = plan.size, plan.frames
+    facts = {"file": video.name, "width": width, "height": height, "frames": frames, "fps": float(plan.fps)}
+    facts |= {"codec": settings.codec, "quality": settings.crf, "details": details}
+    try:
+        with new_file([video.with_suffix(plan.side_file)]) as file:
+            file.part.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        saved.side_files.append(file.path)
+    except OSError as error:
+        saved.note(f"The side file of {video.name} is missing ({error}), the video is not concerned.")

@@ -1,0 +1,1 @@
+"""Exact tiled decode and encode with a loaded VAE."""

@@ -1,0 +1,80 @@
+"""What a VAE makes of a shape, and sentences for latents and images that it cannot take."""
+
+from __future__ import annotations
+
+import torch
+
+from ...vae.geometry import output_size
+from ...vae.layers import Layer
+from ...vae.walk import channels_in, channels_out, decoder_layers
+from .support import require_vae
+
+PICTURE_CHANNELS = (3, 4)  # red, green, blue; alpha
+
+
+def decoded_shape(vae, latent_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """(batch, frames, height, width) of what a latent of shape (b, c, t, h, w) or (b, c, h, w) decodes to.
+
+    Reads the VAE without running it. Raises ValueError where latent and VAE do not belong together, and where the VAE
+    makes no pictures.
+    """
+    require_vae(vae)
+    layers = _layers(vae)
+    made = picture_channels(vae)
+    if vae.latent_dim == 1 or made not in PICTURE_CHANNELS:
+        raise ValueError(
+            f"A VAE whose output is a picture of 3 or 4 channels is needed, this one makes {made}. Connect Wan 2.1's"
+            " VAE, or for the 5B model Wan 2.2's; a VAE of another kind needs the decode of the pack that it is from."
+        )
+    _check_latent_shape(latent_shape, channels_in(layers) if layers else vae.latent_channels, vae.latent_dim)
+    ratio, rows, columns = (
+        vae.upscale_ratio if isinstance(vae.upscale_ratio, tuple) else (None, *[vae.upscale_ratio] * 2)
+    )
+    frames = ratio(latent_shape[2]) if ratio and len(latent_shape) == 5 else 1
+    size = latent_shape[-2] * rows, latent_shape[-1] * columns
+    return latent_shape[0], frames, *(output_size(layers, latent_shape[-2:]) if layers else size)
+
+
+def picture_channels(vae) -> int:
+    """Channels of what the VAE decodes to."""
+    layers = _layers(vae)
+    return channels_out(layers) if layers else vae.output_channels
+
+
+def check_images(pixels: torch.Tensor, channels: int, unit: int) -> None:
+    """Raise ValueError for images ([b,] frames, height, width, c) that cannot be encoded.
+
+    `unit`: side in pixels of what one latent stands for.
+    """
+    shape = tuple(pixels.shape)
+    if len(shape) not in (4, 5) or min(shape) < 1 or min(shape[-3:-1]) < unit:
+        raise ValueError(
+            f"Images to encode must be (frames, height, width, channels) with sides of at least {unit} pixels, got"
+            f" {shape}."
+        )
+    if shape[-1] < channels:
+        raise ValueError(f"The VAE encodes images of {channels} channels, got {shape[-1]}. Convert them to RGB first.")
+
+
+def _layers(vae) -> list[Layer]:
+    """The decoder's, empty for a VAE that is not Wan's."""
+    try:
+        return decoder_layers(vae.first_stage_model)
+    except (TypeError, AttributeError):
+        return []
+
+
+def _check_latent_shape(shape: tuple[int, ...], channels: int, dims: int) -> None:
+    if len(shape) != dims + 2 and not (dims == 2 and len(shape) == 5):
+        axes = "batch, channels, frames, rows, columns" if dims == 3 else "batch, channels, rows, columns"
+        raise ValueError(
+            f"This VAE takes latents of {dims + 2} dimensions ({axes}), got {len(shape)}: {tuple(shape)}."
+            " Connect a latent of the VAE's own model, for a video one from UltraGen Empty Latent."
+        )
+    if shape[1] != channels:
+        raise ValueError(
+            f"The VAE must be the model's: the latent has {shape[1]} channels, the VAE takes {channels}."
+            " Latents of 16 channels need Wan 2.1's VAE, those of 48 (the 5B model) Wan 2.2's."
+        )
+    if min(shape) < 1:
+        raise ValueError(f"The latent is empty, its shape is {tuple(shape)}. It needs at least one frame and pixel.")

@@ -1,0 +1,52 @@
+"""What the pack asks of one of ComfyUI's Wan models."""
+
+from __future__ import annotations
+
+import comfy.ldm.wan.model as wan
+import torch
+
+from ..grid import TokenGrid
+from ..wan import PATCH, WanShape
+
+
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside the one that torch.compile wraps around it, if it does."""
+    return getattr(module, "_orig_mod", module)
+
+
+def diffusion_model(base) -> torch.nn.Module:
+    """The Wan model inside a BaseModel."""
+    return uncompiled(base.diffusion_model)
+
+
+def shape_of(dm: wan.WanModel) -> WanShape:
+    """The sizes of a loaded model."""
+    kinds = {index: type(block.self_attn) for index, block in enumerate(dm.blocks)}
+    return WanShape(
+        blocks=len(dm.blocks),
+        channels=dm.dim,
+        heads=dm.num_heads,
+        ffn_channels=dm.ffn_dim,
+        out_channels=dm.out_dim,
+        vace_blocks=len(getattr(dm, "vace_blocks", ())),
+        other_attention={i: kind.__name__ for i, kind in kinds.items() if kind is not wan.WanSelfAttention},
+    )
+
+
+def token_grid(latent_shape: tuple[int, ...], more_frames: int = 0) -> TokenGrid:
+    """Tokens of a latent (b, c, t, h, w): Wan pads each axis up to its patch size."""
+    t, h, w = (-(-length // patch) for length, patch in zip(latent_shape[2:], PATCH, strict=True))
+    return TokenGrid(t + more_frames, h, w)
+
+
+def activation_dtype(base) -> torch.dtype:
+    """What a BaseModel computes in."""
+    return base.manual_cast_dtype or base.get_dtype()
+
+
+def self_attentions(dm: wan.WanModel, index: int) -> list[wan.WanSelfAttention]:
+    """The self-attention of a block, and that of the VACE block that feeds it."""
+    attentions = [dm.blocks[index].self_attn]
+    if (vace := getattr(dm, "vace_layers_mapping", {}).get(index)) is not None:
+        attentions.append(dm.vace_blocks[vace].self_attn)
+    return attentions

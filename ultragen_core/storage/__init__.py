@@ -1,0 +1,1 @@
+"""Files that survive crashes: names, whole-or-nothing writes, tensors read without mapping, saved states."""
