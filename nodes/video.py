@@ -54,7 +54,7 @@ class UltraGenSaveVideo(Node):
                     "shown here as a small H.264 preview.",
                 ),
                 io.Int.Input(
-                    "quality",
+                    "crf",
                     default=17,
                     min=1,
                     max=51,
@@ -136,7 +136,7 @@ class UltraGenSaveVideo(Node):
         vae,
         fps,
         codec,
-        quality,
+        crf,
         filename_prefix,
         crop,
         keep_latent,
@@ -146,7 +146,7 @@ class UltraGenSaveVideo(Node):
         side_file="off",
         trim_to_audio=False,
     ) -> io.NodeOutput:
-        choices = fps, codec, quality, crop, keep_latent, tile or None, details or "", side_file, trim_to_audio
+        choices = fps, codec, crf, crop, keep_latent, tile or None, details or "", side_file, trim_to_audio
         settings = VideoSettings(filename_prefix, *choices)
         saved = save_video(vae, samples, settings, cls.folders(), cls.metadata(), audio, cls.say)
         previews = [cls.shown(path) for path in saved.previews]

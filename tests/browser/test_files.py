@@ -119,7 +119,7 @@ def test_tags_behind_the_frames_are_found_without_reading_those(canvas):
 
 def test_prefix_is_filled_in_as_for_comfyuis_own_nodes(any_canvas):
     any_canvas.open(json.loads((ROOT / "workflows/ultragen_decode_only.json").read_text()))
-    any_canvas.run(PREFIX, "%date:yyyy-MM%/%UltraGenSaveVideo.quality%/%no%/%width%")
+    any_canvas.run(PREFIX, "%date:yyyy-MM%/%UltraGenSaveVideo.crf%/%no%/%width%")
     month = datetime.date.today().strftime("%Y-%m")
     queued = [node for node in any_canvas.prompt().values() if node["class_type"] == "UltraGenSaveVideo"]
     assert queued[0]["inputs"]["filename_prefix"] == f"{month}/17/%no%/%width%"

@@ -17,7 +17,7 @@ from helpers.save_run import files, folders_in, narrow_vae, noise, rgb
 SAVE = {
     "fps": 15.0,
     "codec": "H.264 8-bit",
-    "quality": 17,
+    "crf": 17,
     "filename_prefix": "video/clip",
     "crop": "keep",
     "keep_latent": "keep",

@@ -11,7 +11,7 @@ from ultragen_core.video.codecs import (
     Codec,
     check_encoders,
     check_frame_size,
-    check_quality,
+    check_crf,
     cropped_rows,
     estimated_bytes,
     frame_rate,
@@ -78,18 +78,18 @@ def test_rates_are_what_is_meant(written, exact):
 
 
 @pytest.mark.parametrize("fps", [0, -1, 0.999, 240.001, 1e-4, 1e9, float("nan"), float("inf")])
-def test_impossible_rates_are_said(fps):
+def test_impossible_rates_are_refused(fps):
     with pytest.raises(ValueError, match="fps must be 1 to 240 frames a second, got"):
         frame_rate(fps)
 
 
 @pytest.mark.parametrize("crf", [0, -3, 52, float("nan")])
-def test_impossible_qualities_are_said(crf):
-    with pytest.raises(ValueError, match=r"quality \(CRF\) must be 1 to 51, got"):
-        check_quality(crf)
+def test_impossible_crfs_are_refused(crf):
+    with pytest.raises(ValueError, match=r"crf must be 1 to 51, got"):
+        check_crf(crf)
 
 
-def test_estimates_follow_size_and_quality():
+def test_estimates_follow_size_and_crf():
     usual = estimated_bytes(H264, 81, 2160, 3840, 17)
     assert estimated_bytes(FFV1, 81, 2160, 3840, 17) > 20 * usual
     assert estimated_bytes(H264, 81, 2160, 3840, 11) == pytest.approx(2 * usual, rel=1e-3)

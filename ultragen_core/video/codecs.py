@@ -116,10 +116,10 @@ def cropped_rows(height: int, lines: int | None) -> slice:
     return slice(top, top + lines)
 
 
-def check_quality(crf: int) -> None:
+def check_crf(crf: int) -> None:
     """Raise ValueError for a CRF that no encoder takes."""
     if not 1 <= crf <= _LARGEST_CRF:
-        raise ValueError(f"quality (CRF) must be 1 to {_LARGEST_CRF}, got {crf}. 17 looks like the original.")
+        raise ValueError(f"crf must be 1 to {_LARGEST_CRF}, got {crf}. 17 looks like the original.")
 
 
 def frame_rate(fps: float) -> Fraction:

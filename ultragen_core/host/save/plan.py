@@ -23,7 +23,7 @@ from ...video.codecs import (
     Codec,
     check_encoders,
     check_frame_size,
-    check_quality,
+    check_crf,
     cropped_rows,
     estimated_bytes,
     frame_rate,
@@ -174,7 +174,7 @@ def make_plan(vae, samples: torch.Tensor, request: Request, audio: Mapping | Non
     settings = request.settings
     codec, lines = chosen("codec", CODECS, settings.codec), chosen("crop", CROPS, settings.crop)
     side_file = chosen("side_file", SIDE_FILES, settings.side_file)
-    check_quality(settings.crf)
+    check_crf(settings.crf)
     check_encoders(codec, audio is not None)
     batch, frames, height, width = decoded_shape(vae, tuple(samples.shape))
     rows = cropped_rows(height, lines)

@@ -207,7 +207,7 @@ def _write_side_file(video: Path, plan: Plan, saved: SavedVideos) -> None:
         details = settings.details
     (width, height), frames = plan.size, plan.frames
     facts = {"file": video.name, "width": width, "height": height, "frames": frames, "fps": float(plan.fps)}
-    facts |= {"codec": settings.codec, "quality": settings.crf, "details": details}
+    facts |= {"codec": settings.codec, "crf": settings.crf, "details": details}
     try:
         with new_file([video.with_suffix(plan.side_file)]) as file:
             file.part.write_text(json.dumps(facts, indent=2), encoding="utf-8")
