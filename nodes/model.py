@@ -170,6 +170,10 @@ class UltraGenApply(Node):
         )
 
     @classmethod
+    def validate_inputs(cls, start_percent=None, end_percent=None):
+        return True  # `Node` has held both to the schema; ComfyUI itself lets NaN pass
+
+    @classmethod
     def execute(
         cls,
         model,

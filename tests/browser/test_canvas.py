@@ -154,6 +154,15 @@ LINKED = """([value]) => {
     if (value !== null) source.widgets[0].value = value;
     source.connect(0, latent, latent.inputs.findIndex(input => input.name === "width"));
 }"""
+REROUTED = """() => {
+    const latent = app.graph._nodes.find(node => node.type === "UltraGenEmptyLatent");
+    const link = app.graph.getLink(latent.outputs[0].links[0]);
+    const target = app.graph.getNodeById(link.target_id), slot = link.target_slot;
+    const reroute = LiteGraph.createNode("Reroute");
+    app.graph.add(reroute);
+    latent.connect(0, reroute, 0);
+    reroute.connect(0, target, slot);
+}"""
 ODD = """() => {
     const odd = LiteGraph.createNode("Note");
     app.graph.add(odd);
@@ -175,10 +184,11 @@ def test_plan_of_two_passes_is_that_of_the_second_for_its_loader(canvas):
 
 
 def test_plan_is_of_what_would_run(canvas):
-    """Bypassed nodes are passed, links are followed to what can be known, and the rest is said to be unknown."""
+    """Reroutes and bypassed nodes are passed, linked values are followed, and what cannot be known is named."""
     canvas.open(json.loads(workflow.SHIPPED.read_text()))
     plan_says(canvas, "UltraGenLoadModel", "1920x1088, 81 frames: rule ultragen")
     canvas.run(ODD)
+    canvas.run(REROUTED)
     canvas.run(SET, ["UltraGenEmptyLatent", "preset", "custom"])
     canvas.run(LINKED, [640])
     plan_says(canvas, "UltraGenLoadModel", "640x1088, 81 frames")
