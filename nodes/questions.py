@@ -7,17 +7,19 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
-from server import PromptServer
 
+from ..ultragen_core.host.server import prompt_server
 from ..ultragen_core.printable import encodable
 
 _WORKER = ThreadPoolExecutor(1, thread_name_prefix="ultragen-canvas")
 
 
 def add_question(path: str, answer: Callable[[object], dict]) -> None:
-    """Add a POST route that gives `answer` the json of the request. Its ValueErrors and OSErrors are sentences."""
+    """Add a POST route to ComfyUI's server, if one runs.
 
-    @PromptServer.instance.routes.post(path)
+    answer: takes the request's JSON. Its ValueErrors and OSErrors are shown to the user.
+    """
+
     async def route(request: web.Request) -> web.Response:
         try:
             asked = await request.json()
@@ -25,6 +27,9 @@ def add_question(path: str, answer: Callable[[object], dict]) -> None:
         except (ValueError, OSError, RecursionError) as error:
             return web.json_response({"error": encodable(str(error))}, status=400)
         return web.json_response(found)
+
+    if server := prompt_server():
+        server.routes.post(path)(route)
 
 
 def mapping(name: str, value: object) -> Mapping:

@@ -139,7 +139,7 @@ def test_memory_is_asked_for_as_needed(monkeypatch, vae, samples):
 
 def test_auto_takes_the_largest_tile_that_fits(monkeypatch, vae):
     needs = {size: size * size for size in vae_run.TILES}
-    monkeypatch.setattr(vae_run, "free_memory", lambda vae: 400 * 400)
+    monkeypatch.setattr(vae_run, "free_memory", lambda patcher, device: 400 * 400)
     room = vae_run.make_room(vae, None, 2000, needs.get, 10, 10)
     assert room.tile == 384
     assert vae_run.candidates(300)[0] == 320 and vae_run.candidates(9000)[0] == 512

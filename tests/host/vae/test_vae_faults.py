@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers.vae_models import toy_vae
 
-from ultragen_core.host.out_of_memory import NotEnoughMemory
+from ultragen_core.host.memory import NotEnoughMemory
 from ultragen_core.host.vae import patch as host
 from ultragen_core.host.vae import run as vae_run
 from ultragen_core.host.vae import support as vae_known

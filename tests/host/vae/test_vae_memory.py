@@ -12,7 +12,7 @@ import comfy.model_management as mm
 import pytest
 import torch
 
-from ultragen_core.host.out_of_memory import NotEnoughMemory, is_host_out_of_memory, is_out_of_memory
+from ultragen_core.host.memory import NotEnoughMemory, is_host_out_of_memory, is_out_of_memory
 from ultragen_core.host.vae import patch as host
 from ultragen_core.host.vae import retry as vae_retry
 from ultragen_core.host.vae import run as vae_run
@@ -153,7 +153,7 @@ def wan():
 def apple(monkeypatch):
     """A VAE on a simulated GPU of Apple's with much memory."""
     monkeypatch.setattr(mm, "load_models_gpu", lambda *given, **more: None)
-    monkeypatch.setattr(vae_run, "free_memory", lambda vae: 2**40)
+    monkeypatch.setattr(vae_run, "free_memory", lambda patcher, device: 2**40)
     return SimpleNamespace(device=MPS, patcher=None, disable_offload=False, vae_dtype=torch.float32)
 
 

@@ -15,9 +15,7 @@ from torch import nn
 from ...attention.extras import BlockExtras, ExtrasShape
 from ...attention.gate import BlockGates
 from ...weights.published import Extras
-
-# ComfyUI with dynamic VRAM loads through its core patcher; 0.3.75 has only the classic one.
-CoreModelPatcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+from ..compat import is_dynamic, patcher_class
 
 
 class ExtrasModel(nn.Module):
@@ -72,11 +70,10 @@ def _patcher(
         extras.shape, list(extras.blocks), dtype=comfy.utils.weight_dtype(state), device=offload_device
     )
     module.requires_grad_(False)
-    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else CoreModelPatcher
-    patcher = patcher_class(
+    patcher = patcher_class(dynamic=not disable_dynamic)(
         module, load_device=comfy.model_management.get_torch_device(), offload_device=offload_device
     )
-    module.load_state_dict(state, assign=getattr(patcher, "is_dynamic", bool)())
+    module.load_state_dict(state, assign=is_dynamic(patcher))
     patcher.cached_patcher_init = (_reload, (read,))
     return patcher
 

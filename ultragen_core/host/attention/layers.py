@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from types import MethodType
 
 import comfy.ldm.wan.model as wan
-import comfy.ops
 import torch
 from torch import Tensor, nn
 
 from ...attention.engine import Engine, in_pieces
 from ...attention.layer import dense_attention
+from ..compat import cast_parameters
 from ..wan_model import uncompiled
 
 # A block whose own forward is one of these hands its attention a tensor that nobody else holds.
@@ -25,8 +25,7 @@ OWN_FORWARDS = (wan.WanAttentionBlock.forward, wan.VaceWanAttentionBlock.forward
 
 
 def managed_parameters(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Parameters of one of ComfyUI's layers: offloaded ones are fetched, LoRA patches applied, all cast to x."""
-    return comfy.ops.cast_bias_weight(module, x)
+    return cast_parameters(module, x.dtype, x.device)
 
 
 def engine(transformer_options: dict, rope_scale: tuple[float, float, float], tokens_at_a_time: int | None) -> Engine:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import comfy.ldm.wan.model
-import comfy.model_management
 import comfy.sd
 import torch
 
@@ -27,7 +26,7 @@ from ...weights.files import (
     read_state_dict,
 )
 from ...weights.published import Extras, describe, has_extras, published_items, split
-from ..ram import free_ram
+from ..memory import free_ram, is_out_of_memory
 from .extras import LoadedExtras, build
 from .patch import Settings, apply
 
@@ -138,9 +137,9 @@ def _load_base(base: StateDict, path: Path, model_options: dict, **kwargs):
         model = comfy.sd.load_diffusion_model_state_dict(
             dict(base), model_options=model_options, metadata=read_metadata(path), **kwargs
         )
-    except comfy.model_management.OOM_EXCEPTION:
-        raise
     except (KeyError, IndexError, RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        if is_out_of_memory(error):
+            raise
         if is_host_out_of_memory(error):
             raise does_not_fit(path) from error
         reason = printable(f"{type(error).__name__}: {error}", 500)

@@ -12,6 +12,7 @@ from ...rules.choice import Settings, choose_rule
 from ...rules.ultragen import KEY
 from ...wan import WanShape
 from ...weights.published import fingerprint, same_base, untrained
+from ..compat import is_dynamic
 from ..wan_model import diffusion_model, shape_of
 from .extras import LoadedExtras, build
 from .runtime import Runtime
@@ -53,13 +54,9 @@ def patched_by(model) -> Runtime | None:
 
 def _extras_follow(_, clone) -> None:
     """ComfyUI's torch.compile node takes dynamic VRAM off the model that it clones, and knows nothing of the extras."""
-    if not _is_dynamic(clone):
+    if not is_dynamic(clone):
         extras = clone.get_additional_models_with_key(KEY)
-        clone.set_additional_models(KEY, [e.clone(disable_dynamic=True) if _is_dynamic(e) else e for e in extras])
-
-
-def _is_dynamic(patcher) -> bool:
-    return getattr(patcher, "is_dynamic", bool)()  # 0.3.75 has no dynamic VRAM
+        clone.set_additional_models(KEY, [e.clone(disable_dynamic=True) if is_dynamic(e) else e for e in extras])
 
 
 def wan_model(model) -> wan.WanModel:

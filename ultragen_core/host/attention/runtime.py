@@ -21,7 +21,8 @@ from torch import Tensor
 from ...grid import TokenGrid
 from ...plan.memory import Activations, Room
 from ...rules.ultragen import Rule
-from ..out_of_memory import is_out_of_memory
+from ..compat import free_memory
+from ..memory import is_out_of_memory
 from ..wan_model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
 from .backend import with_fast_attention
 from .layers import RuleLayer, bounded_layers, installed
@@ -118,7 +119,8 @@ class Runtime:
         key = activations, x.device
         if key not in self.rooms:
             unbounded = Room(activations.tokens, pieces=1, bounded=False)
-            self.rooms[key] = activations.room(free_memory(base, x.device)) if self.bounded else unbounded
+            free = free_memory(base.current_patcher, x.device)
+            self.rooms[key] = activations.room(free) if self.bounded else unbounded
         return self.rooms[key]
 
     def active(self, model_sampling, t: Tensor) -> bool:
@@ -149,13 +151,6 @@ def estimated_memory(base, estimate: Callable[..., int]) -> Iterator[None]:
 
 def activations_of(base, grid: TokenGrid, batch: int) -> Activations:
     return Activations.of(shape_of(diffusion_model(base)), grid, batch, activation_dtype(base).itemsize)
-
-
-def free_memory(base, device: torch.device) -> int:
-    """Bytes, with what ComfyUI would give up for activations."""
-    patcher = base.current_patcher
-    ask = getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)  # 0.3.75 has only the latter
-    return ask(device)
 
 
 def rope_scale(transformer_options: dict) -> tuple[float, float, float]:

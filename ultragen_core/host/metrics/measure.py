@@ -26,6 +26,7 @@ from ...metrics.scores import (
     score_video,
 )
 from ...video.reader import read_frames
+from ..compat import trim_window
 from .clip import Clip, load_clip
 
 # The files that a metric needs.
@@ -133,9 +134,7 @@ def _read(name: str, video) -> Iterator[Tensor]:
 def stream(video) -> Iterator[Tensor]:
     """Frames (height, width, 3), float32 in 0..1, of a VIDEO or an IMAGE batch; of a file one at a time."""
     if isinstance(video, InputImpl.VideoFromFile):
-        # 0.3.75 cuts no files.
-        window = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
-        yield from read_frames(video.get_stream_source(), *window)
+        yield from read_frames(video.get_stream_source(), *trim_window(video))
     else:
         images = video if isinstance(video, Tensor) else video.get_components().images
         yield from (image[..., :3].float() for image in images)

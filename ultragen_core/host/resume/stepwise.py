@@ -17,6 +17,7 @@ from comfy.k_diffusion import sampling as k_diffusion
 from torch import Tensor
 
 from ...storage.states import State, StateFolder
+from ..compat import sampler_functions
 from ..server import RunningNode, running_node
 from .fingerprint import STATE, FindFiles, of_guider
 from .keeping import DEFAULT_GB, GB, Kept, identify
@@ -64,8 +65,7 @@ def resumable(
     Raises ValueError where a sampler's state is more than its latent.
     """
     function = getattr(sampler, "sampler_function", sampler)
-    known = {name: getattr(k_diffusion, f"sample_{name}", None) for name in WITHOUT_NOISE + WITH_NOISE}
-    functions = {each: name for name, each in known.items() if each}  # ComfyUI 0.3.75 lacks exp_heun_2_x0
+    functions = sampler_functions(WITHOUT_NOISE + WITH_NOISE)
     if type(sampler) is not comfy.samplers.KSAMPLER or function not in functions:
         name = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
         raise ValueError(

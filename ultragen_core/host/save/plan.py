@@ -30,7 +30,7 @@ from ...video.codecs import (
 )
 from ...video.frames import FrameBuffer
 from ...video.prefix import check_length, check_prefix, fill_placeholders, safe_prefix
-from ..ram import free_ram
+from ..memory import free_ram
 from ..vae.patch import decoded_shape, may_pin
 
 KEEP, KEEP_UNTIL_SAVED, KEEP_NOT = "keep", "until the video is saved", "off"

@@ -18,6 +18,7 @@ from ...vae.drain import Drain
 from ...vae.geometry import Window
 from ...vae.memory import tensor_limit
 from ...vae.walk import channels_in
+from ..compat import vae_output_dtype
 from .retry import SMALLEST_TILE, ram_ran_out
 from .run import Report, decode_video, encode_video
 from .shapes import check_images, decoded_shape, picture_channels
@@ -155,7 +156,7 @@ def encode(vae, pixels: torch.Tensor, tile: int | None = None) -> torch.Tensor:
     for index in range(pixels.shape[0]):
         report = _share(_reporter(bar), index, pixels.shape[0])
         latents = encode_video(vae, layers, pixels[index : index + 1], tile, report)
-        made.append(latents.to(vae.output_device, _output_dtype(vae)))
+        made.append(latents.to(vae.output_device, vae_output_dtype(vae)))
     return torch.cat(made)
 
 
@@ -211,7 +212,7 @@ def _exact_class(base: type) -> type:
 
 
 def _empty_images(vae, shape: tuple[int, ...]) -> torch.Tensor:
-    dtype = _output_dtype(vae)
+    dtype = vae_output_dtype(vae)
     fits = math.prod(shape) * dtype.itemsize <= tensor_limit(vae.output_device)
     try:
         return torch.empty(shape, dtype=dtype, device=vae.output_device if fits else "cpu")
@@ -242,7 +243,3 @@ def _reporter(progress: Report | comfy.utils.ProgressBar | None) -> Report:
 def _share(report: Report, index: int, count: int) -> Report:
     """The progress of one video as that of a batch of them."""
     return lambda done, total: report(index * total + done, count * total)
-
-
-def _output_dtype(vae) -> torch.dtype:
-    return vae.vae_output_dtype() if hasattr(vae, "vae_output_dtype") else torch.float32

@@ -11,7 +11,7 @@ import comfy.model_management as mm
 import torch
 
 from ...out_of_ram import is_host_out_of_memory
-from ..out_of_memory import NotEnoughMemory, is_out_of_memory
+from ..memory import NotEnoughMemory, is_out_of_memory
 
 SMALLEST_TILE = 64
 T = TypeVar("T")

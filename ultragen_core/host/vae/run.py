@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import comfy.model_management as mm
-import comfy.ops
 import torch
 
 from ...vae import decode, encode
@@ -19,7 +18,8 @@ from ...vae.joint import Kit
 from ...vae.layers import Layer
 from ...vae.memory import TensorTooLarge, need, tensor_limit
 from ...vae.shelf import Shelf
-from ..out_of_memory import NotEnoughMemory
+from ..compat import cast_parameters, free_memory
+from ..memory import NotEnoughMemory
 from .retry import SMALLEST_TILE, tile_phase, whole_frame_phase
 
 # Where the tile is chosen for the user. Larger ones save a tenth at most, for half as much memory again.
@@ -65,11 +65,7 @@ def kit(vae) -> Kit:
     dtype, device = vae.vae_dtype, vae.device
 
     def weights(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
-        cast = comfy.ops.cast_bias_weight(module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True)
-        weight, bias, stream = cast
-        if stream is not None:  # they lie in a buffer that the next cast takes over
-            weight, bias = weight.clone(), None if bias is None else bias.clone()
-        comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+        weight, bias = cast_parameters(module, dtype, device)
         return weight.detach(), None if bias is None else bias.detach()
 
     return Kit(weights, device, dtype, mm.throw_exception_if_processing_interrupted)
@@ -172,7 +168,7 @@ def make_room(
     largest = largest_tile(wanted, tile_need)
     usual = max(frame_need, tile_need(largest))
     mm.load_models_gpu([vae.patcher], memory_required=usual + shelf_bytes, force_full_load=vae.disable_offload)
-    free = free_memory(vae)
+    free = free_memory(vae.patcher, vae.device)
     fits = usual + shelf_bytes <= free and shelf_bytes <= tensor_limit(vae.device)
     home = vae.device if fits else torch.device("cpu")
     if tile is None:
@@ -201,13 +197,6 @@ def candidates(longest: int) -> list[int]:
     """Tile sizes to try, largest first: one above the image's longer side is as good as all of them."""
     above = [size for size in TILES if size >= longest]
     return above[-1:] + [size for size in TILES if size < longest]
-
-
-def free_memory(vae) -> int:
-    patcher = vae.patcher
-    return (
-        patcher.get_free_memory(vae.device) if hasattr(patcher, "get_free_memory") else mm.get_free_memory(vae.device)
-    )
 
 
 def on_device(vae) -> contextlib.AbstractContextManager:

@@ -15,7 +15,7 @@ from ...out_of_ram import is_host_out_of_memory
 from ...vae.geometry import Window, output_size
 from ...vae.layers import Layer
 from ...vae.walk import UnknownLayer, channels_in, channels_out, decoder_layers, encoder_layers
-from ..out_of_memory import NotEnoughMemory, is_out_of_memory
+from ..memory import NotEnoughMemory, is_out_of_memory
 from .run import decode_video, encode_video, on_device
 
 CANARY_LATENTS, CANARY_FRAMES, CANARY_TILE = (2, 4, 6), 5, 3  # the tile in latents: four of them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.model_management
 import pytest
 
-from ultragen_core.host.ram import free_ram
+from ultragen_core.host.memory import free_ram
 
 MB = 10**6
 HOST = 64_000 * MB

@@ -1,0 +1,81 @@
+"""What differs between ComfyUI versions: one function for each difference, with the version at which it can go.
+
+0.3.75 is the oldest supported version. "From 0.30.0 on" names what replaces the function once that is the oldest.
+What every version must have in common is tested in tests/contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+from comfy.k_diffusion import sampling
+from torch import Tensor, nn
+
+
+def patcher_class(dynamic: bool = True) -> type[comfy.model_patcher.ModelPatcher]:
+    """Return the ModelPatcher class for new models. dynamic: with dynamic VRAM where ComfyUI has switched it on.
+
+    0.3.75 has no dynamic VRAM. From 0.30.0 on: comfy.model_patcher.CoreModelPatcher, which ComfyUI replaces at start.
+    """
+    classic = comfy.model_patcher.ModelPatcher
+    return getattr(comfy.model_patcher, "CoreModelPatcher", classic) if dynamic else classic
+
+
+def is_dynamic(patcher) -> bool:
+    """Whether a ModelPatcher uses dynamic VRAM. From 0.30.0 on: patcher.is_dynamic()."""
+    return getattr(patcher, "is_dynamic", bool)()
+
+
+def free_memory(patcher, device: torch.device) -> int:
+    """Return the free bytes on `device`, with what ComfyUI would give up for the activations of `patcher`'s model.
+
+    From 0.30.0 on: patcher.get_free_memory(device).
+    """
+    return getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)(device)
+
+
+def is_oom(error: BaseException) -> bool:
+    """Whether ComfyUI takes an error for an out-of-memory; also clears the error that CUDA keeps.
+
+    From 0.30.0 on: comfy.model_management.is_oom(error). 0.3.75 knows its exception class alone.
+    """
+    known = getattr(comfy.model_management, "is_oom", None)
+    return known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of one of ComfyUI's layers: offloaded ones fetched, LoRA applied, cast, safe to keep.
+
+    0.3.75 returns a stream or None as third value of cast_bias_weight, 0.30.0 always a tuple.
+    """
+    weight, bias, stream = comfy.ops.cast_bias_weight(
+        module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
+    )
+    if stream is not None:  # the values may be in a buffer that the next cast overwrites
+        weight = weight if weight is module.weight else weight.clone()
+        bias = bias if bias is None or bias is module.bias else bias.clone()
+    comfy.ops.uncast_bias_weight(module, weight, bias, stream)
+    return weight, bias
+
+
+def vae_output_dtype(vae) -> torch.dtype:
+    """Return the dtype of a VAE's images and latents. From 0.30.0 on: vae.vae_output_dtype()."""
+    return vae.vae_output_dtype() if hasattr(vae, "vae_output_dtype") else torch.float32
+
+
+def trim_window(video) -> tuple[float, float]:
+    """Return start and duration in seconds of the part of a VideoFromFile that counts; a duration of 0 is the rest.
+
+    0.3.75 cannot trim. From 0.30.0 on: video.get_active_trim_window().
+    """
+    return getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
+
+
+def sampler_functions(names: Iterable[str]) -> dict[Callable[..., Tensor], str]:
+    """Return the names of ComfyUI's sampler functions, by function. 0.3.75 lacks exp_heun_2_x0 and its SDE form."""
+    found = {name: getattr(sampling, f"sample_{name}", None) for name in names}
+    return {function: name for name, function in found.items() if function}
