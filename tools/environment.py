@@ -26,9 +26,11 @@ TESTS = [
     "playwright==1.65.2",
     # LPIPS as its authors measure it; scipy, torchvision and transformers, the other references, are ComfyUI's own.
     "lpips==0.1.4",
-    # Of -m training; all that they need is ComfyUI's own.
+    # For `python3 -m training`; all that they need is ComfyUI's own.
     "accelerate==1.15.0",
     "peft==0.21.2",
+    # Builds the library's wheel. torch 2.11 asks for less than 82.
+    "setuptools==80.10.2",
 ]
 # The converter of workflows and what it imports. Without its own dependencies: half of them are for telemetry.
 CONVERTER = ["comfy-cli==1.23.0"]

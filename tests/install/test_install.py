@@ -7,13 +7,13 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import zipfile
 from pathlib import Path, PureWindowsPath
 
 import pytest
+from helpers.repository import command, tracked
 
 from tools import package_tools
 from tools.server import ROOT, Server
@@ -51,16 +51,6 @@ print(json.dumps({
 """
 
 
-def command(*arguments, cwd: Path | None = None, **variables: str) -> str:
-    """Run it, and return everything that it says."""
-    words, environment = [str(each) for each in arguments], {**os.environ, **variables}
-    done = subprocess.run(
-        words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments) -> None:
         pass
@@ -68,24 +58,6 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 def tool(name: str) -> Path:
     return package_tools.tool(name) or pytest.skip(f"{name} is missing. `python3 tools/dev.py test` fetches it.")
-
-
-def tracked() -> list[str]:
-    listed = command("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
-    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory) -> Path:
-    """The pack's files as they are now, in a repository of their own."""
-    folder = tmp_path_factory.mktemp("repository")
-    for name in tracked():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / name)
-    git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
-    for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=all"]):
-        command(*git, *arguments, cwd=folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
