@@ -1,7 +1,8 @@
-"""Latents and text tensors on disk, so that neither VAE nor text encoder is in memory while training."""
+"""Latents and text tensors on disk, so that training needs neither VAE nor text encoder."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from tools.console import Trouble, say
 from ultragen_core.sizes import VideoSize
 from ultragen_core.storage.files import finished_file
 
-from .data import captions, clips
+from .data import VIDEOS, captions, clips
+from .settings_file import agree
 
 EMPTY = "empty"  # the file with the text tensor of the empty caption
+SETTINGS = "cache.json"
 Encode = Callable[[Tensor], Tensor]
 """encode(clip (frames, height, width, 3) in 0..1) -> latent (c, t, h, w), normalised as the transformer takes it."""
 EncodeText = Callable[[str], Tensor]
@@ -26,8 +29,21 @@ EncodeText = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
+class CacheSettings:
+    """What all clips of a cache share.
+
+    size: of every clip. stride: take every n-th frame of the videos. vae, text_encoder: file names.
+    """
+
+    size: VideoSize
+    stride: int = 1
+    vae: str = ""
+    text_encoder: str = ""
+
+
+@dataclass(frozen=True)
 class Clip:
-    """latent: (c, t, h, w). text: (tokens, text channels), up to the caption's end."""
+    """latent: (c, t, h, w) float32. text: (tokens, text channels) bfloat16, up to the caption's end."""
 
     latent: Tensor
     text: Tensor
@@ -35,8 +51,10 @@ class Clip:
 
 
 class Cache:
-    """A folder with one safetensors file a clip: `latent` in float16, whose rounding is far below any noise that is
-    added to it, and `text` up to the caption's end, in bfloat16.
+    """A folder with one safetensors file per clip.
+
+    Each holds `latent` in float16, whose rounding is far below the noise that training adds, and `text` up to the
+    caption's end, in bfloat16.
     """
 
     def __init__(self, folder: Path):
@@ -49,7 +67,7 @@ class Cache:
         self._write(name, tensors, {"caption": caption})
 
     def write_empty(self, text: Tensor) -> None:
-        """The text tensor of the empty caption, which clips whose caption is dropped are seen with."""
+        """Add the text tensor of the empty caption, which stands in for dropped captions."""
         self._write(EMPTY, {"text": _trimmed(text)}, {})
 
     def _write(self, name: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -58,6 +76,7 @@ class Cache:
             save_file(tensors, part, metadata)
 
     def holds(self, name: str, caption: str) -> bool:
+        """Whether the clip is there, with this caption."""
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             return False
@@ -65,47 +84,62 @@ class Cache:
             return file.metadata()["caption"] == caption
 
     def clip(self, index: int) -> Clip:
+        """Read a clip by its index in `names`."""
         with safe_open(self.folder / f"{self.names[index]}.safetensors", "pt") as file:
             return Clip(file.get_tensor("latent").float(), file.get_tensor("text"), file.metadata()["caption"])
 
     def empty_text(self) -> Tensor:
+        """Read the text tensor of the empty caption."""
         with safe_open(self.folder / f"{EMPTY}.safetensors", "pt") as file:
             return file.get_tensor("text")
 
     def latent_shape(self) -> tuple[int, ...]:
-        """(c, t, h, w) of every latent. Raises Trouble where there are none, or of several sizes."""
+        """Return the (c, t, h, w) that all latents share. Raises Trouble if they differ or there are none."""
         shapes = {}
         for name in self.names:
             with safe_open(self.folder / f"{name}.safetensors", "pt") as file:
                 shapes.setdefault(tuple(file.get_slice("latent").get_shape()), name)
         if len(shapes) != 1:
             found = ", ".join(f"{shape} ({name})" for shape, name in shapes.items()) or "none"
-            raise Trouble(f"A cache holds latents of one size, {self.folder} has {found}. Fill another folder anew.")
+            raise Trouble(
+                f"All latents of a cache must have one shape; {self.folder} has {found}. Fill another folder."
+            )
         return next(iter(shapes))
 
     def fingerprint(self) -> str:
-        """What a run that goes on must find again: the clips' names, in order."""
+        """Return a hash of the clips' names in order, which a continued run must find unchanged."""
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
 
 
 def _trimmed(text: Tensor) -> Tensor:
-    """Without the zeros after the end."""
+    """Cut off the zeros after the caption's end."""
     used = text.any(-1).nonzero()
     return text[: int(used.max()) + 1 if len(used) else 0].cpu().to(torch.bfloat16).contiguous()
 
 
-def fill(dataset: Path, cache: Cache, size: VideoSize, stride: int, encode: Encode, encode_text: EncodeText) -> None:
-    """Every clip of the dataset into the cache; videos that are there already, whole and with their caption, stay."""
+def fill(dataset: Path, cache: Cache, settings: CacheSettings, encode: Encode, encode_text: EncodeText) -> None:
+    """Encode every clip of a dataset into a cache. A video that is there already, with its caption, is skipped.
+
+    Raises Trouble if the cache was filled with other settings.
+    """
+    shared = dataclasses.asdict(settings) | {"size": str(settings.size)}
+    agree(cache.folder / SETTINGS, shared)
     cache.write_empty(encode_text(""))
     files = captions(dataset)
     for number, (file, caption) in enumerate(files.items(), 1):
-        # A video is done when its first clip is there, so that one is written last.
-        if cache.holds(f"{file.stem}-000", caption):
+        name = entry_name(file.relative_to(dataset / VIDEOS))
+        # The first clip is written last: it marks a complete video.
+        if cache.holds(f"{name}-000", caption):
             continue
-        text, encoded = encode_text(caption), [encode(clip) for clip in clips(file, size, stride)]
+        text, encoded = encode_text(caption), [encode(clip) for clip in clips(file, settings.size, settings.stride)]
         for index, latent in reversed(list(enumerate(encoded))):
-            cache.write(f"{file.stem}-{index:03}", latent, text, caption)
+            cache.write(f"{name}-{index:03}", latent, text, caption)
         say(
             f"{number}/{len(files)} {file.name}: {len(encoded)} clips"
             + ("" if encoded else " (the video is too short)")
         )
+
+
+def entry_name(video: Path) -> str:
+    """Name a video's files in the cache: its path in the dataset with its ending, as one file name."""
+    return video.as_posix().replace("%", "%25").replace("/", "%2F")

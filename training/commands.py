@@ -16,7 +16,7 @@ from ultragen_core.weights.files import read_state_dict
 from ultragen_core.weights.published import has_extras
 
 from . import encoders
-from .cache import Cache, fill
+from .cache import Cache, CacheSettings, fill
 from .loop import Keeping, Training
 from .model import build, random_base
 from .recipe import Recipe
@@ -88,9 +88,12 @@ def cache(options: argparse.Namespace) -> None:
     vae = encoders.load_vae(options.vae)
     wanted = round_up(size, vae.spacial_compression_encode())
     if wanted != size:
-        raise Trouble(f"Wan cannot hold {size}; the next that it can is {wanted}.")
+        raise Trouble(
+            f"Width, height and frames must be what Wan can encode, got {size}. The next possible size is {wanted}."
+        )
     encode_text = encoders.text_encoder(options.text_encoder)
-    fill(options.data, Cache(options.out), size, options.stride, encoders.video_encoder(vae), encode_text)
+    settings = CacheSettings(size, options.stride, options.vae.name, Path(options.text_encoder).name)
+    fill(options.data, Cache(options.out), settings, encoders.video_encoder(vae), encode_text)
 
 
 def train(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""A folder of videos as the authors lay it out, cut into clips: `videos/` and `captions.json`, {file name: caption}."""
+"""A dataset in the layout of UltraGen's authors, cut into clips: `videos/` and `captions.json` {file name: caption}."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from tools.console import Trouble
 from ultragen_core.sizes import VideoSize
 from ultragen_core.video.reader import read_frames
 
+VIDEOS = "videos"
+
 
 def captions(folder: Path) -> dict[Path, str]:
-    """{video file: caption}, in order of names. Raises Trouble."""
+    """Return {video file: caption}, sorted by name. Raises Trouble if the json is broken or a video is missing."""
     path = folder / "captions.json"
     try:
         texts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Trouble(f'{path} must be json such as {{"video001.mp4": "a caption"}}: {error}.') from None
-    files = {folder / "videos" / name: caption for name, caption in sorted(texts.items())}
+    files = {folder / VIDEOS / name: caption for name, caption in sorted(texts.items())}
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:
         raise Trouble(
-            f"Every video of captions.json lies in {folder / 'videos'}, missing: {', '.join(missing[:5]) or 'all'}"
-            f" ({len(missing)} of {len(files)}). Put them there or take them out of the json."
+            f"Every video of captions.json must be in {folder / VIDEOS}, missing: {', '.join(missing[:5]) or 'all'}"
+            f" ({len(missing)} of {len(files)}). Put them there, or remove them from the json."
         )
     return files
 
 
 def clips(file: Path, size: VideoSize, stride: int) -> Iterator[Tensor]:
-    """Clips of a video one after another, each `size.frames` of every `stride`-th frame: (frames, height, width, 3).
+    """Yield consecutive clips (frames, height, width, 3) of a video, values in 0..1, from every `stride`-th frame.
 
-    Frames are scaled to cover the size and cut around their centre; what is left of the video after the last whole clip
-    is left out.
+    Frames are scaled to cover `size` and cropped around their centre. Frames after the last whole clip are dropped.
     """
     frames = islice(read_frames(str(file)), 0, None, stride)
     while len(clip := [_covering(frame, size) for frame in islice(frames, size.frames)]) == size.frames:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ from .ema import AveragedWeights, decay_at
 from .model import Velocity
 from .objective import Samples, generator, loss_of, padded
 from .preview import sample, write_video
-from .recipe import Recipe, agree, option
+from .recipe import Recipe, option
+from .settings_file import agree
 
 BETAS = 0.9, 0.95
 
@@ -56,7 +58,8 @@ class Training:
         self.accelerator.gradient_accumulation_steps = self._accumulated(self.accelerator.num_processes)
         keeping.out.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
-            agree(recipe, keeping.out)
+            # More steps than before are fine, although a rate that falls to the end then falls to another one.
+            agree(keeping.out / "recipe.json", dataclasses.asdict(recipe), may_change=("steps",))
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, recipe.learning_rate, BETAS, weight_decay=recipe.weight_decay)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from tools.console import Trouble
@@ -86,20 +83,3 @@ class Recipe:
         strength = 0.0 if "delta" in self.without else 1.0
         global_ = GlobalConfig(enabled="global" not in self.without, lora_strength=strength)
         return block_spec(block_index, local, global_, trained=True)
-
-
-def agree(recipe: Recipe, folder: Path) -> None:
-    """Write the recipe into the folder of its run. Raises Trouble where another one has begun there.
-
-    `steps` may differ: a run may go on for longer, though a rate that falls to the end then falls to another.
-    """
-    path = folder / "recipe.json"
-    wanted = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    held = json.loads(path.read_text()) if path.is_file() else wanted
-    changed = [f"{key} {held.get(key)} -> {wanted[key]}" for key in wanted if held.get(key) != wanted[key]]
-    if [text for text in changed if not text.startswith("steps ")]:
-        raise Trouble(
-            f"A run goes on with the recipe that it began with, {folder} holds another: {'; '.join(changed)}."
-            " Take that one's settings, or name another folder in --out."
-        )
-    path.write_text(json.dumps(wanted, indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from helpers.support import seeded
 
 from tools.console import Trouble
-from training.cache import Cache, fill
+from training.cache import Cache, CacheSettings, fill
 from training.data import captions, clips
 from training.encoders import latent_format, text_encoder, video_encoder
 from training.miniature.text import word_vectors
@@ -70,9 +71,9 @@ def test_the_cache_holds_exact_latents_and_texts(dataset, tmp_path):
 
     vae = narrow_vae()
     cache = Cache(tmp_path / "cache")
-    fill(dataset, cache, SIZE, 1, video_encoder(vae), text_encoder("words"))
+    fill(dataset, cache, CacheSettings(SIZE), video_encoder(vae), text_encoder("words"))
     cache = Cache(cache.folder)
-    assert cache.names == ["one-000", "one-001", "two-000"] and cache.latent_shape() == (16, 2, 6, 8)
+    assert cache.names == ["one.mkv-000", "one.mkv-001", "two.mkv-000"] and cache.latent_shape() == (16, 2, 6, 8)
     clip = cache.clip(1)
     pixels = torch.from_numpy(drawn(12, 48, 64)[5:10] / np.float32(255))
     expected = latent_format(16).process_in(vae.encode(pixels))[0]
@@ -92,12 +93,47 @@ def test_only_what_is_new_is_encoded(dataset, tmp_path):
     cache = Cache(tmp_path / "cache")
     for expected, changed in ((3, {}), (3, {}), (4, {"two.mkv": "another caption"})):
         (dataset / "captions.json").write_text(json.dumps(CAPTIONS | changed))
-        fill(dataset, cache, SIZE, 1, encode, word_vectors)
+        fill(dataset, cache, CacheSettings(SIZE), encode, word_vectors)
         assert len(encoded) == expected
     assert Cache(cache.folder).clip(2).caption == "another caption"
 
 
-def test_a_folder_that_is_none_of_the_kind_is_refused(dataset, tmp_path):
+def test_videos_that_differ_in_ending_or_folder_are_entries_of_their_own(dataset, tmp_path):
+    (dataset / "videos" / "more").mkdir()
+    names = ["one.mkv", "one.mp4", "more/one.mkv", "more%2Fone.mkv"]
+    for name in names[1:]:
+        shutil.copy(dataset / "videos" / "one.mkv", dataset / "videos" / name)
+    (dataset / "captions.json").write_text(json.dumps({name: name for name in names}))
+    cache = Cache(tmp_path / "cache")
+    fill(dataset, cache, CacheSettings(SIZE), lambda clip: seeded(16, 2, 6, 8), word_vectors)
+    held = Cache(cache.folder)
+    assert sorted(held.clip(index).caption for index in range(len(held.names))) == sorted(2 * names)
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"size": VideoSize(32, 48, 5)}, "size 64x48, 5 frames -> 32x48, 5 frames"),
+        ({"stride": 2}, "stride 1 -> 2"),
+        ({"vae": "other.safetensors"}, "vae  -> other.safetensors"),
+        ({"text_encoder": "words"}, "text_encoder  -> words"),
+    ],
+)
+def test_a_cache_is_filled_with_one_set_of_settings(dataset, tmp_path, changed, difference):
+    cache, encoded = Cache(tmp_path / "cache"), []
+
+    def encode(clip):
+        encoded.append(clip)
+        return seeded(16, 2, 6, 8)
+
+    fill(dataset, cache, CacheSettings(SIZE), encode, word_vectors)
+    before, count = {path: path.read_bytes() for path in cache.folder.iterdir()}, len(encoded)
+    with pytest.raises(Trouble, match=rf"cache was begun with other settings \(old -> new\): {difference}\."):
+        fill(dataset, cache, CacheSettings(**{"size": SIZE} | changed), encode, word_vectors)
+    assert len(encoded) == count and {path: path.read_bytes() for path in cache.folder.iterdir()} == before
+
+
+def test_datasets_and_caches_that_cannot_be_used_are_refused(dataset, tmp_path):
     (dataset / "videos" / "two.mkv").unlink()
     with pytest.raises(Trouble, match=r"missing: two.mkv \(1 of 2\)"):
         captions(dataset)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tools.console import Trouble
 from training.curve import Curve
+from training.settings_file import agree
 
 # Of 20 steps on five clips of noise: pinned, so that no change of the arithmetic goes unseen.
 LOSSES = (2.377204, 2.080008, 1.917105, 1.893843, 1.930454)
@@ -153,11 +154,27 @@ def test_previews_do_not_change_the_weights(training, tmp_path):
 
 def test_another_recipe_or_other_clips_are_refused(training, cache, tmp_path, monkeypatch):
     training(tmp_path, steps=1).run()
-    with pytest.raises(Trouble, match=r"holds another: shift 5.0 -> 3.0; learning_rate 0.002 -> 0.001\."):
+    with pytest.raises(Trouble, match=r"other settings .*: shift 5.0 -> 3.0; learning_rate 0.002 -> 0.001\."):
         training(tmp_path, learning_rate=1e-3, shift=3.0, steps=1)
     monkeypatch.setattr(cache, "names", cache.names[1:])
     with pytest.raises(Trouble, match="with the clips that it began with"):
         training(tmp_path, steps=2)
+
+
+def test_the_recipe_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "recipe.json"
+    agree(path, {"steps": 1, "shift": 5.0}, may_change=("steps",))
+    before = path.read_bytes()
+
+    def half(self, text, **more):
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(type(path), "write_text", half)
+    with pytest.raises(OSError, match="the disk is full"):
+        agree(path, {"steps": 2, "shift": 5.0}, may_change=("steps",))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(training, tmp_path):
