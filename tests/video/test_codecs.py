@@ -9,9 +9,9 @@ import pytest
 from ultragen_core.video.codecs import (
     CODECS,
     Codec,
+    check_crf,
     check_encoders,
     check_frame_size,
-    check_crf,
     cropped_rows,
     estimated_bytes,
     frame_rate,
