@@ -11,7 +11,7 @@ from ..ultragen_core.host.save.latent import keep_refused
 from ..ultragen_core.host.save.plan import SIDE_FILES, chosen
 from ..ultragen_core.host.save.save import (
     KEEP,
-    KEEP_NOT,
+    KEEP_NEVER,
     KEEP_UNTIL_SAVED,
     Folders,
     SavedVideos,
@@ -76,7 +76,7 @@ class UltraGenSaveVideo(Node):
                 ),
                 io.Combo.Input(
                     "keep_latent",
-                    options=[KEEP, KEEP_UNTIL_SAVED, KEEP_NOT],
+                    options=[KEEP, KEEP_UNTIL_SAVED, KEEP_NEVER],
                     default=KEEP,
                     tooltip="Save the latent to output/latents first, so that a failed decode costs no sampling: "
                     "UltraGen Load Latent brings it back. Choose off when the latent comes from there.",
@@ -189,8 +189,8 @@ class UltraGenSaveVideo(Node):
         if saved.latent is not None:
             lines.append(f"Latent: {saved.latent}")
         lines += saved.notes
-        if saved.refusal:
-            lines.append(f"Left to ComfyUI's own decode. {saved.refusal}")
+        if saved.fallback_reason:
+            lines.append(f"Left to ComfyUI's own decode. {saved.fallback_reason}")
         return "\n".join(lines)
 
     @staticmethod

@@ -49,7 +49,7 @@ def test_button_queues_a_run_for_each_prompt(any_canvas):
     any_canvas.add("UltraGenPrompts")
     any_canvas.run(SHOW, '["broken"')
     any_canvas.run(BUTTON)
-    page.get_by_text("is no valid json").first.wait_for(timeout=10_000)
+    page.get_by_text("is not valid JSON").first.wait_for(timeout=10_000)
 
 
 def test_button_stops_where_the_queue_refuses(canvas):

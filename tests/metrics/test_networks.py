@@ -59,7 +59,7 @@ def test_a_wrong_file_is_named_with_the_right_one(alexnet, tmp_path):
         load_lpips(alexnet, alexnet)
     vgg = tmp_path / "vgg.pth"
     torch.save({"lin0.model.1.weight": torch.zeros(1, 64, 1, 1), "features.0.weight": torch.zeros(64, 3, 3, 3)}, vgg)
-    with pytest.raises(WeightsError, match=r"features\.0\.weight of shape \(64, 3, 11, 11\), found \(64, 3, 3, 3\)"):
+    with pytest.raises(WeightsError, match=r"features\.0\.weight of shape \(64, 3, 11, 11\), got \(64, 3, 3, 3\)"):
         load_lpips(vgg, PUBLISHED_HEADS)
     with pytest.raises(WeightsError, match=r"rgb_imagenet\.pt from github\.com/piergiaj"):
         load_i3d(PUBLISHED_HEADS)

@@ -98,7 +98,7 @@ def test_what_cannot_be_measured_is_refused():
         PatchFeatures(torch.flatten)(torch.zeros(3, 200, 300))
     with pytest.raises(ValueError, match="at least 2 patches on each side, got 5 and 1"):
         frechet_distance(seeded(5, 4), seeded(1, 4))
-    with pytest.raises(ValueError, match="needs 2, got 1"):
+    with pytest.raises(ValueError, match="needs at least 2 frames, got 1"):
         temporal_consistency(seeded(1, 4))
 
 

@@ -50,13 +50,13 @@ def test_hd_fvd_of_a_list_of_videos_with_a_list_of_references(node, tmp_path):
     assert (tmp_path / "temp" / output.ui["images"][0]["filename"]).is_file()
 
 
-def test_what_is_missing_is_said_when_the_prompt_is_queued(node):
+def test_what_is_missing_is_reported_when_the_prompt_is_queued(node):
     assert node.validate_inputs(**switches("hd_mse"), prompt=[""]) is True
     for metric in METRICS[1:]:
-        said = node.validate_inputs(**switches("hd_mse", metric), prompt=(None,), reference=(None,))
-        assert said.startswith(f"{metric} needs files that are not there")
-    assert "connect reference" in node.validate_inputs(**switches("hd_fvd"), prompt=[""])
-    assert "a prompt, which is empty" in node.validate_inputs(**switches("clip_score"), prompt=[""])
+        message = node.validate_inputs(**switches("hd_mse", metric), prompt=(None,), reference=(None,))
+        assert message.startswith(f"{metric} needs files that are missing")
+    assert "Connect reference" in node.validate_inputs(**switches("hd_fvd"), prompt=[""])
+    assert "needs a prompt, got an empty one" in node.validate_inputs(**switches("clip_score"), prompt=[""])
     linked = {metric: (None,) for metric in METRICS}
     assert node.validate_inputs(**linked, prompt=(None,)) is True
 
@@ -78,4 +78,4 @@ def test_the_server_takes_images_and_videos_and_refuses_what_cannot_run(server):
     with pytest.raises(Refused) as refused:
         server.run(graph)
     errors = {node_id: found["errors"][0]["details"] for node_id, found in refused.value.error["node_errors"].items()}
-    assert "connect reference" in errors["3"] and "hd_fvd needs files that are not there" in errors["4"]
+    assert "Connect reference" in errors["3"] and "hd_fvd needs files that are missing" in errors["4"]

@@ -47,7 +47,7 @@ def test_outputs(node):
     assert (prompt, negative, seed) == (["a", "b"], ["no", "own"], [3, 9])
     assert [json.loads(each)["index"] for each in details] == [0, 1]
     assert all(isinstance(each, ExecutionBlocker) for each in image)
-    assert done.ui.as_dict()["text"] == ("2 prompts, 1 with a negative of its own, 1 with a seed of its own",)
+    assert done.ui.as_dict()["text"] == ("2 prompts, 1 with a negative, 1 with a seed",)
     assert execute(node, text, "none", index=1).result[0] == ["b"]
     assert "Now number 2: b" in execute(node, text, "none", index=1).ui.as_dict()["text"][0]
 

@@ -78,7 +78,7 @@ def test_tables_of_every_spreadsheet(separator):
     first, second = found.entries
     assert (first.prompt, first.negative, first.seed, first.image) == ("A lake", "blurry", 12, "a.png")
     assert (second.prompt, second.negative, second.seed, second.image) == ("A hill", None, None, None)
-    own = "1 with a negative of its own, 1 with a seed of its own, 1 with an image of its own"
+    own = "1 with a negative, 1 with a seed, 1 with an image"
     assert found.summary() == f"2 prompts, {own}. Ignored: 'Notes'."
 
 
@@ -145,17 +145,17 @@ def test_json_keeps_what_it_says_of_each():
     [
         ("# only\n", "must hold at least one prompt"),
         ("[]", "must hold at least one prompt"),
-        ('["a", 2]', "entry 2: got 2. It must be a json list of strings"),
-        ('["a", ["b"]]', r"entry 2: got \['b'\]"),
-        ('{"prompts": "a lake"}', "json list of strings"),
-        ('{"prompts": 5}', "json list of strings"),
+        ('["a", 2]', "entry 2: it must be a string or an object, got 2. Write a JSON list of strings"),
+        ('["a", ["b"]]', r"entry 2: it must be a string or an object, got \['b'\]"),
+        ('{"prompts": "a lake"}', "JSON list of strings"),
+        ('{"prompts": 5}', "JSON list of strings"),
         ('{"text": "a lake"}', "entry 1: it has no prompt, only 'text'"),
         ('[{"prompt": 5}]', "entry 1: prompt must be text, got 5"),
         ('[{"prompt": "a", "positive": "b"}]', "entry 1: it must have one prompt, got two"),
         ('["a", {"negative": "b"}]', "entry 2: it has no prompt, only negative"),
-        ('["a"', "is no valid json"),
-        ('["a cat",\n "a dog",\n]', "is no valid json.*line 3"),
-        ('{"prompt": "a"}\n{"prompt": b}', "is no valid json"),
+        ('["a"', "is not valid JSON"),
+        ('["a cat",\n "a dog",\n]', "is not valid JSON.*line 3"),
+        ('{"prompt": "a"}\n{"prompt": b}', "is not valid JSON"),
         ('["a\\u0000b"]', r"entry 1, must be text, got the character '\\x00'"),
         ('["\\ud800"]', r"entry 1, must be text, got the character '\\ud800'"),
         ("a\0b", "must be text, got the character"),
@@ -175,7 +175,7 @@ def test_wrong_lists(text, sentence):
         ("prompt,Positive\na,b", "must have one column prompt"),
         ("seed,image\n1,a.png", "must have one column prompt"),
         ('prompt,seed\n"a" b,1', "cannot be read as CSV, line 2"),
-        ('prompt,seed\nb,2\n"a,1\n', "cannot be read as CSV.*not closed"),
+        ('prompt,seed\nb,2\n"a,1\n', "cannot be read as CSV.*Close every double quote"),
         ('prompt,seed\n"' + 200_000 * "a" + '",1', "cannot be read as CSV.*limit"),
         ("prompt,image\n,a.png", "entry 1: it has no prompt, only image"),
         ("prompt,seed\n", "must hold at least one prompt"),
@@ -202,7 +202,7 @@ def test_files_in_other_encodings():
 
 
 def test_ending_decides_unless_a_format_is_chosen():
-    with pytest.raises(ValueError, match="list.json is no valid json"):
+    with pytest.raises(ValueError, match="list.json is not valid JSON"):
         parse("[cinematic] a cat", name="list.json")
     assert prompts("[cinematic] a cat", LINES, "list.json") == ["[cinematic] a cat"]
     assert prompts('"a cat"\n"a dog"', name="list.JSONL") == ["a cat", "a dog"]

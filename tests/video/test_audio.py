@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ultragen_core.video.audio import Sound, frames_heard, soundtracks, track_rate
+from ultragen_core.video.audio import AudioClip, audio_clips, frames_covered, track_rate
 from ultragen_core.video.codecs import CODECS
 
 H264, H265, H265_10, FFV1 = CODECS.values()
@@ -23,23 +23,23 @@ def audio(*shape: int, rate: int = 8000) -> dict:
 
 @pytest.mark.parametrize("sound", [None, audio(1, 2, 0), audio(0, 2, 9)], ids=["nothing", "no samples", "no waveform"])
 def test_no_audio_is_no_sound(sound):
-    assert soundtracks(sound, H264, 2, SECOND) == [None, None]
+    assert audio_clips(sound, H264, 2, SECOND) == [None, None]
 
 
 def test_each_video_has_its_waveform_or_the_last_cut_to_its_length():
     given = audio(2, 1, 9000)
-    sounds = soundtracks(given, H264, 3, SECOND)
+    sounds = audio_clips(given, H264, 3, SECOND)
     assert [sound.sample_rate for sound in sounds] == [8000] * 3
     for sound, index in zip(sounds, (0, 1, 1), strict=True):
         assert np.array_equal(sound.waveform, given["waveform"][index, :, :8000].numpy())
-    assert len(soundtracks(given, H264, 1, SECOND)) == 1
+    assert len(audio_clips(given, H264, 1, SECOND)) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int16, torch.int32])
 def test_samples_of_other_types_are_floats(dtype):
     scale = 1 if dtype.is_floating_point else -torch.iinfo(dtype).min
     samples = (torch.tensor([[[0.5, -1.0, 0.25]]], dtype=torch.float64) * scale).to(dtype)
-    (sound,) = soundtracks({"waveform": samples, "sample_rate": 8000}, H264, 1, SECOND)
+    (sound,) = audio_clips({"waveform": samples, "sample_rate": 8000}, H264, 1, SECOND)
     assert sound.waveform.dtype == np.float32 and sound.waveform.tolist() == [[0.5, -1.0, 0.25]]
 
 
@@ -47,14 +47,14 @@ def test_samples_of_other_types_are_floats(dtype):
     ("given", "message"),
     [
         (audio(1, 4, 9), "1, 2 or 6 channels, got 4"),
-        (audio(2, 9), r"axes \(batch, channels, samples\), got the shape \(2, 9\)"),
+        (audio(2, 9), r"axes \(batch, channels, samples\) and a sample rate, got shape \(2, 9\)"),
         (audio(1, 2, 9, rate=0), "at least 1 Hz, got 0"),
         ({"waveform": torch.zeros(1, 1, 9, dtype=torch.uint8), "sample_rate": 8000}, "got torch.uint8"),
     ],
 )
-def test_impossible_audio_is_said_in_short(given, message):
+def test_impossible_audio_is_refused_briefly(given, message):
     with pytest.raises(ValueError, match=message) as error:
-        soundtracks(given, FFV1, 1, SECOND)
+        audio_clips(given, FFV1, 1, SECOND)
     assert len(str(error.value)) < 200
 
 
@@ -64,15 +64,15 @@ def test_values_that_are_not_finite_are_located():
     given["waveform"][1, 1, 2000:2004] = float("nan")
     message = "5 of 32000 samples are NaN or infinite, the first in channel 2 of waveform 2 at 0.250 s"
     with pytest.raises(ValueError, match=message):
-        soundtracks(given, H264, 2, SECOND)
+        audio_clips(given, H264, 2, SECOND)
     # Neither the first waveform, nor what comes before that time, has any.
-    assert soundtracks(given, H264, 1, SECOND)
-    assert soundtracks(given, H264, 2, Fraction(1, 4))
+    assert audio_clips(given, H264, 1, SECOND)
+    assert audio_clips(given, H264, 2, Fraction(1, 4))
 
 
 def test_audio_beyond_full_scale_is_reported(caplog):
-    soundtracks({"waveform": torch.tensor([[[0.0, -3.0]]]), "sample_rate": 8000}, H264, 1, SECOND)
-    assert "reaches 3 times full scale and is clipped" in caplog.text
+    audio_clips({"waveform": torch.tensor([[[0.0, -3.0]]]), "sample_rate": 8000}, H264, 1, SECOND)
+    assert "peaks at 3 times full scale and is clipped" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_audio_beyond_full_scale_is_reported(caplog):
 def test_rates_that_a_codec_lacks_are_resampled_and_reported(caplog, codec, rate, written):
     caplog.set_level(logging.INFO)
     assert track_rate(codec, rate) == written
-    soundtracks(audio(1, 1, 9, rate=rate), codec, 1, SECOND)
-    assert (f"{codec.extension} is written with {written} Hz" in caplog.text) == (rate != written)
+    audio_clips(audio(1, 1, 9, rate=rate), codec, 1, SECOND)
+    assert (f"resampling it to {written} Hz" in caplog.text) == (rate != written)
 
 
 def test_a_video_that_ends_with_its_sound():
-    second = Sound(np.zeros((1, 8000)), 8000)
-    assert frames_heard(second, Fraction(15)) == 15
-    assert frames_heard(second, Fraction(24000, 1001)) == 24
-    assert frames_heard(Sound(np.zeros((1, 1)), 8000), Fraction(15)) == 1
+    second = AudioClip(np.zeros((1, 8000)), 8000)
+    assert frames_covered(second, Fraction(15)) == 15
+    assert frames_covered(second, Fraction(24000, 1001)) == 24
+    assert frames_covered(AudioClip(np.zeros((1, 1)), 8000), Fraction(15)) == 1

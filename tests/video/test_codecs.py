@@ -21,7 +21,7 @@ H264, H265, H265_10, FFV1 = CODECS.values()
 
 
 def test_a_missing_encoder_is_named():
-    with pytest.raises(ValueError, match="needs the encoder libnothing, PyAV .* Choose another codec"):
+    with pytest.raises(ValueError, match="needs the encoder libnothing, but PyAV .* Choose another codec"):
         check_encoders(Codec("libnothing", "yuv420p", "mp4", "mp4", "aac"), with_audio=False)
     with pytest.raises(ValueError, match="needs the encoder nosound"):
         check_encoders(Codec("libx264", "yuv420p", "mp4", "mp4", "nosound"), with_audio=True)
@@ -34,11 +34,11 @@ def test_a_missing_encoder_is_named():
     [
         (H264, (64, 33), "needs even sides, got 64x33"),
         (H265_10, (63, 32), "needs even sides, got 63x32"),
-        (H264, (16400, 64), "16 to 16384 pixels long, got 16400x64"),
-        (H264, (64, 8), "16 to 16384 pixels long, got 64x8"),
+        (H264, (16400, 64), "16 to 16384 pixels wide and high, got 16400x64"),
+        (H264, (64, 8), "16 to 16384 pixels wide and high, got 64x8"),
     ],
 )
-def test_impossible_sizes_are_said(codec, size, message):
+def test_impossible_sizes_are_refused(codec, size, message):
     with pytest.raises(ValueError, match=message):
         check_frame_size(codec, *size)
     check_frame_size(FFV1, 63, 33)
@@ -47,7 +47,7 @@ def test_impossible_sizes_are_said(codec, size, message):
 def test_crops_are_from_the_centre():
     assert cropped_rows(1088, 1080) == slice(4, 1084)
     assert cropped_rows(1088, None) == slice(0, 1088)
-    with pytest.raises(ValueError, match="crop to 1080 lines needs a video at least as high, this one has 720"):
+    with pytest.raises(ValueError, match="crop to 1080 lines needs a video at least that high, got 720"):
         cropped_rows(720, 1080)
 
 
@@ -79,7 +79,7 @@ def test_rates_are_what_is_meant(written, exact):
 
 @pytest.mark.parametrize("fps", [0, -1, 0.999, 240.001, 1e-4, 1e9, float("nan"), float("inf")])
 def test_impossible_rates_are_refused(fps):
-    with pytest.raises(ValueError, match="fps must be 1 to 240 frames a second, got"):
+    with pytest.raises(ValueError, match="fps must be 1 to 240 frames per second, got"):
         frame_rate(fps)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
-from ultragen_core.video.audio import Sound
+from ultragen_core.video.audio import AudioClip
 from ultragen_core.video.codecs import CODECS, Codec, check_frame_size
 from ultragen_core.video.encoder import VideoWriter
 
@@ -131,10 +131,10 @@ def test_metadata_is_in_the_file(tmp_path, codec):
 
 @pytest.mark.parametrize("codec", [H264, FFV1], ids=lambda codec: codec.container)
 @pytest.mark.parametrize("channels", [1, 2, 6])
-def test_sound_goes_along_and_ends_with_the_video(tmp_path, codec, channels):
+def test_audio_is_written_and_ends_with_the_video(tmp_path, codec, channels):
     seconds = np.arange(48000 * 3) / 48000
     tone = np.broadcast_to(np.sin(2 * np.pi * 440 * seconds), (channels, len(seconds))) * 0.5
-    path = written(tmp_path, codec, np.full((15, 64, 64, 3), 90, np.uint8), sound=Sound(tone, 48000))
+    path = written(tmp_path, codec, np.full((15, 64, 64, 3), 90, np.uint8), audio=AudioClip(tone, 48000))
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
         assert stream.codec_context.name == codec.audio_encoder
@@ -201,11 +201,11 @@ def test_narrow_h265_leaves_the_process_alive(tmp_path):
 
 
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
-def test_sound_and_frames_come_in_turn(tmp_path, codec):
+def test_audio_and_frames_are_interleaved(tmp_path, codec):
     """A minute at one frame a second: encoders hold back far more seconds than a container waits for (10)."""
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 8000 * 60))
     path = tmp_path / f"minute.{codec.extension}"
-    with VideoWriter(path, codec, (64, 64), Fraction(1), 40, 60, Sound(noise, 8000)) as writer:
+    with VideoWriter(path, codec, (64, 64), Fraction(1), 40, 60, AudioClip(noise, 8000)) as writer:
         for index in range(60):
             writer.write(np.full((64, 64, 3), index, np.uint8))
         writer.finish(lambda: None)
@@ -218,9 +218,9 @@ def test_sound_and_frames_come_in_turn(tmp_path, codec):
     assert min(reached.values()) >= 56
 
 
-def test_a_shorter_sound_ends_in_silence(tmp_path):
-    sound = Sound(np.full((2, 16000), 0.5), 48000)
-    path = written(tmp_path, FFV1, np.full((15, 32, 32, 3), 90, np.uint8), sound=sound)
+def test_shorter_audio_is_padded_with_silence(tmp_path):
+    clip = AudioClip(np.full((2, 16000), 0.5), 48000)
+    path = written(tmp_path, FFV1, np.full((15, 32, 32, 3), 90, np.uint8), audio=clip)
     with av.open(str(path)) as container:
         heard = np.concatenate([frame.to_ndarray().reshape(-1, 2) for frame in container.decode(audio=0)])
     assert len(heard) == 48000
@@ -232,7 +232,7 @@ def test_a_shorter_sound_ends_in_silence(tmp_path):
 )
 def test_a_rate_that_the_codec_lacks_is_resampled(tmp_path, codec, rate, used):
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)[None]
-    path = written(tmp_path, codec, np.full((15, 32, 32, 3), 90, np.uint8), sound=Sound(tone, rate))
+    path = written(tmp_path, codec, np.full((15, 32, 32, 3), 90, np.uint8), audio=AudioClip(tone, rate))
     with av.open(str(path)) as container:
         assert container.streams.audio[0].rate == used
         planar = av.AudioResampler(format="fltp")
@@ -244,9 +244,9 @@ def test_a_rate_that_the_codec_lacks_is_resampled(tmp_path, codec, rate, used):
     assert np.abs(middle).max() == pytest.approx(0.5, abs=0.05)
 
 
-def test_sound_beyond_full_scale_is_clipped(tmp_path):
-    loud = Sound(np.full((1, 48000), 1e30), 48000)
-    path = written(tmp_path, H264, np.full((3, 32, 32, 3), 90, np.uint8), sound=loud)
+def test_audio_beyond_full_scale_is_clipped(tmp_path):
+    loud = AudioClip(np.full((1, 48000), 1e30), 48000)
+    path = written(tmp_path, H264, np.full((3, 32, 32, 3), 90, np.uint8), audio=loud)
     with av.open(str(path)) as container:
         assert max(np.abs(frame.to_ndarray()).max() for frame in container.decode(audio=0)) < 1.5
 
@@ -254,7 +254,7 @@ def test_sound_beyond_full_scale_is_clipped(tmp_path):
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 @pytest.mark.parametrize("count", [0, 4])
 def test_fewer_frames_than_announced_are_an_error(tmp_path, codec, count):
-    message = f"A file of 9 frames was begun, {count} were written"
+    message = f"A file must get the 9 frames announced, got {count}"
     with pytest.raises(ValueError, match=message), VideoWriter(tmp_path / "a", codec, (64, 64), FPS, 12, 9) as writer:
         for _ in range(count):
             writer.write(np.full((64, 64, 3), 7, np.uint8))
@@ -265,7 +265,7 @@ def test_fewer_frames_than_announced_are_an_error(tmp_path, codec, count):
     "frame", [np.zeros((64, 64, 3)), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64), np.uint8)]
 )
 def test_frames_of_another_kind_are_said(tmp_path, frame):
-    message = r"A frame is uint8 or uint16 of shape \(height, width, 3\), got"
+    message = r"A frame must be uint8 or uint16 of shape \(height, width, 3\), got"
     with pytest.raises(ValueError, match=message), VideoWriter(tmp_path / "a", H264, (64, 64), FPS, 12, 1) as writer:
         writer.write(frame)
 

@@ -47,12 +47,12 @@ def test_comfyuis_own_files_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"weight": torch.zeros(2)}, "holds a tensor named latent_tensor"),
-        ({"latent_tensor": torch.zeros(4)}, "4 or 5 axes"),
-        ({"latent_tensor": torch.zeros(1, 16, 0, 2, 2)}, "none of them empty"),
+        ({"weight": torch.zeros(2)}, "must hold a tensor named latent_tensor"),
+        ({"latent_tensor": torch.zeros(4)}, "4 or 5 non-empty axes"),
+        ({"latent_tensor": torch.zeros(1, 16, 0, 2, 2)}, "non-empty axes"),
     ],
 )
-def test_files_that_hold_no_latent_are_said(tmp_path, tensors, message):
+def test_files_that_hold_no_latent_are_refused(tmp_path, tensors, message):
     save_file(tensors, tmp_path / "a.latent")
     with pytest.raises(ValueError, match=message):
         load_latent(tmp_path / "a.latent")

@@ -62,13 +62,13 @@ def test_what_a_prefix_becomes(prefix, safe):
 
 @pytest.mark.parametrize("prefix", ["..", "../a", "a/../../b", "..\\a", "/a", "/out/../a", "/output", "C:\\a", "\\\\s"])
 def test_nothing_leads_outside(prefix):
-    with pytest.raises(ValueError, match="outside the output folder /out, got .*--output-directory"):
+    with pytest.raises(ValueError, match="inside the output folder /out, got .*--output-directory"):
         safe_prefix(prefix, "/out")
 
 
 @pytest.mark.parametrize("prefix", ["y" * 240, "湖" * 80, "y" * 256 + "/lake", "y" * 240 + "%date:yyyy%"])
 def test_names_leave_room_for_the_number_and_the_ending(prefix):
-    with pytest.raises(ValueError, match=r"room for a number .* 255 bytes.*Choose a shorter name"):
+    with pytest.raises(ValueError, match=r"must fit into 255 bytes.*Choose a shorter name"):
         check_prefix(prefix, "/out")
 
 

@@ -1,10 +1,11 @@
-"""The metrics of UltraGen's appendix D, frame by frame: torch and numpy, no ComfyUI; networks are handed in.
+"""The metrics of UltraGen's paper (appendix D), computed frame by frame. No ComfyUI.
 
-detail   HD-MSE and HD-LPIPS: what a frame loses when it is made smaller
-lpips    the distance of HD-LPIPS
-patches  HD-FVD: patches of a video at full resolution, and the distance between two sets of them
-i3d      the network that HD-FVD looks through
-clip     CLIP score and temporal consistency, from CLIP's embeddings
-scores   frames to numbers, for one video and for many
-report   those numbers as text and as a picture
+detail     HD-MSE and HD-LPIPS: the detail a frame loses when it is downscaled
+lpips      the network of HD-LPIPS
+patches    HD-FVD: features of full-resolution patches, and the Frechet distance
+i3d        the network of HD-FVD
+clip       CLIP score and temporal consistency, from CLIP embeddings
+backbones  loads the networks from their published files
+scores     computes all metrics of one video or many
+report     formats scores as JSON, text and picture
 """

@@ -1,4 +1,4 @@
-"""The networks that metrics look through, from their published files."""
+"""Loads the networks of the metrics from their published files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lpips import LPIPS
 
 
 class Backbone(NamedTuple):
-    """A published file: its name, ComfyUI's folder for it, and where it is published."""
+    """A published file. folder: below ComfyUI's models folder. source: where to download it."""
 
     name: str
     folder: str
@@ -24,7 +24,7 @@ class Backbone(NamedTuple):
 
     @property
     def where(self) -> str:
-        return f"{self.name} from {self.source} in models/{self.folder}"
+        return f"{self.name} from {self.source} into models/{self.folder}"
 
 
 ALEXNET = Backbone("alexnet-owt-7be5be79.pth", "classifiers", "download.pytorch.org/models")
@@ -40,19 +40,19 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_lpips(alexnet: Path, heads: Path) -> LPIPS:
-    """In float32, on the CPU. Raises WeightsError."""
+    """Load LPIPS in float32 on the CPU. alexnet, heads: the two published files. Raises WeightsError."""
     return _filled(LPIPS, {alexnet: ALEXNET, heads: LPIPS_HEADS})
 
 
 def load_i3d(path: Path) -> I3D:
-    """In float32, on the CPU. Raises WeightsError."""
+    """Load I3D in float32 on the CPU. Raises WeightsError."""
     return _filled(I3D, {path: I3D_KINETICS})
 
 
 def _filled(build: type[Network], files: dict[Path, Backbone]) -> Network:
     with torch.device("meta"):
         network = build()
-    # Files older than PyTorch 0.4 do not count batches, and nothing here asks for the count.
+    # Scalars are BatchNorm's num_batches_tracked: unused in eval mode, and absent from files older than PyTorch 0.4.
     wanted = {key: value.shape for key, value in network.state_dict().items() if value.ndim}
     sources = f"Put {' and '.join(file.where for file in files.values())}."
     try:
@@ -61,7 +61,7 @@ def _filled(build: type[Network], files: dict[Path, Backbone]) -> Network:
         raise WeightsError(f"{error} {sources}") from error
     for key, shape in wanted.items():
         if key not in found or found[key].shape != shape:
-            held = f"found {tuple(found[key].shape)}" if key in found else "it is missing"
+            held = f"got {tuple(found[key].shape)}" if key in found else "but it is missing"
             names = " and ".join(printable(path.name) for path in files)
             raise WeightsError(f"{names} must hold {key} of shape {tuple(shape)}, {held}. {sources}")
     network.to_empty(device="cpu").load_state_dict(found)

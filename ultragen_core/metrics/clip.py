@@ -1,4 +1,4 @@
-"""CLIP score and temporal consistency, from CLIP's embeddings of the frames and of the prompt."""
+"""CLIP score and temporal consistency, from CLIP embeddings of the frames and the prompt."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from torch import Tensor
 
 
 def clip_score(frames: Tensor, prompt: Tensor) -> Tensor:
-    """Cosine of each frame's embedding and the prompt's.
+    """Return the cosine similarity (n) of each frame embedding (n, channels) and the prompt embedding (channels).
 
-    frames: (n, channels), prompt: (channels), of one CLIP model. Returns (n). The paper's table says CLIP-L, that is
-    ViT-L/14, and holds plain cosines (0.2654), neither scaled by 100 nor cut off at 0.
+    The paper's table says CLIP-L, which is ViT-L/14, and lists plain cosines (0.2654): not scaled by 100 and not
+    clamped at 0.
     """
     return F.cosine_similarity(frames.float(), prompt.float()[None])
 
 
 def temporal_consistency(frames: Tensor) -> Tensor:
-    """How much each frame from the second on looks like the one before and like the first.
+    """Compare each frame from the second on with the one before and with the first.
 
-    frames: (n, channels). Returns (n - 1): the mean of the two cosines, each at least 0. The paper cites VBench for it,
-    which has several consistencies; this is the form that they share, and CLIP's embeddings are those of its
-    background consistency (there of ViT-B/32, here of the model that the CLIP score needs anyway).
-    ValueError for fewer than two frames.
+    frames: embeddings (n, channels). Returns (n - 1): the mean of the two cosines, each clamped at 0. The paper cites
+    VBench, whose consistencies share this form; CLIP embeddings are those of its background consistency (ViT-B/32
+    there, here ViT-L/14, which the CLIP score needs anyway). Raises ValueError for fewer than two frames.
     """
     if len(frames) < 2:
-        raise ValueError(f"Temporal consistency compares frames and needs 2, got {len(frames)}. Leave it off.")
+        raise ValueError(f"Temporal consistency needs at least 2 frames, got {len(frames)}. Switch it off.")
     frames = F.normalize(frames.float(), dim=-1)
     later = frames[1:]
     pairs = torch.stack([(later * frames[:-1]).sum(-1), (later * frames[:1]).sum(-1)])

@@ -1,4 +1,4 @@
-"""HD-MSE and HD-LPIPS: what a frame loses when it is made smaller and enlarged again."""
+"""HD-MSE and HD-LPIPS: the detail a frame loses when it is downscaled and upscaled again."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _LEVELS = 255
 
 
 def hd_mse(frame: Tensor) -> Tensor:
-    """Mean squared error to the frame without its detail, for each factor.
+    """Return the mean squared error between a frame and its version without detail, one for each factor.
 
-    frame: (3, height, width) in 0..1. Returns (1, 3), in squared levels of 0..255; HD-MSE is their sum (equation 14),
+    frame: (3, height, width) in 0..1. Returns (1, 3) in squared levels of 0..255. HD-MSE is their sum (equation 14),
     averaged over the frames.
     """
     return _lost(frame, lambda whole, reduced: F.mse_loss(_LEVELS * whole, _LEVELS * reduced))
 
 
 def hd_lpips(frame: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """LPIPS to the frame without its detail, for each factor.
+    """Return the LPIPS between a frame and its version without detail, one for each factor.
 
-    frame: (3, height, width) in 0..1. distance: on two (1, 3, height, width) in -1..1, as `lpips.LPIPS`. Returns
-    (1, 3); HD-LPIPS is their sum (equation 15), averaged over the frames.
+    frame: (3, height, width) in 0..1. distance: takes two (1, 3, height, width) in -1..1, such as `lpips.LPIPS`.
+    Returns (1, 3). HD-LPIPS is their sum (equation 15), averaged over the frames.
     """
     return _lost(frame, lambda whole, reduced: distance(2 * whole - 1, 2 * reduced - 1).squeeze())
 
@@ -38,10 +38,10 @@ def _lost(frame: Tensor, distance: Callable[[Tensor, Tensor], Tensor]) -> Tensor
 
 
 def without_detail(frames: Tensor, factor: int) -> Tensor:
-    """Frames (n, c, height, width) made smaller by `factor` and enlarged to their size again.
+    """Downscale frames (n, c, height, width) by `factor` and upscale them to their size again.
 
-    The paper names no filter. Bilinear both ways, and antialiased on the way down: without that the detail folds into
-    the small frame, and the metric would measure the folding too.
+    The paper names no filter. This uses bilinear both ways, antialiased on the way down: otherwise the metric would
+    measure aliasing too.
     """
     size = frames.shape[-2:]
     small = [max(1, round(side / factor)) for side in size]

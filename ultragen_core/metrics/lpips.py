@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-# What the paper's authors scale ImageNet's pixels by, for pixels in -1..1.
+# ImageNet's mean and standard deviation, for pixels in -1..1.
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 _EPSILON = 1e-10
-SMALLEST = 31  # pixels a side, of which the last pooling leaves one
+SMALLEST = 31  # pixels per side; the last pooling leaves one
 
 
 class LPIPS(nn.Module):
-    """The distance of two pictures as people see it: 0 for equal ones, about 1 for unrelated ones.
+    """Perceptual distance of two pictures: 0 if equal, about 1 if unrelated.
 
-    UltraGen's paper does not name the network; AlexNet is the one that LPIPS' authors recommend for measuring. Keys
-    are those of the published files: `features.*` of torchvision's AlexNet, `lin0` to `lin4` of LPIPS' own.
+    UltraGen's paper does not name the network. LPIPS' authors recommend AlexNet for evaluation. State dict keys are
+    those of the published files: `features.*` of torchvision's AlexNet, `lin0` to `lin4` of LPIPS.
     """
 
     def __init__(self):
@@ -35,12 +35,12 @@ class LPIPS(nn.Module):
             nn.ReLU(),
         )
         for index, channels in enumerate((64, 192, 384, 256, 256)):
-            # The first of the published pair is dropout, which does nothing here.
+            # The published pair is dropout and convolution; dropout is the identity in eval mode.
             head = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
             self.add_module(f"lin{index}", nn.ModuleDict({"model": head}))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """a, b: (n, 3, height, width) in -1..1, each side at least 31. Returns (n, 1, 1, 1)."""
+        """Return distances (n, 1, 1, 1). a, b: (n, 3, height, width) in -1..1, at least 31 pixels per side."""
         heads = (getattr(self, f"lin{index}")["model"] for index in range(5))
         return sum(
             head((x - y) ** 2).mean((2, 3), keepdim=True)
@@ -48,7 +48,7 @@ class LPIPS(nn.Module):
         )
 
     def directions(self, x: Tensor) -> list[Tensor]:
-        """What each ReLU lets through, scaled to length 1 over the channels."""
+        """Return the output of each ReLU, normalised over the channels."""
         x = (x - x.new_tensor(_SHIFT).view(3, 1, 1)) / x.new_tensor(_SCALE).view(3, 1, 1)
         found = []
         for layer in self.features:

@@ -1,4 +1,4 @@
-"""Scores as numbers for programs, as text, and as a picture."""
+"""Formats scores as JSON, as text and as a picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .scores import CLIP_SCORE, CONSISTENCY, HD_FVD, HD_LPIPS, HD_MSE, Scores
 
 
 class Label(NamedTuple):
-    """How a metric is shown: its name in the paper, digits after the point, and which way is better."""
+    """How a metric is shown. name: as in the paper. digits: after the decimal point. better: "higher" or "lower"."""
 
     name: str
     digits: int
@@ -38,7 +38,7 @@ _INK, _FAINT, _LINE = (20, 20, 20), (120, 120, 120), (31, 119, 180)
 
 
 def numbers(scores: Scores) -> dict:
-    """Everything that was measured, ready for JSON: means over the videos, and each video's own."""
+    """Return all results as JSON-compatible values: means over the videos, and the values of each video."""
     videos = [
         {"frames": video.frames, "width": video.width, "height": video.height}
         | {metric: _number(video.mean(metric)) for metric in video.curves}
@@ -54,12 +54,12 @@ def numbers(scores: Scores) -> dict:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity: null where a value is none."""
+    """Return None for NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 
 def text(scores: Scores) -> str:
-    """A table: metric, value, which way is better, and what the value is made of."""
+    """Return a table: metric, value, which direction is better, and a remark."""
     rows = [
         f"{LABELS[metric].name:<22}{value:>10.{LABELS[metric].digits}f}  {LABELS[metric].better:<8}{remark}".rstrip()
         for metric, value, remark in _found(scores)
@@ -68,7 +68,7 @@ def text(scores: Scores) -> str:
 
 
 def picture(scores: Scores) -> Tensor:
-    """The same as an IMAGE, (1, height, width, 3) in 0..1, with a line over the frames for each video."""
+    """Draw the table as an IMAGE, (1, height, width, 3) in 0..1, with a curve over the frames for each video."""
     rows = list(_found(scores))
     image = Image.new("RGB", (_WIDTH, _MARGIN * 3 + _ROW * len(rows)), "white")
     draw = ImageDraw.Draw(image)
@@ -86,7 +86,7 @@ def picture(scores: Scores) -> Tensor:
 
 
 def _plot(draw: ImageDraw.ImageDraw, curves: list[Tensor], corner: tuple[int, int], digits: int, font) -> None:
-    """Values over frames, each curve as wide as the box, with the lowest and the highest value beside it."""
+    """Plot values over frames. Each curve spans the box; minimum and maximum are written to its right."""
     left, top = corner
     height, legend = _ROW - 30, 90
     curves = [curve.nan_to_num(0.0, 0.0, 0.0) for curve in curves]
@@ -110,7 +110,7 @@ def _title(scores: Scores) -> str:
 
 
 def _found(scores: Scores) -> Iterator[tuple[str, float, str]]:
-    """What was measured, in the paper's order: metric, value, remark."""
+    """Yield (metric, value, remark) of the measured metrics, in the paper's order."""
     for metric, label in LABELS.items():
         value = scores.mean(metric)
         if value is not None:

@@ -1,4 +1,4 @@
-"""From frames to numbers: one pass over each video, a frame at a time."""
+"""Computes the metrics of videos in one pass, a frame at a time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ METRICS = (HD_MSE, HD_LPIPS, HD_FVD, CLIP_SCORE, CONSISTENCY)
 
 
 class Networks(NamedTuple):
-    """What the metrics look through; None for those that no wanted metric needs.
+    """The networks; None for those that no wanted metric needs.
 
-    distance: as `lpips.LPIPS`. features: as `i3d.I3D`. embed: CLIP's (3, height, width) in 0..1 -> (1, channels).
+    distance: such as `lpips.LPIPS`. features: such as `i3d.I3D`. embed: CLIP, (3, height, width) in
+    0..1 -> (1, channels).
     """
 
     distance: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -33,7 +34,9 @@ class Networks(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoScores:
-    """One video: values frame by frame, their parts by factor (mean over the frames), and features for HD-FVD."""
+    """Results of one video. curves: metric -> values per frame. by_factor: metric -> mean per downscaling factor.
+    features: HD-FVD's (patches, channels), or None.
+    """
 
     frames: int
     width: int
@@ -48,16 +51,14 @@ class VideoScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """All videos, and the one number that belongs to no single video. `patches`: how many it came from, and of how many
-    reference patches.
-    """
+    """Results of all videos. hd_fvd: over all of them. patches: the numbers of measured and of reference patches."""
 
     videos: list[VideoScores]
     hd_fvd: float | None = None
     patches: tuple[int, int] | None = None
 
     def mean(self, metric: str) -> float | None:
-        """Over the videos; None if it was not asked for."""
+        """Return the mean over the videos, or None if the metric was not measured."""
         if metric == HD_FVD:
             return self.hd_fvd
         if metric not in self.videos[0].curves:
@@ -66,7 +67,7 @@ class Scores:
 
 
 def score(videos: Sequence[VideoScores], references: Sequence[VideoScores]) -> Scores:
-    """Put videos together; HD-FVD where their features are there."""
+    """Combine the results of videos, and compute HD-FVD against the references if there are features."""
     if videos[0].features is None:
         return Scores(list(videos))
     ours, theirs = (torch.cat([video.features for video in group]) for group in (videos, references))
@@ -76,10 +77,10 @@ def score(videos: Sequence[VideoScores], references: Sequence[VideoScores]) -> S
 def score_video(
     frames: Iterable[Tensor], wanted: Collection[str], networks: Networks, prompt: Tensor | None = None
 ) -> VideoScores:
-    """Go through a video once.
+    """Measure one video in one pass.
 
-    frames: (height, width, 3) in 0..1, on the device of the networks. wanted: names of METRICS. prompt: CLIP's
-    embedding (channels), for the CLIP score. ValueError for a video that is too short or too small for a metric.
+    frames: (height, width, 3) in 0..1, on the networks' device. wanted: names in METRICS. prompt: CLIP embedding
+    (channels), for the CLIP score. Raises ValueError for a video too short or too small for a metric.
     """
     meters = _meters(wanted, networks)
     rows: dict[str, list[Tensor]] = {name: [] for name in meters}
@@ -91,33 +92,33 @@ def score_video(
             if found is not None:
                 rows[name].append(found.float().cpu())
     if not count:
-        raise ValueError("Metrics need at least one frame, got a video of none. Connect another video.")
+        raise ValueError("Metrics need at least one frame, got a video without frames. Connect another video.")
     if HD_FVD in wanted and not rows[HD_FVD]:
-        raise ValueError(f"HD-FVD compares clips of {CLIP} frames, got a video of {count}. Leave hd_fvd off.")
+        raise ValueError(f"HD-FVD needs clips of {CLIP} frames, got a video of {count}. Switch hd_fvd off.")
     return _summed_up({name: torch.cat(found) for name, found in rows.items()}, wanted, (count, width, height), prompt)
 
 
 def check_size(name: str, width: int, height: int, wanted: Collection[str]) -> None:
-    """Raise ValueError where the frames of a video are too small for a metric."""
+    """Raise ValueError if a video's frames are too small for a wanted metric."""
     for metric, side in {HD_LPIPS: SMALLEST, HD_FVD: SIDE}.items():
         if metric in wanted and min(width, height) < side:
             raise ValueError(
-                f"{name} has frames of {width}x{height}, {metric} needs at least {side}x{side} pixels. Give it larger"
-                f" videos or leave {metric} off."
+                f"{metric} needs frames of at least {side}x{side} pixels, {name} has {width}x{height}. Measure larger"
+                f" videos, or switch {metric} off."
             )
 
 
 def check_length(name: str, frames: int, wanted: Collection[str]) -> None:
-    """Raise ValueError where a video has too few frames for a metric."""
+    """Raise ValueError if a video has too few frames for a wanted metric."""
     for metric, least in {HD_FVD: CLIP, CONSISTENCY: 2}.items():
         if metric in wanted and frames < least:
-            raise ValueError(f"{name} has {frames} frames, {metric} needs at least {least}. Leave {metric} off.")
+            raise ValueError(f"{metric} needs at least {least} frames, {name} has {frames}. Switch {metric} off.")
     if not frames:
-        raise ValueError(f"{name} has no frames. Connect another one.")
+        raise ValueError(f"{name} must have at least one frame, got none. Connect another one.")
 
 
 def _meters(wanted: Collection[str], networks: Networks) -> dict[str, Callable[[Tensor], Tensor | None]]:
-    """By name, what takes a frame (3, height, width) and gives rows; CLIP's two metrics share one."""
+    """Return functions of a frame (3, height, width) by metric. Both CLIP metrics share one."""
     meters = {
         HD_MSE: hd_mse,
         HD_LPIPS: partial(hd_lpips, distance=networks.distance),

@@ -1,4 +1,4 @@
-"""What a list says of each video."""
+"""The entries of a prompt list and their validation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..printable import printable
 
 MAX_SEED = 2**64 - 1
-SHAPE = 'It must be a json list of strings, or of objects with a "prompt".'
+SHAPE = 'Write a JSON list of strings, or of objects with a "prompt".'
 
 _FIELDS = {
     "prompt": "prompt", "positive": "prompt", "positive_prompt": "prompt",
@@ -18,13 +18,13 @@ _FIELDS = {
     "image": "image", "start_image": "image",
 }  # fmt: skip
 _WHOLE_NUMBER = re.compile(r"0*([0-9]{1,20})(?:\.0*)?")  # spreadsheets write 12.0
-_SHOWN = 40  # letters of a wrong value in an error
+_SHOWN = 40  # characters of a wrong value in an error
 _SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a list says of one video; None where it says nothing. image: a file name."""
+    """One video of a list; None where the list gives no value. image: a file name."""
 
     prompt: str
     negative: str | None = None
@@ -34,30 +34,30 @@ class Entry:
 
 @dataclass(frozen=True)
 class PromptList:
-    """Entries, and the names of columns or keys that mean nothing here."""
+    """entries: one for each video. ignored: names of unknown columns or keys."""
 
     entries: tuple[Entry, ...]
     ignored: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Say in a line what was understood: "12 prompts, 3 with seeds of their own"."""
-        said = ["1 prompt" if len(self.entries) == 1 else f"{len(self.entries)} prompts"]
+        """Describe the list in one line, such as "12 prompts, 3 with seeds"."""
+        parts = ["1 prompt" if len(self.entries) == 1 else f"{len(self.entries)} prompts"]
         for field, one in (("negative", "a negative"), ("seed", "a seed"), ("image", "an image")):
             count = sum(getattr(entry, field) is not None for entry in self.entries)
             if count:
-                said.append(f"{count} with {field}s of their own" if count > 1 else f"1 with {one} of its own")
-        return ", ".join(said) + (f". Ignored: {', '.join(self.ignored[:_SHOWN_NAMES])}." if self.ignored else "")
+                parts.append(f"{count} with {field}s" if count > 1 else f"1 with {one}")
+        return ", ".join(parts) + (f". Ignored: {', '.join(self.ignored[:_SHOWN_NAMES])}." if self.ignored else "")
 
 
 def field_of(name: str) -> str | None:
-    """The Entry's field that a column or key means, in any case: "Negative Prompt" is `negative`. None: none."""
+    """Return the Entry field for a column or key, ignoring case: "Negative Prompt" is `negative`. None if unknown."""
     return _FIELDS.get(re.sub(r"[\s-]+", "_", name.strip().casefold()))
 
 
 def entries_of(records: Iterable[Mapping[str, object]], name: str) -> PromptList:
-    """Entries of records by column or key. A record without any known value is left out.
+    """Convert records (column or key -> value) to entries. Records without any known value are skipped.
 
-    Raises ValueError that begins with `name` and says which entry, counted from 1, is wrong and why.
+    Raises ValueError that starts with `name` and names the entry, counted from 1, and what is wrong with it.
     """
     entries, ignored = [], {}
     for number, record in enumerate(records, 1):
@@ -77,7 +77,7 @@ def _entry(record: Mapping[str, object], ignored: dict[str, None]) -> Entry | No
         if field is None and key.strip():
             ignored.setdefault(shown(key.strip()))
         elif field in found:
-            raise ValueError(f"it must have one {field}, got two.")
+            raise ValueError(f"it must have one {field}, got two. Remove one of them.")
         elif field is not None:
             found[field] = _seed(value) if field == "seed" else _text(field, value)
     if all(value is None for value in found.values()):
@@ -100,7 +100,7 @@ def _seed(value: object) -> int | None:
 
 
 def seed_of(value: object) -> int:
-    """Raises ValueError for what is no seed, or is not written out, as 1.2E+15 of a spreadsheet."""
+    """Return `value` as a seed. Raises ValueError for anything else, such as a spreadsheet's 1.2E+15."""
     if isinstance(value, str):
         matched = _WHOLE_NUMBER.fullmatch(value.strip())
         number = int(matched[1]) if matched else None
@@ -109,13 +109,16 @@ def seed_of(value: object) -> int:
     else:
         number = value if isinstance(value, int) and not isinstance(value, bool) else None
     if number is None or not 0 <= number <= MAX_SEED:
-        raise ValueError(f"seed must be a whole number from 0 to {MAX_SEED}, written out, got {shown(value)}.")
+        raise ValueError(
+            f"seed must be a whole number from 0 to {MAX_SEED}, written out in digits, got {shown(value)}. Leave it"
+            " empty to use the node's seed."
+        )
     return number
 
 
 def shown(value: object) -> str:
-    """A value in an error: short and printable."""
+    """Return a short, printable form of `value` for an error message."""
     try:
         return printable(repr(value), _SHOWN)
-    except (ValueError, RecursionError):  # a number of thousands of digits, lists within lists
+    except (ValueError, RecursionError):  # thousands of digits, or deeply nested lists
         return type(value).__name__

@@ -1,4 +1,4 @@
-"""What UltraGen Prompts gives for each video: an entry of the list, and the node's own values where it says nothing."""
+"""One item per video: an entry of the list, completed with the node's negative prompt and seed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ WHOLE_LIST = -1
 
 @dataclass(frozen=True)
 class Item:
-    """One video of a list. index: its place in the list, from 0. image: a file name, or None.
+    """One video of a list. index: position in the list, from 0. image: a file name, or None.
 
-    negative and seed are links of the graph, [node id, output], where the node's own are links.
+    negative and seed are links, [node id, output], if the node's widgets are linked.
     """
 
     prompt: str
@@ -32,30 +32,31 @@ class Item:
 
 
 def read_list(inputs: Mapping, read_file: Callable[[str], bytes]) -> PromptList:
-    """The list that the node's inputs name: `text`, or `file` unless it is NO_FILE, read as `format` says.
+    """Parse `text`, or `file` unless it is NO_FILE, in the given `format`.
 
-    read_file: the content of a file of the input folder. Raises ValueError in a sentence, and what read_file raises.
+    inputs: the node's widgets by name. read_file: returns the content of a file in the input folder. Raises ValueError
+    for an invalid list, and whatever read_file raises.
     """
     file, format = inputs.get("file", NO_FILE), inputs.get("format", AUTO)
     if file != NO_FILE:
         return parse(decode(read_file(file), file), format, file)
     if not isinstance(inputs["text"], str):
-        raise ValueError(f"text must be text, got {shown(inputs['text'])}. Link a string.")
+        raise ValueError(f"text must be a string, got {shown(inputs['text'])}. Link a string.")
     if len(inputs["text"]) > MAX_BYTES:
-        raise ValueError(f"text must have at most {MAX_BYTES >> 20} MiB, got more. Split it.")
+        raise ValueError(f"text must have at most {MAX_BYTES >> 20} MiB, got more. Split the list.")
     return parse(inputs["text"], format)
 
 
 def chosen_items(found: PromptList, index: int = WHOLE_LIST, negative: str = "", seed: int = 0) -> list[Item]:
-    """All items, or the one at `index`. Raises ValueError where the list ends before it, or the seed is none.
+    """Return all items, or only the one at `index`. Raises ValueError for an index beyond the list or a wrong seed.
 
-    An entry without a negative or seed takes those given. The same entry once more without a seed takes the next seed,
-    so that writing a line four times makes four videos. No seed hangs on the other entries of the list.
+    Entries without a negative or a seed get those given here. A repeated entry without a seed gets the next seed each
+    time, so that a line written four times makes four videos. Seeds do not depend on other entries.
     """
     if not isinstance(index, int) or not WHOLE_LIST <= index < len(found.entries):
         raise ValueError(
             f"index must be at most {len(found.entries) - 1}, the last of {len(found.entries)} prompts, got {index}."
-            f" Set it to 0 to begin anew, or to {WHOLE_LIST} for the whole list."
+            f" Set it to 0 to start over, or to {WHOLE_LIST} for the whole list."
         )
     seed = seed if isinstance(seed, list) else seed_of(seed)
     repeats: Counter[Entry] = Counter()
@@ -74,12 +75,12 @@ def _later(seed: int | list, number: int) -> int | list:
 
 
 def item_of(inputs: Mapping, position: int | None, read_file: Callable[[str], bytes]) -> dict | None:
-    """What one item of the node's lists is computed from, whatever else the list holds.
+    """Return the values of one item, independent of the rest of the list: {"prompt", "negative", "seed", "image"}.
 
-    inputs: of an UltraGenPrompts node in the queued graph (API format), links included. position: ComfyUI's place in
-    the list, which stays at the last item of a shorter list; None is the first. read_file: as in `read_list`.
-    Returns {"prompt", "negative", "seed", "image"}; a negative or seed that comes through a link is that link. None
-    where the list cannot be known from the graph: its text, file or index is a link, or the file is gone or changed.
+    inputs: of an UltraGenPrompts node in the queued graph (API format), links included; a linked negative or seed is
+    returned as that link. position: ComfyUI's position in the list, capped at the last item; None is the first.
+    read_file: as in `read_list`. Returns None if the graph does not determine the list: text, file or index is linked,
+    or the file is missing or invalid.
     """
     names = ("text", "file", "format", "index")
     if any(isinstance(inputs.get(name), list) for name in names):

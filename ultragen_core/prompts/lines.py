@@ -1,4 +1,4 @@
-"""Plain text: a prompt a line, or a paragraph."""
+"""Parses plain text: one prompt per line or per paragraph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .entries import Entry, PromptList
 
 COMMENT = re.compile(r"\s*#+(\s|$)")  # "#1 dad mug" and "#sunset" are prompts
 
-_LINE_END = re.compile(r"\r\n|\r|\n")  # no other character ends a line: pasted text holds some that look like spaces
+_LINE_END = re.compile(r"\r\n|\r|\n")  # only these: pasted text may hold U+2028
 
 
 def split_lines(text: str) -> list[str]:
@@ -16,7 +16,7 @@ def split_lines(text: str) -> list[str]:
 
 
 def without_comments(text: str) -> str:
-    """Empty lines in their place, so that errors count lines as an editor does."""
+    """Blank out comment lines. Line numbers stay the same for error messages."""
     return "\n".join("" if COMMENT.match(line) else line for line in split_lines(text))
 
 
@@ -26,7 +26,7 @@ def read_lines(text: str, name: str) -> PromptList:
 
 
 def read_paragraphs(text: str, name: str) -> PromptList:
-    """What stands between blank lines. Its lines stay lines, as in the box of CLIP Text Encode."""
+    """Read blocks separated by blank lines. Line breaks inside a block are kept."""
     lines = [line.strip() for line in split_lines(text) if not COMMENT.match(line)]
     blocks = [block.strip() for block in re.split(r"\n{2,}", "\n".join(lines))]
     return PromptList(tuple(Entry(block) for block in blocks if block))

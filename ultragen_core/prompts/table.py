@@ -1,4 +1,4 @@
-"""Tables: CSV of every spreadsheet."""
+"""Parses CSV as spreadsheets write it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from .entries import Entry, PromptList, entries_of, field_of
 from .lines import COMMENT, split_lines
 
-_SEPARATORS = ",", ";", "\t"  # semicolons are Excel's where the comma is the decimal point
+_SEPARATORS = ",", ";", "\t"  # Excel writes semicolons where the comma is the decimal separator
 _NO_SEPARATOR = "\x1f"
 _SEPARATOR_LINE = re.compile(r"sep=([,;\t|])[ \t]*(?:\r\n|\r|\n|$)")  # Excel's own first line
 
 
 def is_table(text: str) -> bool:
-    """Whether the first line names a separator, or columns with prompt among them. One name alone may be a prompt."""
+    """Whether the first line is a "sep=" line or a header with "prompt" in it. A single name may itself be a prompt."""
     if _SEPARATOR_LINE.match(text.lstrip()):
         return True
     line = _first_line(text)
@@ -25,9 +25,9 @@ def is_table(text: str) -> bool:
 
 
 def read_table(text: str, name: str) -> PromptList:
-    """CSV with commas, semicolons or tabs, and a first row of column names; a single column may go without.
+    """Parse CSV with commas, semicolons or tabs and a header row. A single column needs no header.
 
-    Raises ValueError in a sentence that begins with `name`.
+    Raises ValueError that starts with `name`.
     """
     separator, text = _separator(text)
     rows = [row for row in _rows(text, separator, name) if any(map(str.strip, row))]
@@ -50,8 +50,8 @@ def _check_names(names: list[str], name: str) -> None:
     fields = [field for field in map(field_of, names) if field]
     if "prompt" not in fields or len(fields) > len(set(fields)):
         raise ValueError(
-            f"{name} must have one column prompt, and at most one of negative, seed and image each; got"
-            f" {', '.join(map(str.strip, names))}."
+            f"{name} must have one column prompt and at most one each of negative, seed and image, got"
+            f" {', '.join(map(str.strip, names))}. Correct the first row."
         )
 
 
@@ -59,31 +59,34 @@ def _without_names(rows: list[list[str]], name: str) -> PromptList:
     if any(len(row) > 1 for row in rows) or any(all(mark in row[0] for row in rows) for mark in ";\t"):
         raise ValueError(
             f"{name} must begin with a row of column names, such as prompt,negative,seed, got"
-            f" {rows[0][0].strip()!r}. Add it, or choose lines where each line is a prompt."
+            f" {rows[0][0].strip()!r}. Add it, or set format to lines."
         )
     return PromptList(tuple(Entry(row[0].strip()) for row in rows))
 
 
 def _separator(text: str) -> tuple[str, str]:
-    """The separator, and the text without the line in which Excel names it: the one that makes most known names."""
+    """Return the separator and the text without Excel's "sep=" line.
+
+    Without such a line, choose the separator that yields the most known column names.
+    """
     told = _SEPARATOR_LINE.match(text.lstrip())
     if told:
         return told[1], text.lstrip()[told.end() :]
     line = _first_line(text)
     heads = {separator: _cells(line, separator) for separator in _SEPARATORS}
     best = max(heads, key=lambda separator: sum(map(bool, map(field_of, heads[separator]))))
-    # A single column has no separator: its cells may hold commas without quotes.
+    # A single column has no separator: its cells may hold unquoted commas.
     alone = len(heads[best]) == 1 and field_of(heads[best][0])
     return _NO_SEPARATOR if alone else best, text
 
 
 def _first_line(text: str) -> str:
-    """The first that is no comment and not empty."""
+    """Return the first line that is neither empty nor a comment."""
     return next((line for line in split_lines(text) if line.strip() and not COMMENT.match(line)), "")
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    """The cells of a line, none where it is not CSV."""
+    """Return the cells of a line; empty if it is not valid CSV."""
     try:
         return next(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True), [])
     except csv.Error:
@@ -96,7 +99,7 @@ def _rows(text: str, separator: str, name: str) -> Iterator[list[str]]:
     def lines() -> Iterator[str]:
         nonlocal between_rows
         for line in io.StringIO(text, newline=""):
-            # In quotes, "# 1" is a prompt. An empty line in place of a comment keeps the count of lines.
+            # A quoted "# 1" is a prompt. Blanking a comment keeps the line numbers.
             comment = between_rows and COMMENT.match(line.partition(separator)[0])
             between_rows = False
             yield "\n" if comment else line
@@ -108,6 +111,6 @@ def _rows(text: str, separator: str, name: str) -> Iterator[list[str]]:
             yield row
     except csv.Error as error:
         raise ValueError(
-            f"{name} cannot be read as CSV, line {reader.line_num}: {error}. Is a double quote not closed? Within"
-            " quotes, write two for one."
+            f"{name} cannot be read as CSV, line {reader.line_num}: {error}. Close every double quote, and double those"
+            " inside a quoted cell."
         ) from error

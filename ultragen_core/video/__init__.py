@@ -1,9 +1,12 @@
-"""Frames to a video file, and latents to a file: PyAV, numpy and torch, no ComfyUI.
+"""Reads and writes video files, latent files and pictures. Uses PyAV, numpy and torch, not ComfyUI.
 
-codecs   what can be written, and what can be known before the first frame
-frames   decoded frames, waiting for the encoder, in 8 or 16 bits
-encoder  one video file, frame by frame, in BT.709
-latents  the latent kept beside a video
-image    one picture of a file
-reader   the frames of a file, one at a time
+audio    checks audio and encodes it alongside the frames
+codecs   the codecs on offer, and every check that needs no frame
+encoder  writes one video file, frame by frame, in BT.709
+errors   turns FFmpeg's errors into OSErrors
+frames   buffers decoded frames for the encoder, in 8 or 16 bits
+image    reads one picture
+latents  reads and writes latent files
+prefix   validates file name prefixes and fills in their placeholders
+reader   reads the frames of a file one at a time
 """

@@ -1,4 +1,4 @@
-"""One video file, frame by frame, in BT.709."""
+"""Writes one video file, frame by frame, in BT.709."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-from .audio import AudioTrack, Sound
+from .audio import AudioClip, AudioTrack
 from .codecs import Codec
 from .errors import as_os_errors
 
-# The numbers of ITU-T H.273, which codecs and containers share; BT.709 has the same for primaries, transfer and matrix.
+# Code points of ITU-T H.273. BT.709 has the same one for primaries, transfer and matrix.
 _RGB = 0
 _BT709 = 1
-# FFmpeg's numbers.
+# FFmpeg's enum AVColorRange.
 _LIMITED_RANGE = 1
 _FULL_RANGE = 2
 
 
 class VideoWriter:
-    """Writes one file; a context manager. Frames are RGB, (height, width, 3), uint8 or, for codecs of 16 bits, uint16.
+    """Writes one file; a context manager. Errors of FFmpeg are raised as OSError.
 
-    Colour: the 4:2:0 codecs are converted to and tagged as BT.709, limited range (PyAV alone gives untagged BT.601,
-    which players take for BT.709 at these sizes). The lossless codec stores the RGB values themselves.
-    `size` is (width, height) of the file; frames of another size are scaled. What fails in FFmpeg is an OSError.
+    Frames are RGB (height, width, 3), uint8, or uint16 for codecs of 16 bits. size: (width, height) of the file; frames
+    of another size are scaled.
 
-    Sound is encoded as far as the frames have come, so that neither waits in memory for the other.
+    Colour: the 4:2:0 codecs are converted to BT.709 limited range and tagged so. (PyAV's default is untagged BT.601,
+    which players take for BT.709 at these sizes.) The lossless codec stores the RGB values themselves.
+
+    Audio is encoded in step with the frames, so that neither piles up in memory.
     """
 
     def __init__(
@@ -41,12 +43,12 @@ class VideoWriter:
         fps: Fraction,
         crf: int,
         frames: int,
-        sound: Sound | None = None,
+        audio: AudioClip | None = None,
         metadata: Mapping[str, str] | None = None,
     ):
         self._codec, self._size, self._fps, self._frames = codec, size, fps, frames
         self._written = 0
-        # use_metadata_tags: as ComfyUI's own nodes, so that a file dropped into the browser opens its workflow.
+        # use_metadata_tags, as ComfyUI's own nodes set it: a file dropped on the canvas opens its workflow.
         options = {"movflags": "use_metadata_tags+faststart"} if codec.container == "mp4" else {}
         self._doing = f"write {path.name}"
         with as_os_errors(self._doing):
@@ -55,7 +57,7 @@ class VideoWriter:
             for key, text in (metadata or {}).items():
                 self._container.metadata[key] = text
             self._stream = self._add_video(codec.options(crf, frames, size))
-            self._audio = None if sound is None else AudioTrack(self._container, codec, sound, frames / fps)
+            self._track = None if audio is None else AudioTrack(self._container, codec, audio, frames / fps)
         except BaseException:
             self._abandon()
             raise
@@ -74,10 +76,10 @@ class VideoWriter:
         return stream
 
     def write(self, rgb: np.ndarray) -> None:
-        """Encode the next frame."""
+        """Encode the next frame. Raises ValueError for another shape or dtype."""
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype not in (np.uint8, np.uint16):
             raise ValueError(
-                f"A frame is uint8 or uint16 of shape (height, width, 3), got {rgb.dtype} of shape {rgb.shape}."
+                f"A frame must be uint8 or uint16 of shape (height, width, 3), got {rgb.dtype} of shape {rgb.shape}."
             )
         frame = av.VideoFrame.from_ndarray(rgb, format="rgb24" if rgb.dtype == np.uint8 else "rgb48le")
         with as_os_errors(self._doing):
@@ -92,8 +94,8 @@ class VideoWriter:
             packet.stream = self._stream
             time = packet.dts * packet.time_base
             self._container.mux(packet)
-            if self._audio is not None:
-                self._audio.write_until(time)
+            if self._track is not None:
+                self._track.write_until(time)
 
     def _converted(self, frame: av.VideoFrame) -> av.VideoFrame:
         width, height = self._size
@@ -111,16 +113,17 @@ class VideoWriter:
         )
 
     def finish(self, still_wanted: Callable[[], None]) -> None:
-        """Encode what the encoder holds back, dozens of frames, and close. `still_wanted` is asked before each.
+        """Flush the encoder, which holds back dozens of frames, and close the file.
 
-        Raises ValueError where other than the `frames` announced were written: x265 may then wait for ever.
+        still_wanted: called before each packet; it raises to interrupt. Raises ValueError if the number of frames
+        written is not `frames`, because x265 may then hang.
         """
         if self._written != self._frames or not self._written:
-            raise ValueError(f"A file of {self._frames} frames was begun, {self._written} were written.")
+            raise ValueError(f"A file must get the {self._frames} frames announced, got {self._written}.")
         with as_os_errors(self._doing):
             self._mux(_while_wanted(self._stream.codec_context.encode_lazy(None), still_wanted))
-            if self._audio is not None:
-                self._audio.finish()
+            if self._track is not None:
+                self._track.finish()
             self._container.close()
 
     def __enter__(self) -> VideoWriter:
@@ -131,7 +134,7 @@ class VideoWriter:
             self._abandon()
 
     def _abandon(self) -> None:
-        # Closing writes the trailer of a file that nobody will see; what led here is the error worth reading.
+        # Closing writes a trailer, which may fail too; the first error is the one worth reading.
         with suppress(OSError, ValueError):
             self._container.close()
 

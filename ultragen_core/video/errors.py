@@ -1,4 +1,4 @@
-"""What fails in FFmpeg."""
+"""FFmpeg's errors as OSErrors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import av
 
 @contextmanager
 def as_os_errors(doing: str) -> Iterator[None]:
-    """Raise FFmpeg's own errors, of which many are plain Exceptions, as OSErrors: FFmpeg could not `doing`, and why.
+    """Convert FFmpeg's errors, many of which are plain Exceptions, into OSErrors: "FFmpeg could not `doing`: reason".
 
-    What the operating system reports, such as a full disk, is an OSError with its number already.
+    Errors of the operating system, such as a full disk, are OSErrors with an errno already and pass unchanged.
     """
     try:
         yield

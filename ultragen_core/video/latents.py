@@ -1,4 +1,4 @@
-"""The latent kept beside a video, in the file format of ComfyUI's own SaveLatent and LoadLatent nodes."""
+"""Latent files in the format of ComfyUI's SaveLatent and LoadLatent."""
 
 from __future__ import annotations
 
@@ -14,47 +14,53 @@ from ..storage.safetensors_file import DamagedFile, read_tensors
 
 SUFFIX = ".latent"
 _TENSOR = "latent_tensor"
-# ComfyUI's mark for latents as its nodes hand them on; files without it are scaled by Stable Diffusion 1's factor.
+# Marks latents that are stored unscaled. Older files lack it and are scaled by Stable Diffusion 1's factor.
 _UNSCALED = "latent_format_version_0"
 _SD1_SCALE = 0.18215
 
 
 def save_latent(names: Iterable[Path], samples: torch.Tensor, metadata: Mapping[str, str]) -> Path:
-    """Write `samples`, of any shape, to the first free one of `names`, whole or not at all; return that name.
+    """Write `samples` atomically under the first free name of `names` and return that name.
 
-    `metadata` are texts such as the prompt and the workflow.
+    metadata: texts to store, such as the prompt and the workflow. Raises OSError.
     """
     tensors = {_TENSOR: samples.detach().cpu().contiguous(), _UNSCALED: torch.tensor([])}
     with new_file(names) as file:
-        # Not safetensors' save_file, which writes elsewhere and then takes the part's place.
+        # Not safetensors' save_file: it writes a file of its own and renames it over this one.
         file.part.write_bytes(save(tensors, metadata=dict(metadata) or None))
     return file.path
 
 
 def load_latent(path: Path) -> torch.Tensor:
-    """Read the float32 latent of a file; ValueError, in a sentence, where the file holds none.
+    """Read the latent of a file as float32. Values may be NaN or infinite: see `count_not_finite`.
 
-    The values may be NaN or infinite: see `count_not_finite`.
+    Raises ValueError for a file that holds no complete latent.
     """
     try:
         tensors, _ = read_tensors(path)
     except DamagedFile as error:
-        raise ValueError(f"{path.name} is not a complete latent file: {error}. Choose another one.") from error
+        raise ValueError(f"{path.name} is not a complete latent file: {error}. Choose another file.") from error
     if _TENSOR not in tensors:
-        raise ValueError(f"A latent file holds a tensor named {_TENSOR}, {path.name} holds {sorted(tensors)}.")
+        raise ValueError(
+            f"A latent file must hold a tensor named {_TENSOR}, {path.name} holds {sorted(tensors)}. Choose another"
+            " file."
+        )
     samples = tensors[_TENSOR].float()
     if samples.ndim < 4 or 0 in samples.shape:
-        raise ValueError(f"A latent has 4 or 5 axes and none of them empty, {path.name} has {tuple(samples.shape)}.")
+        raise ValueError(
+            f"A latent must have 4 or 5 non-empty axes, {path.name} has shape {tuple(samples.shape)}. Choose"
+            " another file."
+        )
     return samples if _UNSCALED in tensors else samples / _SD1_SCALE
 
 
 def count_not_finite(samples: torch.Tensor) -> int:
-    """Count the values that are NaN or infinite."""
+    """Return the number of NaN or infinite values."""
     return samples.numel() - int(torch.isfinite(samples).sum())
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Sort files by the time of their last change; what is no file any more is left out."""
+    """Sort files by modification time, newest first. Paths that are no files (any more) are dropped."""
     changed = {}
     for path in paths:
         with suppress(OSError):

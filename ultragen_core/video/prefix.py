@@ -1,4 +1,4 @@
-"""A file name prefix: what it may hold, and the %placeholders% that ComfyUI's page fills in for its own nodes."""
+"""File name prefixes: validation, and the %placeholders% that ComfyUI's frontend fills in for its own nodes."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from datetime import datetime
 
 from ..storage.files import WINDOWS_DEVICE
 
-NAMELESS = "ultragen"  # ComfyUI's own name for nothing begins with a dot, which hides the file
+DEFAULT_NAME = "ultragen"  # for an empty prefix; ComfyUI's own default begins with a dot, which hides the file
 
-# Control characters, what Windows forbids, and halves of surrogate pairs, which no file system can store.
+# Control characters, what Windows forbids, and lone surrogates, which no file system can store.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\ud800-\udfff]')
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
-# What is appended to a name: its number and the longest extension while it is written.
+# The longest ending that is appended to a name.
 _ENDING = "_00001_.latent.part"
 _LONGEST = 255  # bytes, or on Windows UTF-16 units, of one part of a path
 
 _PLACEHOLDER = re.compile(r"%([^%]+)%")
 _DATE_FIELD = re.compile(r"d{1,2}|M{1,2}|h{1,2}|m{1,2}|s{1,2}|y{2,4}")
 _DATE_FIELDS = {"d": "day", "M": "month", "h": "hour", "m": "minute", "s": "second"}
-# A prompt is longer than a file name may be. web/prefix.js cuts the same.
-_LONGEST_VALUE = 60  # letters
+# A placeholder may stand for a whole prompt. web/prefix.js shortens values in the same way.
+_LONGEST_VALUE = 60  # characters
 _LONGEST_VALUE_BYTES = 120
 
 
 def safe_prefix(prefix: str, folder: str) -> str:
-    """Make a prefix a relative path that every system can store; "" becomes "ultragen".
+    """Return `prefix` as a relative path that every file system can store.
 
-    Both slashes separate folders, also at the end, which adds nothing. Forbidden characters become "_". An absolute
-    path inside `folder` becomes relative. Raises ValueError for one that leads outside.
+    Both / and \\ separate folders. Forbidden characters become "_", an absolute path inside `folder` becomes relative,
+    and an empty name becomes "ultragen". Raises ValueError for a path outside `folder`.
     """
     if _ABSOLUTE.match(prefix):
         same_root = os.path.splitdrive(prefix)[0].lower() == os.path.splitdrive(folder)[0].lower()
@@ -42,11 +42,11 @@ def safe_prefix(prefix: str, folder: str) -> str:
     *folders, name = path.split("/")
     if ".." in (*folders, name):
         raise ValueError(
-            f"filename_prefix must not lead outside the output folder {folder}, got {prefix!r}. Write a folder and a"
-            " name, such as video/lake. To save elsewhere, start ComfyUI with --output-directory."
+            f"filename_prefix must stay inside the output folder {folder}, got {prefix!r}. Write a folder and a name,"
+            " such as video/lake. To save elsewhere, start ComfyUI with --output-directory."
         )
     folders = [_storable(each.rstrip(" .")) for each in folders]
-    return "/".join([*folders, NAMELESS if name.strip(" .") == "" else _storable(name)])
+    return "/".join([*folders, DEFAULT_NAME if name.strip(" .") == "" else _storable(name)])
 
 
 def _storable(name: str) -> str:
@@ -55,27 +55,27 @@ def _storable(name: str) -> str:
 
 
 def check_prefix(prefix: str, folder: str) -> None:
-    """Raise ValueError for a prefix that cannot be used, whatever its placeholders will be."""
+    """Raise ValueError for a prefix that is unusable whatever its placeholders become."""
     check_length(safe_prefix(_PLACEHOLDER.sub("0", prefix), folder))
 
 
 def check_length(prefix: str) -> None:
-    """Raise ValueError where a part of the path is longer than file systems allow."""
+    """Raise ValueError if a part of the path is too long for common file systems."""
     *folders, name = prefix.split("/")
     for each in (*folders, name + _ENDING):
         length = len(each.encode("utf-16-le")) // 2 if os.name == "nt" else len(each.encode())
         if length > _LONGEST:
             raise ValueError(
-                f"filename_prefix must leave room for a number and an extension in {_LONGEST} bytes, got {each[:40]}..."
-                f" with {length}. Choose a shorter name."
+                f"filename_prefix must fit into {_LONGEST} bytes together with its number and extension, got"
+                f" {each[:40]}... with {length}. Choose a shorter name."
             )
 
 
 def fill_placeholders(prefix: str, prompt: Mapping | None, workflow: Mapping | None, now: datetime) -> str:
-    """Fill in %date:FORMAT% and %Node.widget% as ComfyUI's page does; others stay as they are.
+    """Replace %date:FORMAT% and %Node.widget% as ComfyUI's frontend does. Unknown placeholders are left unchanged.
 
-    prompt: the graph in API format. workflow: the canvas's, which knows titles. A node is named by its "Node name for
-    S&R", its title or its class; a value that comes through a link is not known.
+    prompt: the graph in API format. workflow: the canvas's graph, which holds the titles. A node is found by its "Node
+    name for S&R", its title or its class, in this order. Linked widgets have no value here.
     """
 
     def value(match: re.Match) -> str:
@@ -86,13 +86,13 @@ def fill_placeholders(prefix: str, prompt: Mapping | None, workflow: Mapping | N
         for inputs in _nodes_named(node, _mapping(prompt), _mapping(workflow)):
             found = inputs.get(widget)
             if isinstance(found, (str, int, float)):
-                return _cut(re.sub(r"[/\\]", "_", str(found)))
+                return _shortened(re.sub(r"[/\\]", "_", str(found)))
         return match[0]
 
     return _PLACEHOLDER.sub(value, prefix)
 
 
-def _cut(value: str) -> str:
+def _shortened(value: str) -> str:
     return value[:_LONGEST_VALUE].encode(errors="replace")[:_LONGEST_VALUE_BYTES].decode(errors="ignore")
 
 
@@ -107,7 +107,7 @@ def _date(text: str, now: datetime) -> str:
 
 
 def _nodes_named(name: str, prompt: Mapping, workflow: Mapping) -> Iterator[Mapping]:
-    """The inputs of nodes with this name, in the order of preference of ComfyUI's page."""
+    """Yield the inputs of nodes with this name, in the frontend's order of preference."""
     subgraphs = _mappings(_mapping(workflow.get("definitions")).get("subgraphs"))
     drawn = dict(_drawn(_mappings(workflow.get("nodes")), subgraphs))
     queued = {key: node for key, node in prompt.items() if isinstance(node, Mapping)}
@@ -121,7 +121,7 @@ def _nodes_named(name: str, prompt: Mapping, workflow: Mapping) -> Iterator[Mapp
 
 
 def _mapping(value: object) -> Mapping:
-    """The value, empty where it is something else: nobody checks the workflow of an API client."""
+    """Return `value`, or an empty mapping for anything else: an API client's workflow is unchecked."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -130,7 +130,7 @@ def _mappings(value: object) -> list[Mapping]:
 
 
 def _drawn(nodes: list, subgraphs: list, outer: str = "") -> Iterator[tuple[str, Mapping]]:
-    """(id in the prompt, node of the canvas), nodes within subgraphs included."""
+    """Yield (id in the prompt, node of the canvas), including nodes inside subgraphs."""
     for node in nodes:
         key = f"{outer}{node.get('id')}"
         yield key, node

@@ -1,4 +1,4 @@
-"""The frames of a video file, one at a time."""
+"""Reads the frames of a video file one at a time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .errors import as_os_errors
 
 
 def read_frames(source: str | BytesIO, start: float = 0.0, duration: float = 0.0) -> Iterator[torch.Tensor]:
-    """Frames in order, float32 RGB (height, width, 3) in 0..1, turned as the file says; one is in memory at a time.
+    """Yield frames in order, float32 RGB (height, width, 3) in 0..1, rotated as the file's metadata says.
 
-    start, duration: the part to read, in seconds; duration 0 reads to the end. ValueError for a file without a picture.
-    What fails in FFmpeg is an OSError.
+    Only one frame is in memory at a time. start, duration: the part to read, in seconds; duration 0 reads to the end.
+    Raises ValueError for a file without a video stream, OSError for errors of FFmpeg.
     """
     name = Path(source).name if isinstance(source, str) else "the video"
     with as_os_errors(f"read {name}"), av.open(source, mode="r") as container:
         if not container.streams.video:
             raise ValueError(
-                f"A video file holds pictures, this one has none ({container.format.name}). Choose another."
+                f"A video file must have a video stream, this {container.format.name} has none. Choose another file."
             )
         stream = container.streams.video[0]
         first = int(start / stream.time_base)
@@ -31,7 +31,7 @@ def read_frames(source: str | BytesIO, start: float = 0.0, duration: float = 0.0
             container.seek(first, stream=stream)
         end = int((start + duration) / stream.time_base) if duration else None
         for frame in container.decode(stream):
-            time = first if frame.pts is None else frame.pts  # raw streams tell no times
+            time = first if frame.pts is None else frame.pts  # raw streams have no timestamps
             if end is not None and time >= end:
                 return
             if time >= first:
@@ -39,7 +39,7 @@ def read_frames(source: str | BytesIO, start: float = 0.0, duration: float = 0.0
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    # 8 bits through 8 bits: FFmpeg's way from 8 to 16 or to floats takes 255 for 255 / 256 of white.
+    # Read 8-bit video as 8 bits: FFmpeg's conversion to 16 bits or floats maps 255 to 255/256 of white.
     deep = max(component.bits for component in frame.format.components) > 8
     levels = frame.to_ndarray(format="rgb48le" if deep else "rgb24").astype(np.float32)
     return np.ascontiguousarray(np.rot90(levels, round(frame.rotation / 90))) / (65535 if deep else 255)

@@ -88,11 +88,11 @@ def test_an_interrupt_stops_within_a_frame(saved):
 @pytest.mark.parametrize(
     ("wanted", "more", "message"),
     [
-        ([], {}, "switch on at least one metric"),
-        (["hd_fvd"], {}, "connect reference, or switch it off"),
-        (["clip_score"], {"prompts": [" "]}, "a prompt, which is empty"),
-        (["clip_score"], {}, "a prompt, which is empty"),
-        (["clip_score"], {"prompts": ["a", "b"], "find": lambda *_: "there"}, "one for each, got 2 for 3"),
+        ([], {}, "At least one metric must be on"),
+        (["hd_fvd"], {}, "Connect reference, or switch hd_fvd off"),
+        (["clip_score"], {"prompts": [" "]}, "needs a prompt, got an empty one"),
+        (["clip_score"], {}, "needs a prompt, got an empty one"),
+        (["clip_score"], {"prompts": ["a", "b"], "find": lambda *_: "there"}, "one for each, got 2 for 3 videos"),
     ],
 )
 def test_inputs_that_do_not_fit_together_are_refused(saved, wanted, more, message):
@@ -124,23 +124,23 @@ class Damaged:
 @pytest.mark.parametrize(
     ("wanted", "videos", "message"),
     [
-        (["hd_mse"], [], "the list of videos is empty"),
+        (["hd_mse"], [], "video must hold at least one video"),
         (["hd_mse"], ["a.mp4"], "Video 1 must be a video or images, got a value of type str"),
-        (["hd_mse"], [torch.zeros(0, 8, 8, 3)], "Video 1 has no frames"),
+        (["hd_mse"], [torch.zeros(0, 8, 8, 3)], "Video 1 must have at least one frame"),
         (["hd_mse"], [torch.zeros(2, 8, 8, 1)], r"Video 1 must be images .* got \(2, 8, 8, 1\)"),
         (
             ["hd_mse"],
             [torch.zeros(1, 8, 8, 3), torch.full((2, 8, 8, 3), torch.nan)],
-            "Video 2 holds .*in 2 of 2 frames",
+            "Video 2 must be finite: 2 of 2 frames",
         ),
         (
             ["hd_lpips"],
             [torch.zeros(2, 16, 31, 3)],
-            "Video 1 has frames of 31x16, hd_lpips needs at least 31x31 pixels",
+            "hd_lpips needs frames of at least 31x31 pixels, Video 1 has 31x16",
         ),
-        (["hd_fvd"], [torch.zeros(16, 224, 223, 3)], "hd_fvd needs at least 224x224"),
-        (["hd_fvd"], [torch.zeros(15, 224, 224, 3)], "Video 1 has 15 frames, hd_fvd needs at least 16"),
-        (["temporal_consistency"], [torch.zeros(1, 8, 8, 3)], "Video 1 has 1 frames, temporal_consistency needs at le"),
+        (["hd_fvd"], [torch.zeros(16, 224, 223, 3)], "hd_fvd needs frames of at least 224x224"),
+        (["hd_fvd"], [torch.zeros(15, 224, 224, 3)], "hd_fvd needs at least 16 frames, Video 1 has 15"),
+        (["temporal_consistency"], [torch.zeros(1, 8, 8, 3)], "needs at least 2 frames, Video 1 has 1"),
         (["hd_mse"], [Damaged(ValueError("no video stream"))], "Video 1 cannot be read as a video: no video stream"),
         (["hd_mse"], [Damaged(None, av.error.InvalidDataError(1, "cut"))], "Video 1 cannot be read as a video: .*cut"),
         (["hd_mse"], [Damaged(None, IndexError("no frame"))], "Video 1 cannot be read as a video: no frame"),
@@ -168,7 +168,7 @@ def test_numbers_are_json_whatever_the_values_are():
 
 @pytest.mark.parametrize("metric", [name for name in METRICS if name != "hd_mse"])
 def test_a_missing_file_is_named_with_its_source_and_folder(metric):
-    with pytest.raises(ValueError, match=rf"{metric} needs files .* put \S+ from \S+\.(com|org|co)/.* in models/cl"):
+    with pytest.raises(ValueError, match=rf"{metric} needs files .* Put \S+ from \S+\.(com|org|co)/.* into models/cl"):
         check([metric], no_file, references=[None], prompts=[None])
     check(["hd_mse"], no_file, [], [])
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from ultragen_core.host.save import plan as save_plan
 from ultragen_core.host.save.preview import preview_size
-from ultragen_core.host.save.save import KEEP_NOT, KEEP_UNTIL_SAVED, save_video
+from ultragen_core.host.save.save import KEEP_NEVER, KEEP_UNTIL_SAVED, save_video
 from ultragen_core.video.latents import load_latent
 
 PROMPT = {"prompt": {"1": {"class_type": "X"}}, "workflow": {"nodes": []}}
@@ -134,7 +134,7 @@ def test_each_video_has_its_sound(tmp_path, vae):
     assert crossings[1] == pytest.approx(4 * crossings[0], rel=0.02)
 
 
-@pytest.mark.parametrize("keep", [KEEP_UNTIL_SAVED, KEEP_NOT])
+@pytest.mark.parametrize("keep", [KEEP_UNTIL_SAVED, KEEP_NEVER])
 def test_the_latent_goes_where_it_is_not_wanted(tmp_path, vae, keep):
     saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(keep_latent=keep), folders_in(tmp_path), {})
     assert saved.latent is None
@@ -170,7 +170,7 @@ def test_progress_runs_over_all_phases_of_all_videos(tmp_path, vae, monkeypatch)
     steps, texts = [], []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: steps.append((value, total)))
     samples = noise(2, *LATENT_SHAPE[1:])
-    save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {}, say=texts.append)
+    save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {}, on_status=texts.append)
     values = [value for value, _ in steps]
     assert values == sorted(values)
     assert steps[-1] == (1000, 1000)

@@ -24,7 +24,7 @@ import ultragen_core.host.vae.patch as vae_module
 from ultragen_core.host.save import plan as save_plan
 from ultragen_core.host.save import preview as save_preview
 from ultragen_core.host.save import save
-from ultragen_core.host.save.save import KEEP_NOT, KEEP_UNTIL_SAVED, save_video
+from ultragen_core.host.save.save import KEEP_NEVER, KEEP_UNTIL_SAVED, save_video
 from ultragen_core.host.vae.support import known
 from ultragen_core.video.latents import load_latent
 
@@ -63,17 +63,19 @@ class TestRefusedBeforeDecoding:
 
     @pytest.mark.parametrize("shape", [(0, 16, 2, 6, 8), (1, 16, 0, 6, 8)])
     def test_a_latent_of_nothing(self, tmp_path, vae, shape):
-        self.refused(tmp_path, vae, "at least one video of one frame", shape=shape)
+        self.refused(tmp_path, vae, "at least one frame", shape=shape)
 
     def test_a_folder_that_cannot_be_made(self, tmp_path, vae):
         folders = folders_in(tmp_path)
         (tmp_path / "output/video").write_text("no folder")
-        with pytest.raises(OSError, match=r"(?s)folder of video/clip cannot be made in .* \(.*right to write.*kept in"):
+        with pytest.raises(
+            OSError, match=r"(?s)folder of video/clip cannot be created in .* \(.*right to write.*kept in"
+        ):
             save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders, {})
         assert len(list(tmp_path.rglob("*.latent"))) == 1
 
     def test_a_crop_higher_than_the_video(self, tmp_path, vae):
-        self.refused(tmp_path, vae, "at least as high, this one has 48", crop="1080 lines")
+        self.refused(tmp_path, vae, "at least that high, got 48", crop="1080 lines")
 
     def test_a_frame_too_small(self, tmp_path, vae):
         self.refused(tmp_path, vae, "got 64x8", shape=(1, 16, 2, 1, 8))
@@ -99,11 +101,11 @@ class TestRefusedBeforeDecoding:
         monkeypatch.setattr(save_plan, "RAM_SHARE", 0)
         frames = 5 * 48 * 64 * 3
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=frames + 1000))
-        self.refused(tmp_path, vae, "with its decoded frames in the temp folder, needs about")
+        self.refused(tmp_path, vae, "together with its decoded frames, needs about")
 
     @pytest.mark.parametrize("prefix", ["../../clip", "/clip", "C:\\clip"])
     def test_a_name_outside_the_output_folder(self, tmp_path, vae, prefix):
-        self.refused(tmp_path, vae, "outside the output folder", prefix=prefix)
+        self.refused(tmp_path, vae, "stay inside the output folder", prefix=prefix)
 
     @pytest.mark.parametrize("prefix", ["y" * 240, "湖" * 80])
     def test_a_name_too_long(self, tmp_path, vae, prefix):
@@ -126,7 +128,9 @@ def test_a_disk_that_fills_up_leaves_the_latent_and_says_so(tmp_path, vae):
     folders = folders_in(tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
-        with pytest.raises(RuntimeError, match=r"is full. Make room.\nThe latent is kept in .*clip_00001_.latent"):
+        with pytest.raises(
+            RuntimeError, match=r"is full. Free some space and save again.\nThe latent is kept in .*clip_00001_.latent"
+        ):
             save_video(vae, {"samples": samples}, settings(), folders, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -151,7 +155,9 @@ def test_an_interruption_leaves_the_latent_and_no_unfinished_file(tmp_path, vae,
 
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
-            save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {}, say=interrupt)
+            save_video(
+                vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {}, on_status=interrupt
+            )
     finally:
         comfy.model_management.interrupt_current_processing(False)
     assert files(tmp_path / "output") == ["latents/video/clip_00001_.latent"]
@@ -173,7 +179,7 @@ def test_a_latent_that_somebody_removed_is_no_error(tmp_path, vae):
             (tmp_path / "output/latents/video/clip_00001_.latent").unlink()
 
     choices = settings(keep_latent=KEEP_UNTIL_SAVED)
-    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, choices, folders_in(tmp_path), {}, say=say)
+    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, choices, folders_in(tmp_path), {}, on_status=say)
     assert files(tmp_path / "output") == ["video/clip_00001_.mkv"] and not saved.notes
 
 
@@ -195,7 +201,7 @@ def test_an_error_names_the_videos_that_are_saved(tmp_path, vae, monkeypatch):
         return real(vae, samples, *more)
 
     monkeypatch.setattr(save, "stream_decode", decode)
-    with pytest.raises(RuntimeError, match=r"The second failed.\n.*\nSaved before that: .*clip_00001_.mkv"):
+    with pytest.raises(RuntimeError, match=r"The second failed.\n.*\nAlready saved: .*clip_00001_.mkv"):
         save_video(vae, {"samples": noise(2, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {})
     assert files(tmp_path / "output/video") == ["clip_00001_.mkv"]
 
@@ -225,9 +231,9 @@ class TestNotFinite:
 
 
 class TestThePreviewFails:
-    def saved(self, tmp_path, vae, audio=None, say=lambda text: None):
+    def saved(self, tmp_path, vae, audio=None, on_status=lambda text: None):
         samples = {"samples": noise(*LATENT_SHAPE)}
-        saved = save_video(vae, samples, settings(), folders_in(tmp_path), {}, audio, say)
+        saved = save_video(vae, samples, settings(), folders_in(tmp_path), {}, audio, on_status)
         assert rgb(saved.videos[0]).shape == (5, 48, 64, 3)
         return saved
 
@@ -240,8 +246,8 @@ class TestThePreviewFails:
             if text in ("decoding: 100 %", "encoding: 100 %"):
                 shutil.rmtree(tmp_path / "temp")
 
-        saved = self.saved(tmp_path, vae, say=say)
-        assert not saved.previews and "The preview is missing" in saved.notes[0]
+        saved = self.saved(tmp_path, vae, on_status=say)
+        assert not saved.previews and "The preview could not be written" in saved.notes[0]
 
     @pytest.mark.parametrize("when", ["__init__", "write", "finish"])
     def test_a_full_temp_disk(self, tmp_path, vae, monkeypatch, when):
@@ -251,7 +257,9 @@ class TestThePreviewFails:
         broken = type("Writer", (save_preview.VideoWriter,), {when: full})
         monkeypatch.setattr(save_preview, "VideoWriter", broken)
         saved = self.saved(tmp_path, vae)
-        assert not saved.previews and re.match(r"The preview is missing \(the disk of .*temp is full\)", saved.notes[0])
+        assert not saved.previews and re.match(
+            r"The preview could not be written \(the disk of .*temp is full\)", saved.notes[0]
+        )
         assert files(tmp_path / "temp") == []
 
 
@@ -270,7 +278,8 @@ def say(text):
         os.kill(os.getpid(), signal.SIGKILL)
 
 with torch.inference_mode():
-    save_video(narrow_vae(), {"samples": noise(1, 16, 2, 6, 8)}, settings(), folders_in(Path(sys.argv[4])), {}, say=say)
+    samples = {"samples": noise(1, 16, 2, 6, 8)}
+    save_video(narrow_vae(), samples, settings(), folders_in(Path(sys.argv[4])), {}, on_status=say)
 """
 
 
@@ -282,7 +291,7 @@ def test_killed_while_encoding_the_latent_finishes_the_job(tmp_path, vae):
     left = ["latents/video/clip_00001_.latent", "video/clip_00001_.mkv.part"]
     assert files(tmp_path / "output") == left
     samples = load_latent(tmp_path / "output" / left[0])
-    saved = save_video(vae, {"samples": samples}, settings(keep_latent=KEEP_NOT), folders_in(tmp_path), {})
+    saved = save_video(vae, {"samples": samples}, settings(keep_latent=KEEP_NEVER), folders_in(tmp_path), {})
     assert saved.videos[0].name == "clip_00002_.mkv"
     rounding_ties(rgb(saved.videos[0]), core_levels(vae, noise(1, 16, 2, 6, 8)))
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from helpers.save_run import files, folders_in, noise, settings
 
-from ultragen_core.host.save.save import KEEP_NOT, save_video
+from ultragen_core.host.save.save import KEEP_NEVER, save_video
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -21,7 +21,7 @@ SAMPLES = noise(1, 16, 1, 4, 4)
 
 def saved_names(tmp_path, vae, prefix, batch=1, **more) -> list[str]:
     samples = {"samples": SAMPLES.expand(batch, -1, -1, -1, -1)}
-    choices = settings("H.264 8-bit", prefix=prefix, keep_latent=KEEP_NOT)
+    choices = settings("H.264 8-bit", prefix=prefix, keep_latent=KEEP_NEVER)
     saved = save_video(vae, samples, choices, folders_in(tmp_path), more)
     return [path.relative_to(tmp_path / "output").as_posix() for path in saved.videos]
 

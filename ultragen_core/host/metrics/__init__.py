@@ -1,1 +1,1 @@
-"""Measures videos with models that ComfyUI loads."""
+"""Measures ComfyUI's videos and images."""

@@ -1,4 +1,4 @@
-"""CLIP's embeddings of frames and prompts, through ComfyUI's own loaders."""
+"""CLIP embeddings of frames and prompts, through ComfyUI's own loaders."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class Clip:
         self._vision, self._text = vision, text
 
     def embed(self, frame: Tensor) -> Tensor:
-        """(3, height, width) in 0..1 -> (1, channels). CLIP's own view: the centre square, made 224 pixels wide."""
+        """Embed a frame, (3, height, width) in 0..1 -> (1, channels). CLIP sees the centre square at 224x224."""
         return self._vision.encode_image(frame.movedim(0, -1)[None])["image_embeds"]
 
     def embed_text(self, prompt: str) -> Tensor:
-        """-> (channels), of the first 75 tokens, as CLIP takes no more."""
+        """Embed a prompt -> (channels). CLIP uses the first 75 tokens."""
         _, pooled = self._text.encode_from_tokens(self._text.tokenize(prompt), return_pooled=True)
         return pooled[0]
 
 
 def load_clip(path: Path) -> Clip:
-    """The published ViT-L/14, both halves in one file. Raises WeightsError."""
+    """Load the published ViT-L/14 from one file with both halves. Raises WeightsError."""
     state = read_state_dict(path)
-    # ComfyUI leaves what is missing as memory holds it, or an identity, and takes other CLIPs without a word.
+    # ComfyUI accepts other CLIP models silently, and leaves missing tensors uninitialised.
     for key, shape in _shapes().items():
         held = tuple(state[key].shape) if key in state else None
         if held != shape:
-            found = "it is missing" if held is None else f"found {held}"
+            found = "but it is missing" if held is None else f"got {held}"
             raise WeightsError(f"{path.name} must hold {key} of shape {shape}, {found}. Put {CLIP_L.where}.")
     vision, text = ({key: value for key, value in state.items() if key.startswith(half)} for half in (_VISION, _TEXT))
     return Clip(
@@ -48,7 +48,7 @@ def load_clip(path: Path) -> Clip:
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of the published ViT-L/14."""
+    """Return the keys and shapes of the published ViT-L/14."""
     shapes: dict[str, tuple[int, ...]] = {
         "text_projection.weight": (768, 768),
         "text_model.embeddings.token_embedding.weight": (49408, 768),
@@ -60,7 +60,7 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     }
     for half, width, depth, norms in (
         ("text_model", 768, 12, ["final_layer_norm"]),
-        ("vision_model", 1024, 24, ["pre_layrnorm", "post_layernorm"]),  # spelt so
+        ("vision_model", 1024, 24, ["pre_layrnorm", "post_layernorm"]),  # sic
     ):
         layers = [f"encoder.layers.{index}" for index in range(depth)]
         squares = [f"{layer}.self_attn.{name}_proj" for layer in layers for name in ("q", "k", "v", "out")]

@@ -1,4 +1,4 @@
-"""Metrics of ComfyUI's videos and images: frames in a stream, networks on the device, progress, interruption."""
+"""Measures ComfyUI's videos and images: streams frames, loads networks, reports progress, can be interrupted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ...video.reader import read_frames
 from ..compat import trim_window
 from .clip import Clip, load_clip
 
-# The files that a metric needs.
+# The files that each metric needs.
 NEEDS: Mapping[str, tuple[Backbone, ...]] = {
     HD_LPIPS: (ALEXNET, LPIPS_HEADS),
     HD_FVD: (I3D_KINETICS,),
@@ -38,51 +38,52 @@ NEEDS: Mapping[str, tuple[Backbone, ...]] = {
 }
 Find = Callable[[str, str], "str | None"]
 
-# Measured on the CPU: LPIPS of a 1080P frame took 203 bytes a pixel, I3D of its eight patches at a time 0.57 GB.
-_BYTES_A_PIXEL = 220
-_BYTES_OF_PATCHES = 600_000_000
+# Measured on the CPU: LPIPS takes 203 bytes per pixel of a 1080P frame, I3D 0.57 GB for a batch of eight patches.
+_LPIPS_BYTES_PER_PIXEL = 220
+_I3D_BYTES = 600_000_000
 
 
 def check(wanted: Collection[str], find: Find, references: Sequence, prompts: Sequence[str | None]) -> None:
-    """ValueError where something is missing that can be known before the first frame.
+    """Raise ValueError for whatever is missing, before the first frame is read.
 
-    find(folder, name): a file's path in ComfyUI's model folders, or None. references, prompts: None in them is what is
-    connected and not there yet.
+    find(folder, name): returns a file's path in ComfyUI's model folders, or None. references, prompts: None stands for
+    a linked value that is not known yet.
     """
     if not wanted:
-        raise ValueError("There is nothing to measure: switch on at least one metric.")
+        raise ValueError("At least one metric must be on, got none. Switch one on.")
     if HD_FVD in wanted and not references:
-        raise ValueError("hd_fvd compares with other videos: connect reference, or switch it off.")
+        raise ValueError("hd_fvd needs reference videos, got none. Connect reference, or switch hd_fvd off.")
     if CLIP_SCORE in wanted and not all(prompt is None or prompt.strip() for prompt in prompts or [""]):
-        raise ValueError("clip_score compares with a prompt, which is empty: write one, or switch it off.")
+        raise ValueError("clip_score needs a prompt, got an empty one. Write it, or switch clip_score off.")
     for metric, files in NEEDS.items():
         missing = [file.where for file in files if metric in wanted and find(file.folder, file.name) is None]
         if missing:
-            raise ValueError(f"{metric} needs files that are not there: put {' and '.join(missing)}. Or switch it off.")
+            raise ValueError(
+                f"{metric} needs files that are missing. Put {' and '.join(missing)}, or switch {metric} off."
+            )
 
 
 def measure(
     videos: Sequence, wanted: Collection[str], find: Find, references: Sequence = (), prompts: Sequence[str] = ()
 ) -> Scores:
-    """Scores of ComfyUI's VIDEOs and IMAGE batches (each batch one video).
+    """Measure ComfyUI's VIDEOs and IMAGE batches (each batch is one video).
 
-    wanted: names of scores.METRICS. find: as in `check`. references: for HD-FVD. prompts: for the CLIP score, one for
-    all or one for each video. ValueError, in a sentence, for what is missing or does not fit together.
+    wanted: names in scores.METRICS. find: as in `check`. references: for HD-FVD. prompts: for the CLIP score, one for
+    all videos or one for each. Raises ValueError for missing or inconsistent inputs.
     """
     check(wanted, find, references, prompts)
     if CLIP_SCORE in wanted and len(prompts) not in (1, len(videos)):
         raise ValueError(
-            f"clip_score takes one prompt for all videos or one for each, got {len(prompts)} for {len(videos)}."
+            f"clip_score needs one prompt for all videos or one for each, got {len(prompts)} for {len(videos)} videos."
             " Connect the list of prompts that the videos were made from."
         )
     references = references if HD_FVD in wanted else ()
     pixels = [_check_video(f"Video {number}", video, wanted) for number, video in enumerate(videos, 1)]
     pixels += [_check_video(f"Reference {number}", video, {HD_FVD}) for number, video in enumerate(references, 1)]
     if not videos:
-        raise ValueError("There is nothing to measure: the list of videos is empty. Connect at least one.")
+        raise ValueError("video must hold at least one video, got an empty list. Connect one.")
     device = comfy.model_management.get_torch_device()
-    room = _BYTES_A_PIXEL * max(pixels) + _BYTES_OF_PATCHES
-    comfy.model_management.free_memory(room, device)
+    comfy.model_management.free_memory(_LPIPS_BYTES_PER_PIXEL * max(pixels) + _I3D_BYTES, device)
     networks, clip = _load(wanted, find, device)
     embedded = [clip.embed_text(prompt) for prompt in prompts] if CLIP_SCORE in wanted else [None]
     progress = _Progress([*videos, *references], device)
@@ -106,14 +107,14 @@ def _load(wanted: Collection[str], find: Find, device: torch.device) -> tuple[Ne
 
 
 class _Progress:
-    """Hands out the frames of all videos, on the device, and moves ComfyUI's bar with them."""
+    """Yields frames of all videos on the device and advances ComfyUI's progress bar."""
 
     def __init__(self, videos: Sequence, device: torch.device):
         self._device = device
         self._bar = comfy.utils.ProgressBar(sum(_count(video) for video in videos))
 
     def frames(self, name: str, video) -> Iterator[Tensor]:
-        """Raises ComfyUI's interruption when the user asks for it."""
+        """Yield the frames of one video. Raises ComfyUI's interruption."""
         for frame in _read(name, video):
             comfy.model_management.throw_exception_if_processing_interrupted()
             yield frame.to(self._device)
@@ -121,7 +122,7 @@ class _Progress:
 
 
 def _read(name: str, video) -> Iterator[Tensor]:
-    """The frames of `stream`, whose own errors alone are those of the file."""
+    """Yield the frames of `stream`. Only errors raised there are reported as an unreadable file."""
     frames = stream(video)
     while True:
         with readable(name):
@@ -132,7 +133,7 @@ def _read(name: str, video) -> Iterator[Tensor]:
 
 
 def stream(video) -> Iterator[Tensor]:
-    """Frames (height, width, 3), float32 in 0..1, of a VIDEO or an IMAGE batch; of a file one at a time."""
+    """Yield frames (height, width, 3), float32 in 0..1, of a VIDEO or an IMAGE batch; a file is read frame by frame."""
     if isinstance(video, InputImpl.VideoFromFile):
         yield from read_frames(video.get_stream_source(), *trim_window(video))
     else:
@@ -143,36 +144,37 @@ def stream(video) -> Iterator[Tensor]:
 def _count(video) -> int:
     if isinstance(video, Tensor):
         return len(video)
-    # ComfyUI 0.30.0's get_frame_count says 1 for files that do not name the number, such as .mkv.
+    # ComfyUI 0.30.0's get_frame_count returns 1 for containers that do not store the number, such as .mkv.
     with readable("A video"):
         return max(1, round(video.get_duration() * video.get_frame_rate()))
 
 
 def _check_video(name: str, video, wanted: Collection[str]) -> int:
-    """The pixels of a frame. Raises ValueError for what a wanted metric cannot take, where that is known beforehand."""
+    """Return the pixels per frame. Raises ValueError for a video that a wanted metric cannot take."""
     if isinstance(video, Tensor):
         if video.ndim != 4 or video.shape[-1] < 3:
-            raise ValueError(f"{name} must be images (frames, height, width, 3), got {tuple(video.shape)}.")
+            shape = tuple(video.shape)
+            raise ValueError(f"{name} must be images (frames, height, width, 3), got {shape}. Connect an IMAGE.")
         check_length(name, len(video), wanted)
         unfinite = [index for index, frame in enumerate(video) if not frame.isfinite().all()]
         if unfinite:
             raise ValueError(
-                f"{name} holds values that are no numbers (NaN or infinite) in {len(unfinite)} of {len(video)} frames,"
-                f" the first is frame {unfinite[0]}. It was damaged before: look at the nodes that made it."
+                f"{name} must be finite: {len(unfinite)} of {len(video)} frames hold NaN or infinite values, the first"
+                f" is frame {unfinite[0]}. Check the nodes that made it."
             )
         height, width = video.shape[1:3]
     elif hasattr(video, "get_dimensions"):
         with readable(name):
             width, height = video.get_dimensions()
     else:
-        raise ValueError(f"{name} must be a video or images, got a value of type {type(video).__name__}.")
+        raise ValueError(f"{name} must be a video or images, got a value of type {type(video).__name__}. Connect one.")
     check_size(name, width, height, wanted)
     return width * height
 
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Raise what a damaged file ends in as a ValueError that names the video."""
+    """Convert the errors of reading a damaged file into a ValueError that names the video."""
     try:
         yield
     except (OSError, ValueError, LookupError, EOFError, ArithmeticError) as error:

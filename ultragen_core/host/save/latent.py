@@ -1,4 +1,4 @@
-"""The latent that is kept before anything else can fail."""
+"""Writes the latent to disk before the decode can fail."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import torch
 from ...storage.files import is_full
 from ...video.codecs import CROPS, cropped_rows
 from ...video.latents import SUFFIX, save_latent
-from ...video.prefix import NAMELESS
+from ...video.prefix import DEFAULT_NAME
 from ..vae.patch import decoded_shape
-from .plan import KEEP, KEEP_NOT, Folders, Request, VideoSettings
+from .plan import KEEP, KEEP_NEVER, Folders, Request, VideoSettings
 
 
 @dataclass(frozen=True)
 class KeptLatent:
-    """path: None where none is wanted or it could not be written, which `failure` tells."""
+    """A latent on disk. path: None if keep_latent is off or writing failed; failure: the reason, or ""."""
 
     path: Path | None = None
     choice: str = KEEP
     failure: str = ""
 
     @classmethod
-    def of(cls, vae, samples: torch.Tensor, request: Request) -> KeptLatent:
-        """Save `samples` in output/latents, named like the video, or "ultragen" where its name cannot be used; in the
-        output folder itself where that folder cannot be.
+    def write(cls, vae, samples: torch.Tensor, request: Request) -> KeptLatent:
+        """Write `samples` to output/latents under the video's name.
 
-        Raises nothing: where no latent can be kept, saving the video is all the more urgent.
+        Falls back to the name "ultragen", then to the output folder itself. Never raises: a latent that cannot be kept
+        must not stop the video.
         """
         choice, failure = request.settings.keep_latent, ""
-        if choice == KEEP_NOT:
+        if choice == KEEP_NEVER:
             return cls(None, choice)
         size = _video_size(vae, samples, request.settings.crop)
-        for prefix_of in (lambda: f"latents/{request.prefix}", lambda: f"latents/{NAMELESS}", lambda: NAMELESS):
+        for prefix_of in (lambda: f"latents/{request.prefix}", lambda: f"latents/{DEFAULT_NAME}", lambda: DEFAULT_NAME):
             try:
                 output = request.folders.output
                 names = request.folders.names(output, prefix_of(), SUFFIX.removeprefix("."), *size)
                 path = save_latent(names, samples, request.texts)
-                logging.info("The latent is kept in %s.", path)
+                logging.info("UltraGen: the latent is kept in %s.", path)
                 return cls(path, choice)
             except Exception as error:
                 failure = "its disk is full" if is_full(error) else str(error) or type(error).__name__
@@ -50,23 +50,26 @@ class KeptLatent:
                     break
         return cls(None, choice, f"The latent could not be kept: {failure}")
 
-    def where(self) -> str:
-        """Say where the latent is, after a failure."""
+    def location(self) -> str:
+        """Return a sentence for an error message: where the latent is, or why it could not be kept."""
         if self.path is None:
             return self.failure
-        return f"The latent is kept in {self.path}: UltraGen Load Latent brings it back."
+        return f"The latent is kept in {self.path}. UltraGen Load Latent loads it again."
 
-    def settle(self) -> Path | None:
-        """Remove the latent where it was wanted until the video is saved; return its file otherwise."""
+    def finish(self) -> Path | None:
+        """Delete the latent if it was kept only until the video is saved; otherwise return its path."""
         if self.path is None or self.choice == KEEP:
             return self.path
-        with suppress(OSError):  # somebody has removed it, or holds it open
+        with suppress(OSError):  # already deleted, or held open by another program
             self.path.unlink()
         return None
 
 
 def keep_refused(inputs: Mapping, folders: Folders, metadata: Mapping) -> str:
-    """Keep the latent among a node's refused inputs, which may hold anything; say where it is, if there is one."""
+    """Keep the latent among a node's refused inputs, which may hold anything.
+
+    Returns a sentence that says where it is, or "" if there is no latent.
+    """
     latent = inputs.get("samples")
     samples = latent.get("samples") if isinstance(latent, Mapping) else None
     samples = video_of(samples)
@@ -74,16 +77,16 @@ def keep_refused(inputs: Mapping, folders: Folders, metadata: Mapping) -> str:
         return ""
     choices = {name: inputs[name] for name in ("crop", "keep_latent") if name in inputs}
     settings = VideoSettings(str(inputs.get("filename_prefix", "")), 0, "", 0, **choices)
-    return KeptLatent.of(inputs.get("vae"), samples, Request(settings, folders, metadata)).where()
+    return KeptLatent.write(inputs.get("vae"), samples, Request(settings, folders, metadata)).location()
 
 
 def video_of(samples):
-    """The latent of the video alone, where a model makes video and sound as one."""
+    """Return the video's part of a nested latent (video and audio of one model); other latents unchanged."""
     return samples.unbind()[0] if getattr(samples, "is_nested", False) else samples
 
 
 def _video_size(vae, samples: torch.Tensor, crop: str) -> tuple[int, int]:
-    """(width, height) for %width% and %height% in names; (0, 0) where it is not known, which is an error later."""
+    """Return (width, height) for %width% and %height%, or (0, 0) if unknown; `make_plan` reports the reason later."""
     with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
         _, _, height, width = decoded_shape(vae, tuple(samples.shape))
         rows = cropped_rows(height, CROPS[crop])

@@ -1,4 +1,4 @@
-"""What is asked for and checked before a video is decoded: names, sizes, codec, audio, room."""
+"""The request for a video file, and the checks before it is decoded: names, sizes, codec, audio, disk space."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from comfy.cli_args import args
 
 from ...storage.files import check_folder
-from ...video.audio import Sound, frames_heard, soundtracks
+from ...video.audio import AudioClip, audio_clips, frames_covered
 from ...video.codecs import (
     CODECS,
     CROPS,
@@ -33,45 +33,46 @@ from ...video.prefix import check_length, check_prefix, fill_placeholders, safe_
 from ..memory import free_ram
 from ..vae.patch import decoded_shape, may_pin
 
-KEEP, KEEP_UNTIL_SAVED, KEEP_NOT = "keep", "until the video is saved", "off"
-SIDE_FILES = {"off": None, "json": ".json"}  # the endings
+KEEP, KEEP_UNTIL_SAVED, KEEP_NEVER = "keep", "until the video is saved", "off"
+SIDE_FILES = {"off": None, "json": ".json"}  # choice -> file extension
 
-# Frames that would take more than this share of the free RAM wait on disk.
+# Decoded frames that need more than this share of the free RAM are buffered on disk.
 RAM_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Folders:
-    """ComfyUI's output and temp folder, and its `get_save_image_path`, which numbers names and confines them."""
+    """ComfyUI's output and temp folder, and its `get_save_image_path`, which numbers names and keeps them inside."""
 
     output: str
     temp: str
-    name: Callable[[str, str, int, int], tuple[str, str, int, str, str]]
+    save_image_path: Callable[[str, str, int, int], tuple[str, str, int, str, str]]
 
     def names(self, folder: str, prefix: str, extension: str, width: int = 0, height: int = 0) -> Iterator[Path]:
-        """Numbered names from the one that ComfyUI takes for free on, without end. Makes the folder.
+        """Create the folder of `prefix` and return an endless iterator of numbered names, normally free ones.
 
-        width, height: for %width% and %height%. Raises ValueError or OSError for a prefix that cannot be used.
+        width, height: for %width% and %height%. Raises ValueError or OSError for an unusable prefix.
         """
         safe = safe_prefix(prefix, folder)
         try:
-            path, name, counter, subfolder, _ = self.name(safe, folder, width, height)
+            path, name, counter, subfolder, _ = self.save_image_path(safe, folder, width, height)
         except OSError as error:
             raise OSError(
-                f"The folder of {prefix} cannot be made in {folder} ({error.strerror}). Give ComfyUI's user the right"
-                " to write there, choose another filename_prefix, or start ComfyUI with another folder."
+                f"The folder of {prefix} cannot be created in {folder} ({error.strerror}). Give ComfyUI's user the"
+                " right to write there, choose another filename_prefix, or start ComfyUI with --output-directory."
             ) from error
-        except Exception as error:  # ComfyUI's own refusal has no class of its own
+        except Exception as error:  # ComfyUI raises a plain Exception here
             raise ValueError(
-                f"filename_prefix must not lead outside the output folder {folder}, got {prefix!r}, in which a link "
-                "does. Choose another name, or start ComfyUI with --output-directory."
+                f"filename_prefix must stay inside the output folder {folder}, but a symbolic link in {prefix!r} leads"
+                " out of it. Choose another name, or start ComfyUI with --output-directory."
             ) from error
         check_length(f"{subfolder}/{name}")
         return (Path(path) / f"{name}_{number:05}_.{extension}" for number in count(max(counter, 1)))
 
     def check(self, prefix: str) -> None:
-        """Raise ValueError or OSError for a prefix that cannot be used, as far as that is known without its
-        placeholders. Makes the folder where there are none.
+        """Check `prefix` as far as possible before its placeholders are filled in.
+
+        Creates the folder if there are no placeholders. Raises ValueError or OSError.
         """
         check_prefix(prefix, self.output)
         if "%" not in prefix:
@@ -80,9 +81,11 @@ class Folders:
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """The node's choices: names in CODECS, CROPS and SIDE_FILES, one of the three KEEP words, tile side in pixels or
-    None; `details` is a text about this video, such as its prompt and seed in json. With `trim_to_audio` a video ends
-    with its sound where that is shorter.
+    """The node's widgets.
+
+    codec, crop, side_file: keys of CODECS, CROPS and SIDE_FILES. keep_latent: one of the KEEP constants. tile: side in
+    pixels, None for automatic. details: text to store, such as prompt and seed as JSON. trim_to_audio: end the video
+    with its audio if that is shorter.
     """
 
     prefix: str
@@ -99,7 +102,7 @@ class VideoSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """One call of the node: its choices, where files go, and the json (prompt, workflow) that they hold."""
+    """One call of the node: settings, folders, and the metadata (prompt, workflow) to embed as JSON."""
 
     settings: VideoSettings
     folders: Folders
@@ -108,25 +111,25 @@ class Request:
 
     @property
     def texts(self) -> dict[str, str]:
-        """What the files hold besides the video, by name."""
+        """The texts to embed in the files, by key."""
         if args.disable_metadata:
             return {}
         texts = {key: json.dumps(value) for key, value in self.metadata.items() if key.isprintable()}
-        # Players show a comment, and encoders take neither halves of surrogate pairs nor a NUL.
+        # Players show a comment. FFmpeg accepts neither lone surrogates nor NUL.
         details = self.settings.details.encode(errors="replace").decode().replace("\0", "")
         return texts | ({"comment": details} if details else {})
 
     @property
     def prefix(self) -> str:
-        """The prefix with what ComfyUI's page would have filled in, and within the output folder. Raises ValueError."""
+        """The prefix with placeholders filled in, relative to the output folder. Raises ValueError if outside."""
         prompt, workflow = (self.metadata.get(name) for name in ("prompt", "workflow"))
         filled = fill_placeholders(self.settings.prefix, prompt, workflow, self.now)
         return safe_prefix(filled, self.folders.output)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is known and checked before anything is computed. Sizes in pixels; `rows` are those that the crop keeps."""
+class SavePlan:
+    """A checked request. Sizes in pixels; rows: those that the crop keeps; ram_limit: bytes for decoded frames."""
 
     request: Request
     codec: Codec
@@ -136,7 +139,7 @@ class Plan:
     height: int
     width: int
     rows: slice
-    sounds: list[Sound | None]
+    audio: list[AudioClip | None]
     side_file: str | None
     ram_limit: int
 
@@ -149,27 +152,27 @@ class Plan:
         return self.width, self.rows.stop - self.rows.start
 
     def names(self) -> Iterator[Path]:
-        """The next free names for a video."""
+        """Iterate over names for the next video."""
         folders = self.request.folders
         return folders.names(folders.output, self.request.prefix, self.codec.extension, *self.size)
 
-    def trimmed(self, sound: Sound | None) -> Plan:
-        """The plan with the frames that are written beside this sound."""
-        if sound is None or not self.settings.trim_to_audio:
+    def trimmed(self, clip: AudioClip | None) -> SavePlan:
+        """Return the plan with the number of frames that `clip` leaves, if the video ends with its audio."""
+        if clip is None or not self.settings.trim_to_audio:
             return self
-        return replace(self, frames=min(self.frames, frames_heard(sound, self.fps)))
+        return replace(self, frames=min(self.frames, frames_covered(clip, self.fps)))
 
     def buffer(self) -> FrameBuffer:
         shape = (self.frames, self.height, self.width)
         return FrameBuffer(*shape, self.codec.bits, self.request.folders.temp, self.ram_limit, may_pin())
 
 
-def make_plan(vae, samples: torch.Tensor, request: Request, audio: Mapping | None) -> Plan:
-    """Check every choice against the latent (b, c, t, h, w), the VAE and the audio. Raises ValueError."""
+def make_plan(vae, samples: torch.Tensor, request: Request, audio: Mapping | None) -> SavePlan:
+    """Check the request against the latent (b, c, t, h, w), the VAE and the audio. Raises ValueError."""
     if samples.ndim != 5:
         raise ValueError(
-            f"A video's latent has 5 axes (batch, channels, frames, height, width), got {tuple(samples.shape)}. "
-            "Connect the latent of a video model."
+            f"A video's latent must have 5 axes (batch, channels, frames, height, width), got {tuple(samples.shape)}."
+            " Connect the latent of a video model."
         )
     settings = request.settings
     codec, lines = chosen("codec", CODECS, settings.codec), chosen("crop", CROPS, settings.crop)
@@ -180,33 +183,33 @@ def make_plan(vae, samples: torch.Tensor, request: Request, audio: Mapping | Non
     rows = cropped_rows(height, lines)
     check_frame_size(codec, width, rows.stop - rows.start)
     fps = frame_rate(settings.fps)
-    sounds = soundtracks(audio, codec, batch, frames / fps)
+    clips = audio_clips(audio, codec, batch, frames / fps)
     ram_limit = int(free_ram() * RAM_SHARE)
-    return Plan(request, codec, fps, batch, frames, height, width, rows, sounds, side_file, ram_limit)
+    return SavePlan(request, codec, fps, batch, frames, height, width, rows, clips, side_file, ram_limit)
 
 
 def chosen(name: str, options: Mapping, value: object) -> object:
-    """options[value]; ValueError where it is none of them, as may come through a link."""
+    """Return options[value]. Raises ValueError for a value that is not among them."""
     try:
         return options[value]
     except (KeyError, TypeError):
-        raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}.") from None
+        raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}. Choose one of them.") from None
 
 
-def check_room(plan: Plan) -> None:
-    """Raise OSError where the videos, or decoded frames that wait on disk, find too little room."""
+def check_disk_space(plan: SavePlan) -> None:
+    """Raise OSError if the disk is too full for the videos or for the decoded frames buffered on it."""
     width, height = plan.size
     settings, folders = plan.request.settings, plan.request.folders
     needed = plan.batch * estimated_bytes(plan.codec, plan.frames, height, width, settings.crf)
-    waiting = FrameBuffer.size(plan.frames, plan.height, plan.width, plan.codec.bits)
+    buffered = FrameBuffer.size(plan.frames, plan.height, plan.width, plan.codec.bits)
     output = next(plan.names()).parent
-    if waiting <= plan.ram_limit:
+    if buffered <= plan.ram_limit:
         check_folder(output, needed, "video")
         return
     temp = Path(folders.temp)
     temp.mkdir(parents=True, exist_ok=True)
     if os.stat(output).st_dev == os.stat(temp).st_dev:
-        check_folder(output, needed + waiting, "video, with its decoded frames in the temp folder,")
-        needed = waiting = 0
+        check_folder(output, needed + buffered, "video, together with its decoded frames,")
+        needed = buffered = 0
     check_folder(output, needed, "video")
-    check_folder(temp, waiting, "decoded video")
+    check_folder(temp, buffered, "decoded video")

@@ -1,4 +1,4 @@
-"""What a browser can play of a file that it cannot: a small second one, in the temp folder."""
+"""A small H.264 preview in the temp folder, for codecs that browsers cannot play."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import comfy.model_management
 import numpy as np
 
 from ...storage.files import is_full, new_file
-from ...video.audio import Sound
+from ...video.audio import AudioClip
 from ...video.codecs import PREVIEW
 from ...video.encoder import VideoWriter
-from .plan import Plan
+from .plan import SavePlan
 
 _SIDE = 1280
 _CRF = 23
 
 
 class Preview:
-    """Written beside the video; a context manager. What fails in it drops it and is told in `failure`; the video goes
-    on. `path` is the file once it is finished.
+    """Writes the preview alongside the video; a context manager.
+
+    An error here drops the preview, sets `failure`, and does not stop the video. path: the finished file, else None.
     """
 
-    def __init__(self, plan: Plan, sound: Sound | None):
+    def __init__(self, plan: SavePlan, clip: AudioClip | None):
         self.path: Path | None = None
         self.failure = ""
-        self._plan, self._sound = plan, sound
+        self._plan, self._clip = plan, clip
         self._stack = ExitStack()
 
     def __enter__(self) -> Preview:
@@ -40,7 +41,7 @@ class Preview:
         Path(folders.temp).mkdir(parents=True, exist_ok=True)
         self._file = self._stack.enter_context(new_file(folders.names(folders.temp, "ultragen/preview", "mp4")))
         size, texts = preview_size(*plan.size), plan.request.texts
-        writer = VideoWriter(self._file.part, PREVIEW, size, plan.fps, _CRF, plan.frames, self._sound, texts)
+        writer = VideoWriter(self._file.part, PREVIEW, size, plan.fps, _CRF, plan.frames, self._clip, texts)
         self._writer = self._stack.enter_context(writer)
 
     def write(self, rgb: np.ndarray) -> None:
@@ -63,7 +64,7 @@ class Preview:
             raise
         except Exception as error:
             reason = f"the disk of {self._plan.request.folders.temp} is full" if is_full(error) else error
-            self.failure = f"The preview is missing ({reason}), the video is not concerned."
+            self.failure = f"The preview could not be written ({reason}). The video is not affected."
             logging.warning("UltraGen: %s", self.failure)
             self._stack.__exit__(type(error), error, error.__traceback__)
 
@@ -72,6 +73,6 @@ class Preview:
 
 
 def preview_size(width: int, height: int) -> tuple[int, int]:
-    """Even sides, the longer one of 1280 pixels at most."""
+    """Scale (width, height) down to at most 1280 pixels a side, both even."""
     scale = min(1.0, _SIDE / max(width, height))
     return max(16, round(width * scale / 2) * 2), max(16, round(height * scale / 2) * 2)

@@ -1,4 +1,4 @@
-"""What a save goes through, shown in ComfyUI's progress bar and as a line of text; interruptible at every step."""
+"""Progress of a save: ComfyUI's progress bar and a status line. Every update is a point of interruption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import comfy.model_management
 import comfy.utils
 
 DECODING, ENCODING = "decoding", "encoding"
-# In order, with the share of the bar that each takes. The browser shows these words.
+# In order, with their shares of the bar. The browser shows the names.
 PHASES = {DECODING: 0.7, ENCODING: 0.3}
 
 _STEPS = 1000
@@ -19,25 +19,25 @@ Report = Callable[[int, int], None]
 
 
 class SaveProgress:
-    """One bar over the phases of every video of a batch; `say` gets a line of text a few times a second at most."""
+    """One progress bar over all phases of all videos of a batch. on_status gets a line of text at most every 0.5 s."""
 
-    def __init__(self, batch: int, say: Callable[[str], None]):
-        self._batch, self._say = batch, say
+    def __init__(self, batch: int, on_status: Callable[[str], None]):
+        self._batch, self._on_status = batch, on_status
         self._bar = comfy.utils.ProgressBar(_STEPS)
-        self._said_at = 0.0
+        self._last_status = 0.0
 
-    def of(self, index: int, phase: str) -> Report:
-        """`report(done, total)` for one phase of one video. Raises ComfyUI's interruption when the user asks for it."""
+    def report(self, index: int, phase: str) -> Report:
+        """Return `update(done, total)` for one phase of one video. It raises ComfyUI's interruption."""
         names = list(PHASES)
         before = sum(PHASES[name] for name in names[: names.index(phase)])
         which = f"video {index + 1} of {self._batch}, " if self._batch > 1 else ""
 
-        def report(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
             share = before + PHASES[phase] * done / total
             self._bar.update_absolute(round(_STEPS * (index + share) / self._batch))
-            if done == total or time.monotonic() - self._said_at > _SECONDS_BETWEEN_TEXTS:
-                self._said_at = time.monotonic()
-                self._say(f"{which}{phase}: {100 * done // total} %")
+            if done == total or time.monotonic() - self._last_status > _SECONDS_BETWEEN_TEXTS:
+                self._last_status = time.monotonic()
+                self._on_status(f"{which}{phase}: {100 * done // total} %")
 
-        return report
+        return update

@@ -1,4 +1,4 @@
-"""From a latent to a video file: keep the latent, check everything, decode in tiles, encode frame by frame."""
+"""From a latent to video files: keep the latent, check the request, decode in tiles, encode frame by frame."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ import comfy.model_management
 import torch
 
 from ...storage.files import NewFile, is_full, new_file
-from ...video.audio import Sound
+from ...video.audio import AudioClip
 from ...video.encoder import VideoWriter
 from ...video.latents import count_not_finite
 from ..vae.patch import refusal, stream_decode
 from .latent import KeptLatent, video_of
 from .plan import (
     KEEP,
-    KEEP_NOT,
+    KEEP_NEVER,
     KEEP_UNTIL_SAVED,
     Folders,
-    Plan,
     Request,
+    SavePlan,
     VideoSettings,
-    check_room,
+    check_disk_space,
     make_plan,
 )
 from .preview import Preview
 from .progress import DECODING, ENCODING, Report, SaveProgress
 
-__all__ = ["KEEP", "KEEP_NOT", "KEEP_UNTIL_SAVED", "Folders", "SavedVideos", "VideoSettings", "save_video"]
+__all__ = ["KEEP", "KEEP_NEVER", "KEEP_UNTIL_SAVED", "Folders", "SavedVideos", "VideoSettings", "save_video"]
 
 
 @dataclass
 class SavedVideos:
-    """One file for each video of the batch, what a browser can play of each, the side files, and the latent's file if
-    it was kept.
+    """The files of one save.
 
-    `notes` are sentences about what went wrong and did not stop the save. `refusal` says why the VAE was left to core's
-    own decode; usually it is empty.
+    videos: one for each video of the batch. previews: files that a browser can play. latent: the kept latent, or None.
+    notes: warnings that did not stop the save. fallback_reason: why ComfyUI's own decode ran instead of exact tiles,
+    or "".
     """
 
     videos: list[Path] = field(default_factory=list)
@@ -50,7 +50,7 @@ class SavedVideos:
     side_files: list[Path] = field(default_factory=list)
     latent: Path | None = None
     notes: list[str] = field(default_factory=list)
-    refusal: str = ""
+    fallback_reason: str = ""
 
     def note(self, text: str) -> None:
         logging.warning("UltraGen: %s", text)
@@ -64,36 +64,37 @@ def save_video(
     folders: Folders,
     metadata: Mapping,
     audio: Mapping | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    on_status: Callable[[str], None] = lambda text: None,
 ) -> SavedVideos:
-    """Decode and encode every video of `latent["samples"]` (b, c, t, h, w); never more than one of them in memory.
+    """Decode and encode every video of `latent["samples"]` (b, c, t, h, w), one at a time.
 
-    `metadata` (prompt, workflow) goes into the files as json, unless ComfyUI runs with --disable-metadata. `audio` is
-    ComfyUI's AUDIO: its n-th waveform, or its last, goes with the n-th video. `say` is told what is being done.
+    metadata: prompt and workflow, embedded as JSON unless ComfyUI runs with --disable-metadata. audio: ComfyUI's AUDIO;
+    the n-th video gets the n-th waveform, or the last one. on_status: receives progress texts.
 
-    The latent is kept first. Raises ValueError or OSError before decoding where something is known to be impossible,
-    and RuntimeError where something fails later; both name the kept latent. Interrupted, it leaves the latent and no
-    unfinished video. Nothing that exists is replaced.
+    The latent is kept first. No existing file is replaced. An interruption leaves the latent and no unfinished video.
+
+    Raises ValueError or OSError before the decode for a request that cannot succeed, and RuntimeError for a failure
+    after that. Both messages say where the latent is.
     """
     samples = _checked(video_of(latent["samples"]))
     request = Request(settings, folders, metadata)
     saved = SavedVideos()
-    kept = KeptLatent.of(vae, samples, request)
+    kept = KeptLatent.write(vae, samples, request)
     if kept.failure:
         saved.note(kept.failure)
     broken = _note_broken(samples, saved)
     with _failures(saved, folders, kept):
         try:
             plan = make_plan(vae, samples, request, audio)
-            check_room(plan)
+            check_disk_space(plan)
         except (ValueError, OSError) as error:
             raise _Refused from error
-        progress = SaveProgress(plan.batch, say)
+        progress = SaveProgress(plan.batch, on_status)
         for index in range(plan.batch):
-            reports = progress.of(index, DECODING), progress.of(index, ENCODING)
-            broken |= _save_one(vae, samples[index : index + 1], plan, plan.sounds[index], saved, *reports)
-    saved.refusal = refusal(vae)
-    saved.latent = kept.path if broken else kept.settle()
+            reports = progress.report(index, DECODING), progress.report(index, ENCODING)
+            broken |= _save_one(vae, samples[index : index + 1], plan, plan.audio[index], saved, *reports)
+    saved.fallback_reason = refusal(vae)
+    saved.latent = kept.path if broken else kept.finish()
     return saved
 
 
@@ -101,29 +102,29 @@ def _note_broken(samples: torch.Tensor, saved: SavedVideos) -> bool:
     count = count_not_finite(samples)
     if count:
         saved.note(
-            f"{count} of the latent's {samples.numel()} values are NaN or infinite: the sampling failed, and the video"
+            f"{count} of the latent's {samples.numel()} values are NaN or infinite. The sampling failed, and the video"
             " is black or broken there."
         )
     return count > 0
 
 
 class _Refused(Exception):
-    """Wraps an error that was raised before anything was computed."""
+    """Wraps an error raised before anything was computed."""
 
 
 def _checked(samples: torch.Tensor) -> torch.Tensor:
     if not isinstance(samples, torch.Tensor) or 0 in samples.shape:
         shape = tuple(getattr(samples, "shape", ()))
         raise ValueError(
-            f"A video's latent holds at least one video of one frame, got {shape or type(samples).__name__}. Connect "
-            "the latent of a video model."
+            f"A video's latent must hold at least one frame, got {shape or type(samples).__name__}. Connect the latent"
+            " of a video model."
         )
     return samples
 
 
 @contextmanager
 def _failures(saved: SavedVideos, folders: Folders, kept: KeptLatent) -> Iterator[None]:
-    """Say with every error where the latent is and which videos of the batch are saved."""
+    """Add to every error where the latent is and which videos of the batch are saved."""
     try:
         yield
     except comfy.model_management.InterruptProcessingException:
@@ -133,22 +134,28 @@ def _failures(saved: SavedVideos, folders: Folders, kept: KeptLatent) -> Iterato
         if isinstance(error, _Refused):
             cause = error.__cause__
             kind = ValueError if isinstance(cause, ValueError) else OSError
-        lines = [_reason(cause, folders), kept.where(), *(f"Saved before that: {path}" for path in saved.videos)]
+        lines = [_reason(cause, folders), kept.location(), *(f"Already saved: {path}" for path in saved.videos)]
         raise kind("\n".join(line for line in lines if line)) from cause
 
 
 def _reason(error: BaseException, folders: Folders) -> str:
     if is_full(error):
-        return f"The disk of {folders.output} or {folders.temp} is full. Make room."
-    return str(error) or f"{type(error).__name__}, without a message. ComfyUI's log says where."
+        return f"The disk of {folders.output} or {folders.temp} is full. Free some space and save again."
+    return str(error) or f"{type(error).__name__}, without a message. ComfyUI's log has the traceback."
 
 
 def _save_one(
-    vae, samples: torch.Tensor, plan: Plan, sound: Sound | None, saved: SavedVideos, decoding: Report, encoding: Report
+    vae,
+    samples: torch.Tensor,
+    plan: SavePlan,
+    clip: AudioClip | None,
+    saved: SavedVideos,
+    decoding: Report,
+    encoding: Report,
 ) -> bool:
-    """Add the file of one video to `saved`, and one that browsers play: the same, or a small one in the temp folder.
+    """Save one video and add it to `saved`, with a file that browsers play: itself, or a preview.
 
-    Returns whether frames of it hold values that are not finite.
+    Returns whether decoded frames hold NaN or infinite values.
     """
     with new_file(plan.names()) as file, plan.buffer() as buffer:
 
@@ -159,12 +166,12 @@ def _save_one(
         broken = buffer.not_finite
         if broken:
             saved.note(
-                f"{broken} of {plan.frames} decoded frames of {file.path.name} hold NaN or infinite values and"
-                " are black there. Where the latent is finite, the VAE overflows: start ComfyUI with --fp32-vae and"
-                " save the kept latent again."
+                f"{broken} of {plan.frames} decoded frames of {file.path.name} hold NaN or infinite values and are"
+                " black there. If the latent is finite, the VAE overflows: start ComfyUI with --fp32-vae and save the"
+                " kept latent again."
             )
-        plan = plan.trimmed(sound)
-        preview = _encode(islice(buffer, plan.frames), plan, file, sound, saved, encoding)
+        plan = plan.trimmed(clip)
+        preview = _encode(islice(buffer, plan.frames), plan, file, clip, saved, encoding)
     saved.videos.append(file.path)
     if preview is None and plan.codec.plays_in_browsers:
         preview = file.path
@@ -176,13 +183,13 @@ def _save_one(
 
 
 def _encode(
-    frames: Iterator, plan: Plan, file: NewFile, sound: Sound | None, saved: SavedVideos, report: Report
+    frames: Iterator, plan: SavePlan, file: NewFile, clip: AudioClip | None, saved: SavedVideos, report: Report
 ) -> Path | None:
-    """Write the video to file.part; return the preview's file if there is one."""
+    """Write the video to file.part. Return the preview's path, if there is one."""
     texts, crf = plan.request.texts, plan.settings.crf
-    wanted = comfy.model_management.throw_exception_if_processing_interrupted
-    previewed = nullcontext() if plan.codec.plays_in_browsers else Preview(plan, sound)
-    video = VideoWriter(file.part, plan.codec, plan.size, plan.fps, crf, plan.frames, sound, texts)
+    still_wanted = comfy.model_management.throw_exception_if_processing_interrupted
+    previewed = nullcontext() if plan.codec.plays_in_browsers else Preview(plan, clip)
+    video = VideoWriter(file.part, plan.codec, plan.size, plan.fps, crf, plan.frames, clip, texts)
     with video, previewed as preview:
         writers = [video] if preview is None else [video, preview]
         for number, frame in enumerate(frames):
@@ -190,7 +197,7 @@ def _encode(
                 writer.write(frame[plan.rows])
             report(number + 1, plan.frames)
         for writer in writers:
-            writer.finish(wanted)
+            writer.finish(still_wanted)
     if preview is None:
         return None
     if preview.failure:
@@ -198,8 +205,8 @@ def _encode(
     return preview.path
 
 
-def _write_side_file(video: Path, plan: Plan, saved: SavedVideos) -> None:
-    """Write what is known of a video beside it, as NAME_00001_.json; a failure is a note, the video is there."""
+def _write_side_file(video: Path, plan: SavePlan, saved: SavedVideos) -> None:
+    """Write the video's details next to it, as NAME_00001_.json. A failure only adds a note."""
     settings = plan.settings
     try:
         details = json.loads(settings.details)
@@ -213,4 +220,4 @@ def _write_side_file(video: Path, plan: Plan, saved: SavedVideos) -> None:
             file.part.write_text(json.dumps(facts, indent=2), encoding="utf-8")
         saved.side_files.append(file.path)
     except OSError as error:
-        saved.note(f"The side file of {video.name} is missing ({error}), the video is not concerned.")
+        saved.note(f"The side file of {video.name} could not be written ({error}). The video is not affected.")
