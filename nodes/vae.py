@@ -1,10 +1,13 @@
-"""The exact tiled VAE: for core's nodes, and as a node of its own."""
+"""The exact tiled VAE: for ComfyUI's nodes, and as a decode node."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..ultragen_core.host.vae import patch as host
+from ..ultragen_core.host.vae.exact import decode
+from ..ultragen_core.host.vae.patch import exact_vae
+from ..ultragen_core.host.vae.support import fallback_reason
+from ..ultragen_core.host.vae.tile_size import SMALLEST_TILE
 from .base import Node
 
 CATEGORY = "UltraGen"
@@ -18,21 +21,21 @@ def tile_input() -> io.Int.Input:
         max=4096,
         step=32,
         tooltip="Side of a tile in pixels; 0 takes the largest up to 512 that fits into free memory. The result"
-        f" is the same for every size, only memory and time differ. At least {host.SMALLEST_TILE}.",
+        f" is the same for every size; only memory and time differ. At least {SMALLEST_TILE}.",
     )
 
 
 def check_tile(tile: int | None) -> bool | str:
-    """ComfyUI hands None where the value comes through a link."""
-    if tile and tile < host.SMALLEST_TILE:
-        return f"tile must be 0 (auto) or at least {host.SMALLEST_TILE} pixels, got {tile}."
+    """True, or why `tile` is refused. ComfyUI passes None where the value comes through a link."""
+    if tile and tile < SMALLEST_TILE:
+        return f"tile must be 0 (auto) or at least {SMALLEST_TILE} pixels, got {tile}."
     return True
 
 
-def _said(vae) -> ui.PreviewText | None:
-    """A VAE that is left to core is said in the node, not only in the log."""
-    refusal = host.refusal(vae)
-    return ui.PreviewText(f"Left to ComfyUI's own decode and encode. {refusal}") if refusal else None
+def _fallback_text(vae) -> ui.PreviewText | None:
+    """Show in the node, not only in the log, why the VAE does not run in exact tiles."""
+    reason = fallback_reason(vae)
+    return ui.PreviewText(f"Left to ComfyUI's own decode and encode. {reason}") if reason else None
 
 
 class UltraGenVAETiling(Node):
@@ -42,8 +45,8 @@ class UltraGenVAETiling(Node):
             node_id="UltraGenVAETiling",
             display_name="UltraGen Exact VAE Tiling",
             category=CATEGORY,
-            description="Makes every core node decode and encode with this Wan VAE in tiles, without seams: the result "
-            "equals that of the whole frame, in a fraction of the memory.",
+            description="Makes every ComfyUI node decode and encode with this Wan VAE in tiles, without seams: the "
+            "result equals that of the whole frame, in a fraction of the memory.",
             inputs=[io.Vae.Input("vae", tooltip="The VAE of Wan 2.1 or Wan 2.2 5B."), tile_input()],
             outputs=[io.Vae.Output()],
         )
@@ -54,7 +57,7 @@ class UltraGenVAETiling(Node):
 
     @classmethod
     def execute(cls, vae, tile: int) -> io.NodeOutput:
-        return io.NodeOutput(host.tiled(vae, tile or None), ui=_said(vae))
+        return io.NodeOutput(exact_vae(vae, tile or None), ui=_fallback_text(vae))
 
 
 class UltraGenVAEDecode(Node):
@@ -64,11 +67,11 @@ class UltraGenVAEDecode(Node):
             node_id="UltraGenVAEDecode",
             display_name="UltraGen Exact VAE Decode",
             category=CATEGORY,
-            description="Decodes a video in tiles that equal the decode of the whole frame. For long 4K videos prefer "
-            "UltraGen Save Video: images of 81 4K frames take 8 GB of memory.",
+            description="Decodes a video in tiles whose result equals the decode of the whole frame. For long 4K "
+            "videos prefer UltraGen Save Video: images of 81 4K frames take 8 GB of memory.",
             inputs=[
                 io.Latent.Input("samples", tooltip="The latent of a video or an image, from a sampler."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model: Wan 2.1's, or for the 5B model 2.2's."),
+                io.Vae.Input("vae", tooltip="The model's VAE: Wan 2.1's, or Wan 2.2's for the 5B model."),
                 tile_input(),
             ],
             outputs=[io.Image.Output()],
@@ -80,9 +83,9 @@ class UltraGenVAEDecode(Node):
 
     @classmethod
     def execute(cls, samples, vae, tile: int) -> io.NodeOutput:
-        images = host.decode(vae, samples["samples"], tile or None)
-        # As core's node: only videos have a dimension of their own.
-        return io.NodeOutput(images.flatten(0, 1) if images.ndim == 5 else images, ui=_said(vae))
+        images = decode(vae, samples["samples"], tile or None)
+        # As ComfyUI's node: a batch of videos becomes one list of frames.
+        return io.NodeOutput(images.flatten(0, 1) if images.ndim == 5 else images, ui=_fallback_text(vae))
 
 
 NODES = [UltraGenVAETiling, UltraGenVAEDecode]

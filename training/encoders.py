@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.miniature.text import word_vectors
-from ultragen_core.host.vae.patch import encode
+from ultragen_core.host.vae.exact import encode
 
 from .cache import Encode, EncodeText
 

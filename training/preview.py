@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ultragen_core.host.vae.patch import decode
+from ultragen_core.host.vae.exact import decode
 from ultragen_core.sampling import flow_sigmas
 from ultragen_core.video.codecs import PREVIEW, frame_rate
 from ultragen_core.video.encoder import VideoWriter

@@ -69,7 +69,7 @@ def test_one_padding_of_the_causal_convolutions_for_every_version():
 
 @pytest.mark.parametrize("version", ["2.1", "2.2"])
 def test_layers_of_a_wan_vae_are_those_that_the_exact_tiles_know(version):
-    from ultragen_core.vae.walk import channels_in, channels_out, decoder_layers, encoder_layers
+    from ultragen_core.vae.parse import channels_in, channels_out, decoder_layers, encoder_layers
 
     model = narrow(version)
     assert channels_in(decoder_layers(model)) == 4 and channels_out(decoder_layers(model)) == 3
@@ -86,8 +86,8 @@ def test_a_vae_of_other_patches_is_refused_not_an_error():
     """Later than 0.33.0, Wan 2.2's class makes Qwen-Image's VAE too."""
     from comfy.ldm.wan.vae2_2 import WanVAE
 
-    from ultragen_core.vae.walk import UnknownLayer, decoder_layers
+    from ultragen_core.vae.parse import UnsupportedLayer, decoder_layers
 
     if {"patch_size", "temporal_kernel"} <= set(parameters(WanVAE.__init__)):
-        with pytest.raises(UnknownLayer):
+        with pytest.raises(UnsupportedLayer):
             decoder_layers(WanVAE(dim=16, dec_dim=16, z_dim=4, patch_size=1, temporal_kernel=1))

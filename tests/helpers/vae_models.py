@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ultragen_core.vae import decode, encode
-from ultragen_core.vae.geometry import Cut, Window, output_size
-from ultragen_core.vae.joint import Kit
-from ultragen_core.vae.shelf import Shelf
-from ultragen_core.vae.walk import decoder_layers, encoder_layers
+from ultragen_core.vae.context import Context
+from ultragen_core.vae.feature_buffer import FeatureBuffer
+from ultragen_core.vae.geometry import Rect, TileGrid, output_size
+from ultragen_core.vae.parse import decoder_layers, encoder_layers
 
 UNITS = {"2.1": 8, "2.2": 16}
 
@@ -39,42 +39,44 @@ def toy_vae(width: int = 16):
     return comfy.sd.VAE(sd=narrow("2.1", channels=16, width=width).state_dict())
 
 
-def kit(dtype: torch.dtype = torch.float32) -> Kit:
-    return Kit(lambda conv: (conv.weight, conv.bias), torch.device("cpu"), dtype, lambda: None)
+def context(dtype: torch.dtype = torch.float32) -> Context:
+    return Context(lambda conv: (conv.weight, conv.bias), torch.device("cpu"), dtype, lambda: None)
 
 
 def tiled_decode(model: torch.nn.Module, z: torch.Tensor, tile: int) -> torch.Tensor:
-    head, tail = decode.split(decoder_layers(model))
-    shelf = Shelf(z.shape[2], tuple(z.shape[-2:]), torch.device("cpu"))
-    decode.whole_frames(head, z, kit(z.dtype), shelf, lambda: None)
-    size = output_size(tail, shelf.size)
+    head, tail = decode.split_layers(decoder_layers(model))
+    features = FeatureBuffer(z.shape[2], tuple(z.shape[-2:]), torch.device("cpu"))
+    decode.whole_frames(head, z, context(z.dtype), features, lambda: None)
+    size = output_size(tail, features.size)
     out = torch.full((1, 3, 4 * z.shape[2] - 3, *size), float("nan"), dtype=z.dtype)
 
-    def emit(frames: slice, window: Window, pixels: torch.Tensor) -> None:
-        rows, columns = window.inside(Window.whole(size))
+    def emit(frames: slice, rect: Rect, pixels: torch.Tensor) -> None:
+        rows, columns = rect.slices_in(Rect.whole(size))
         assert out[:, :, frames, rows, columns].isnan().all(), "a piece was written twice"
         out[:, :, frames, rows, columns] = pixels
 
-    decode.in_tiles(tail, shelf, Cut(size, tile, size[0] // shelf.size[0]), kit(z.dtype), emit, lambda: None)
+    decode.in_tiles(
+        tail, features, TileGrid(size, tile, size[0] // features.size[0]), context(z.dtype), emit, lambda: None
+    )
     return out
 
 
 def tiled_encode(model: torch.nn.Module, x: torch.Tensor, tile: int) -> torch.Tensor:
-    head, tail = encode.split(encoder_layers(model))
+    head, tail = encode.split_layers(encoder_layers(model))
     size = tuple(x.shape[-2:])
     latents = output_size(head, size)
-    shelf = Shelf((x.shape[2] + 3) // 4, latents, torch.device("cpu"))
+    features = FeatureBuffer(encode.latent_frames(x.shape[2]), latents, torch.device("cpu"))
 
-    def pixels(frames: slice, window: Window) -> torch.Tensor:
-        rows, columns = window.inside(Window.whole(size))
+    def pixels(frames: slice, rect: Rect) -> torch.Tensor:
+        rows, columns = rect.slices_in(Rect.whole(size))
         return x[:, :, frames, rows, columns]
 
-    cut = Cut(latents, tile // (size[0] // latents[0]), 1)
-    encode.in_tiles(head, pixels, size, cut, kit(), shelf, lambda: None)
-    return encode.whole_frames(tail, shelf, kit(), lambda: None).chunk(2, dim=1)[0]
+    grid = TileGrid(latents, tile // (size[0] // latents[0]), 1)
+    encode.in_tiles(head, pixels, size, grid, context(), features, lambda: None)
+    return encode.whole_frames(tail, features, context(), lambda: None).chunk(2, dim=1)[0]
 
 
-def error(ours: torch.Tensor, core: torch.Tensor) -> float:
+def error(ours: torch.Tensor, reference: torch.Tensor) -> float:
     """Largest difference, of the reference's maximum."""
-    assert ours.shape == core.shape
-    return ((ours - core).abs().max() / core.abs().max()).item()
+    assert ours.shape == reference.shape
+    return ((ours - reference).abs().max() / reference.abs().max()).item()

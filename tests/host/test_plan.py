@@ -174,7 +174,7 @@ def test_an_outline_is_read_again_only_when_the_file_changed(tmp_path, tiny_path
 def test_a_plan_of_the_largest_size_takes_no_longer(monkeypatch):
     """Memory of a decode is counted on its layers, whose attention over 1M pixels was counted block by block."""
     counted = []
-    monkeypatch.setattr("ultragen_core.vae.arithmetic.torch.softmax", lambda x, **_: counted.append(x.shape) or x)
+    monkeypatch.setattr("ultragen_core.vae.functional.torch.softmax", lambda x, **_: counted.append(x.shape) or x)
     made = preview(VideoSize(16384, 16384, 4097), Source("ultragen_1080p.ckpt", None, "auto"))
     assert made.decode[0] > 10 * 2**30 and 0 < len(counted) <= 8
 

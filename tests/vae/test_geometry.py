@@ -1,31 +1,30 @@
-"""The halo: nothing outside it matters, everything in it does, and no tile is cut with slivers."""
+"""The halo holds exactly the pixels that matter, and tiles cover the image without slivers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from helpers.vae_models import kit, narrow
+from helpers.vae_models import context, narrow
 
 from ultragen_core.vae import decode
-from ultragen_core.vae.arithmetic import Sum
-from ultragen_core.vae.geometry import Cut, Span, Window, output_size, places
-from ultragen_core.vae.layers import open_layers
-from ultragen_core.vae.walk import UnknownLayer, decoder_layers
+from ultragen_core.vae.geometry import Rect, Span, TileGrid, output_size, tile_regions
+from ultragen_core.vae.layers import build_all
+from ultragen_core.vae.parse import UnsupportedLayer, decoder_layers
 
 
 @pytest.mark.parametrize("version,halo", [("2.1", 15), ("2.2", 15)])
-def test_the_derived_halo_is_exactly_what_is_looked_at(version, halo):
-    layers = decode.split(decoder_layers(narrow(version)))[1]
-    size, tile = (60, 60), Window(Span(28, 31), Span(29, 32))
+def test_the_halo_is_exactly_what_the_layers_read(version, halo):
+    layers = decode.split_layers(decoder_layers(narrow(version)))[1]
+    size, tile = (60, 60), Rect(Span(28, 31), Span(29, 32))
     unit = output_size(layers, size)[0] // size[0]
-    where = places(layers, size, tile.times(unit), (False, False))
-    given = where[0].given
-    assert (given.rows.start, given.rows.stop) == (28 - halo, 31 + halo)
+    regions = tile_regions(layers, size, tile.upscale(unit), (False, False))
+    received = regions[0].input
+    assert (received.rows.start, received.rows.stop) == (28 - halo, 31 + halo)
 
     def decoded(x):
-        return open_layers(layers, where, kit())(Sum(x), True).total()
+        return build_all(layers, regions, context())(x, True)
 
-    x = torch.randn(1, 64, 1, *given.size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 64, 1, *received.size, generator=torch.Generator().manual_seed(0))
     assert torch.isfinite(decoded(x)).all()
     for edge in (x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]):
         kept = edge.clone()
@@ -37,16 +36,16 @@ def test_the_derived_halo_is_exactly_what_is_looked_at(version, halo):
 @pytest.mark.parametrize("size", [(2160, 3840), (1088, 1920), (72, 1000)])
 @pytest.mark.parametrize("tile", [64, 200, 512, 5000])
 def test_tiles_cover_the_image_once(size, tile):
-    cut, covered = Cut(size, tile, 8), torch.zeros(size, dtype=torch.int)
-    for window in cut.tiles():
-        assert max(window.size) <= max(tile, 8)
-        rows, columns = window.clip(size).inside(Window.whole(size))
+    grid, covered = TileGrid(size, tile, 8), torch.zeros(size, dtype=torch.int)
+    for tile_rect in grid.tiles():
+        assert max(tile_rect.size) <= max(tile, 8)
+        rows, columns = tile_rect.clip(size).slices_in(Rect.whole(size))
         covered[rows, columns] += 1
     assert (covered == 1).all()
 
 
-def test_an_unknown_layer_is_refused():
+def test_an_unsupported_layer_is_refused():
     model = narrow("2.1")
     model.decoder.upsamples[4] = torch.nn.Conv3d(32, 32, 3)
-    with pytest.raises(UnknownLayer, match="got a Conv3d"):
+    with pytest.raises(UnsupportedLayer, match="got a Conv3d"):
         decoder_layers(model)

@@ -1,4 +1,4 @@
-"""Any size, any tile: tiles that cover the image once, each given what its layers need, and ComfyUI's own pixels."""
+"""Any size, any tile: tiles cover the image once, each layer receives what it needs, and the pixels are ComfyUI's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ultragen_core.vae import decode, encode
-from ultragen_core.vae.geometry import Cut, Window, output_size, places
-from ultragen_core.vae.walk import decoder_layers, encoder_layers
+from ultragen_core.vae.geometry import Rect, TileGrid, output_size, tile_regions
+from ultragen_core.vae.parse import decoder_layers, encoder_layers
 
 versions = st.sampled_from(list(UNITS))
 sides, points = st.integers(1, 300), st.integers(1, 60)
@@ -20,45 +20,46 @@ sides, points = st.integers(1, 300), st.integers(1, 60)
 
 @given(st.tuples(sides, sides), st.integers(1, 400), st.sampled_from([1, 8, 16]))
 def test_tiles_cover_an_image_once_and_are_alike(size, tile, unit):
-    cut, covered = Cut(size, tile, unit), torch.zeros(size, dtype=torch.int)
-    for window in cut.tiles():
-        assert window.size == cut.sides() and max(window.size) <= max(tile, unit)
-        assert not any(side % unit for side in window.size)
-        rows, columns = window.clip(size).inside(Window.whole(size))
+    grid, covered = TileGrid(size, tile, unit), torch.zeros(size, dtype=torch.int)
+    for tile_rect in grid.tiles():
+        assert tile_rect.size == grid.tile_size and max(tile_rect.size) <= max(tile, unit)
+        assert not any(side % unit for side in tile_rect.size)
+        rows, columns = tile_rect.clip(size).slices_in(Rect.whole(size))
         covered[rows, columns] += 1
     assert (covered == 1).all()
 
 
 @pytest.fixture(scope="module")
 def tiled_layers():
-    """What runs in tiles, and the pixels of one point of its smaller side: by version and direction."""
+    """The layers that run in tiles, and how many pixels one latent pixel stands for, by version and direction."""
     found = {}
     for version, unit in UNITS.items():
         model = narrow(version)
-        found[version, "decode"] = decode.split(decoder_layers(model))[1], unit
-        found[version, "encode"] = encode.split(encoder_layers(model))[0], unit
+        found[version, "decode"] = decode.split_layers(decoder_layers(model))[1], unit
+        found[version, "encode"] = encode.split_layers(encoder_layers(model))[0], unit
     return found
 
 
 @given(versions, st.sampled_from(["decode", "encode"]), st.tuples(points, points), st.integers(4, 40))
-def test_every_layer_is_given_what_the_next_ones_need(tiled_layers, version, direction, latents, tile):
+def test_every_layer_receives_what_the_next_ones_need(tiled_layers, version, direction, latents, tile):
     layers, unit = tiled_layers[version, direction]
     if direction == "encode":
-        size, cut = tuple(side * unit for side in latents), Cut(latents, tile, 1)
+        size, grid = tuple(side * unit for side in latents), TileGrid(latents, tile, 1)
     else:
         size = latents
-        cut = Cut(output_size(layers, size), tile * unit, unit)
-    assert output_size(layers, size) == cut.size
+        grid = TileGrid(output_size(layers, size), tile * unit, unit)
+    assert output_size(layers, size) == grid.size
     shapes = set()
-    for window in cut.tiles():
-        where = places(layers, size, window, cut.clip)
-        assert [place.want for place in where[:-1]] == [place.given for place in where[1:]]
-        for layer, place in zip(layers, where, strict=True):
-            inside, needed = place.given.clip(place.size_in), layer.need(place.want).clip(place.size_in)
+    for tile_rect in grid.tiles():
+        regions = tile_regions(layers, size, tile_rect, grid.clip)
+        assert [region.output for region in regions[:-1]] == [region.input for region in regions[1:]]
+        for layer, region in zip(layers, regions, strict=True):
+            inside = region.input.clip(region.input_size)
+            needed = layer.receptive_field(region.output).clip(region.input_size)
             assert inside.hull(needed) == inside and min(inside.size) > 0
-        assert where[-1].want.clip(cut.size) == window.clip(cut.size)
-        shapes.add(tuple(place.given.size for place in where))
-    assert len(shapes) == 1 or any(cut.clip), "where tiles may reach over the edge, all are of one shape"
+        assert regions[-1].output.clip(grid.size) == tile_rect.clip(grid.size)
+        shapes.add(tuple(region.input.size for region in regions))
+    assert len(shapes) == 1 or any(grid.clip), "where tiles may reach over the edge, all are of one shape"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def vaes():
 
 @very_few
 @given(versions, st.tuples(st.integers(1, 3), st.integers(1, 14), st.integers(1, 14)), st.sampled_from([64, 80, 200]))
-def test_decode_equals_core(vaes, version, latent, tile):
-    """In float64, where rounding hides nothing: in float32 core itself was seen 2.8e-6 off at this width."""
+def test_decode_equals_comfyuis(vaes, version, latent, tile):
+    """In float64, where rounding hides nothing: in float32 ComfyUI itself was seen 2.8e-6 off at this width."""
     z = seeded(1, 4, *latent).double()
     assert error(tiled_decode(vaes[version], z, tile), vaes[version].decode(z)) < 1e-12

@@ -92,17 +92,18 @@ def decode(vae, z: torch.Tensor, method: str) -> torch.Tensor:
 
 
 def decode_to_bytes(vae, z: torch.Tensor, tile: int | None) -> torch.Tensor:
-    from ultragen_core.host.vae.patch import decoded_shape, stream_decode
-    from ultragen_core.vae.drain import Drain
+    from ultragen_core.host.vae.exact import stream_decode
+    from ultragen_core.host.vae.shapes import decoded_shape
+    from ultragen_core.pinned_copy import PinnedCopyQueue
 
     frames = torch.empty((*decoded_shape(vae, z.shape)[1:], 3), dtype=torch.uint8)
-    drain = Drain()
+    copies = PinnedCopyQueue()
 
     def write(region, pixels: torch.Tensor) -> None:
-        drain.copy(pixels.mul_(255).round_().to(torch.uint8), frames[region[1:]])
+        copies.copy(pixels.mul_(255).round_().to(torch.uint8), frames[region[1:]])
 
     stream_decode(vae, z, write, tile)
-    drain.finish()
+    copies.finish()
     return frames
 
 

@@ -14,10 +14,10 @@ from ..plan.memory import MOST_PIECES, Activations
 from ..plan.report import DECODE_TILES, GatePoint, Plan
 from ..rules.ultragen import Rule, UltraGenRule, dense_blocks
 from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of
-from ..vae.walk import decoder_layers
+from ..vae.parse import decoder_layers
 from ..wan import WanShape
 from .attention.patch import patched_by, wan_model
-from .vae.run import decode_needs
+from .vae.tile_size import decode_needs
 from .wan_model import shape_of, token_grid
 
 GATE_STEPS = 11

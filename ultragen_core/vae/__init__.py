@@ -1,4 +1,4 @@
-"""The Wan VAE in tiles, equal to the untiled one.
+"""The Wan VAE in tiles, equal to its decode and encode of whole frames.
 
-`walk` reads it, `geometry` says what a tile needs, `decode` and `encode` run it.
+`parse` lists its layers, `geometry` says which part of each layer a tile needs, `decode` and `encode` run them.
 """

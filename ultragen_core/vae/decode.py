@@ -1,53 +1,63 @@
 """Latents to pixels in tiles, equal to the decode of the whole frame.
 
-The one thing in the decoder that looks at the whole frame is the attention in its middle, at the latents' resolution.
-So the layers up to it run once over whole frames, and what follows runs tile by tile: all frames of a tile, then the
-next, with only one tile's memories of past frames alive at a time. (Running more layers before the cut saves 2% of the
-work and costs twice the memory.)
+One layer of the decoder sees the whole frame: the attention in its middle, at the latents' resolution. The layers up
+to it run over whole frames, and their features wait in a FeatureBuffer. The others run tile by tile, all frames of a
+tile before the next, so that only one tile's feature caches exist at a time. (Running more layers over whole frames
+saves 2% of the work and takes twice the memory.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
+from torch import Tensor
 
-from .arithmetic import Sum, cropped
-from .geometry import Cut, Window, places
-from .joint import Kit
-from .layers import Layer, open_layers
-from .shelf import Shelf
+from .context import Context
+from .feature_buffer import FeatureBuffer
+from .functional import crop
+from .geometry import Rect, TileGrid, tile_regions
+from .layers import Layer, build_all
 
-Emit = Callable[[slice, Window, torch.Tensor], None]
-
-
-def split(layers: Sequence[Layer]) -> tuple[Sequence[Layer], Sequence[Layer]]:
-    """(layers that see whole frames, layers that are tiled)."""
-    cut = 1 + max(index for index, layer in enumerate(layers) if layer.whole_frame)
-    return layers[:cut], layers[cut:]
+Emit = Callable[[slice, Rect, Tensor], None]
+"""emit(frames, rect, pixels): a finished piece of the output, pixels (1, c, frames, *rect.size)."""
 
 
-def whole_frames(layers: Sequence[Layer], z: torch.Tensor, kit: Kit, shelf: Shelf, tick: Callable[[], None]) -> None:
-    """Latents z (1, c, t, h, w) through the layers up to the attention, one latent frame at a time, onto the shelf."""
-    whole = Window.whole(shelf.size)
-    run = open_layers(layers, places(layers, shelf.size, whole, (True, True)), kit)
+def split_layers(layers: Sequence[Layer]) -> tuple[Sequence[Layer], Sequence[Layer]]:
+    """(layers that run over whole frames, layers that run in tiles)."""
+    index = 1 + max(index for index, layer in enumerate(layers) if layer.whole_frame)
+    return layers[:index], layers[index:]
+
+
+def whole_frames(
+    layers: Sequence[Layer], z: Tensor, context: Context, features: FeatureBuffer, tick: Callable[[], None]
+) -> None:
+    """Run latents z (1, c, t, h, w) through the first layers into `features`. tick() follows every latent frame."""
+    whole = Rect.whole(features.size)
+    forward = build_all(layers, tile_regions(layers, features.size, whole, (True, True)), context)
     for index in range(z.shape[2]):
-        x = z[:, :, index : index + 1].to(kit.device, kit.dtype)
-        shelf.put(index, whole, run(Sum(x), index == 0).total())
+        x = z[:, :, index : index + 1].to(context.device, context.dtype)
+        features.write(index, whole, forward(x, index == 0))
         tick()
 
 
-def in_tiles(layers: Sequence[Layer], shelf: Shelf, cut: Cut, kit: Kit, emit: Emit, tick: Callable[[], None]) -> None:
-    """What is on the shelf through the other layers, tile after tile; `cut` is a cut of the output.
+def in_tiles(
+    layers: Sequence[Layer],
+    features: FeatureBuffer,
+    grid: TileGrid,
+    context: Context,
+    emit: Emit,
+    tick: Callable[[], None],
+) -> None:
+    """Run `features` through the other layers, tile after tile of `grid`, which divides the output.
 
-    emit(frames, window, pixels) gets every piece (1, c, frames, rows, columns) as soon as it is there.
+    Every piece goes to `emit` as soon as it is complete; tick() follows.
     """
-    for tile in cut.tiles():
-        where = places(layers, shelf.size, tile, cut.clip)
-        run, made, start = open_layers(layers, where, kit), tile.clip(cut.size), 0
-        for index in range(shelf.length):
-            x = run(Sum(shelf.get(index, where[0].given, kit)), index == 0).total()
+    for tile in grid.tiles():
+        regions = tile_regions(layers, features.size, tile, grid.clip)
+        forward, visible, start = build_all(layers, regions, context), tile.clip(grid.size), 0
+        for index in range(features.length):
+            x = forward(features.read(index, regions[0].input, context), index == 0)
             frames = slice(start, start + x.shape[2])
-            emit(frames, made, cropped(x, where[-1].want, made))
+            emit(frames, visible, crop(x, regions[-1].output, visible))
             start = frames.stop
             tick()

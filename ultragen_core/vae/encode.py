@@ -1,4 +1,4 @@
-"""Pixels to latents in tiles, equal to the encode of the whole frame: decode's two halves in the other order.
+"""Pixels to latents in tiles, equal to the encode of the whole frame: the two passes of decode in reverse order.
 
 The layers before the attention run tile by tile, all frames of a tile before the next; the rest runs over whole frames.
 """
@@ -8,62 +8,73 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
-from .arithmetic import Sum, cropped
-from .geometry import Cut, Window, places
-from .joint import Kit
-from .layers import Layer, open_layers
-from .shelf import Shelf
+from .context import Context
+from .feature_buffer import FeatureBuffer
+from .functional import crop
+from .geometry import Rect, TileGrid, tile_regions
+from .layers import Layer, build_all
 
-TIME = 4  # frames per latent frame, but for the first
-Pixels = Callable[[slice, Window], torch.Tensor]
+FRAMES_PER_LATENT = 4  # but for the first latent frame, which stands for one
+
+Pixels = Callable[[slice, Rect], Tensor]
+"""pixels(frames, rect): that part of the video, (1, c, frames, *rect.size), in the range that the VAE takes."""
 
 
-def split(layers: Sequence[Layer]) -> tuple[Sequence[Layer], Sequence[Layer]]:
-    """(layers that are tiled, layers that see whole frames)."""
-    cut = min(index for index, layer in enumerate(layers) if layer.whole_frame)
-    return layers[:cut], layers[cut:]
+def latent_frames(frames: int) -> int:
+    """Latent frames of a video; frames beyond a whole number of them are dropped, as ComfyUI does."""
+    return (frames - 1) // FRAMES_PER_LATENT + 1
+
+
+def split_layers(layers: Sequence[Layer]) -> tuple[Sequence[Layer], Sequence[Layer]]:
+    """(layers that run in tiles, layers that run over whole frames)."""
+    index = min(index for index, layer in enumerate(layers) if layer.whole_frame)
+    return layers[:index], layers[index:]
 
 
 def in_tiles(
     layers: Sequence[Layer],
     pixels: Pixels,
     size: tuple[int, int],
-    cut: Cut,
-    kit: Kit,
-    shelf: Shelf,
+    grid: TileGrid,
+    context: Context,
+    features: FeatureBuffer,
     tick: Callable[[], None],
 ) -> None:
-    """Pixels through the layers before the attention, tile after tile, onto the shelf; `cut` is a cut of the features.
+    """Run a video of frames of `size` rows and columns through the layers before the attention into `features`.
 
-    pixels(frames, window) gives (1, c, frames, rows, columns) as the VAE takes them; `size` is a frame's in pixels.
+    `grid` divides the features. tick() follows every latent frame of every tile.
     """
-    for tile in cut.tiles():
-        where = places(layers, size, tile, cut.clip)
-        run, made = open_layers(layers, where, kit), tile.clip(cut.size)
-        inside = where[0].given.clip(size)
-        for index in range(shelf.length):
-            frames = slice(max(0, TIME * index - TIME + 1), TIME * index + 1)
-            x = _framed(pixels(frames, inside), inside, where[0].given, kit)
-            x = run(Sum(x), index == 0).total()
-            shelf.put(index, made, cropped(x, where[-1].want, made))
+    for tile in grid.tiles():
+        regions = tile_regions(layers, size, tile, grid.clip)
+        forward, visible = build_all(layers, regions, context), tile.clip(grid.size)
+        for index in range(features.length):
+            last = FRAMES_PER_LATENT * index
+            frames = slice(max(0, last - FRAMES_PER_LATENT + 1), last + 1)
+            x = forward(_read(pixels, frames, regions[0].input, size, context), index == 0)
+            features.write(index, visible, crop(x, regions[-1].output, visible))
             tick()
 
 
-def whole_frames(layers: Sequence[Layer], shelf: Shelf, kit: Kit, tick: Callable[[], None]) -> torch.Tensor:
-    """What is on the shelf through the other layers: the latents' mean and variance, (1, 2c, t, h, w)."""
-    whole = Window.whole(shelf.size)
-    run = open_layers(layers, places(layers, shelf.size, whole, (True, True)), kit)
-    made = []
-    for index in range(shelf.length):
-        made.append(run(Sum(shelf.get(index, whole, kit)), index == 0).total())
+def whole_frames(
+    layers: Sequence[Layer], features: FeatureBuffer, context: Context, tick: Callable[[], None]
+) -> Tensor:
+    """Run `features` through the other layers: mean and log variance of the latents, (1, 2c, t, h, w)."""
+    whole = Rect.whole(features.size)
+    forward = build_all(layers, tile_regions(layers, features.size, whole, (True, True)), context)
+    latents = []
+    for index in range(features.length):
+        latents.append(forward(features.read(index, whole, context), index == 0))
         tick()
-    return torch.cat(made, dim=2)
+    return torch.cat(latents, dim=2)
 
 
-def _framed(x: torch.Tensor, held: Window, want: Window, kit: Kit) -> torch.Tensor:
-    """x on the device, zero where `want` reaches beyond the image."""
-    out = kit.empty(x.shape[1], x.shape[2], want.size).zero_()
-    rows, columns = held.inside(want)
+def _read(pixels: Pixels, frames: slice, rect: Rect, size: tuple[int, int], context: Context) -> Tensor:
+    """The part `rect` of some frames on the device, zero beyond the image."""
+    inside = rect.clip(size)
+    x = pixels(frames, inside)
+    out = context.empty(x.shape[1], x.shape[2], rect.size).zero_()
+    rows, columns = inside.slices_in(rect)
     out[..., rows, columns] = x
     return out

@@ -1,8 +1,7 @@
-"""Which part of each layer's map a tile needs.
+"""Which part of each layer's map a tile needs: the tile and its halo, followed backwards through the layers.
 
-All coordinates are pixels of the map at hand (latents, features, output), so the same spans work for every layer. A
-span may reach over the image's edge: what lies outside is never written into a convolution's input, and so is its zero
-padding.
+Coordinates are pixels of the map in question (latents, features, output), so the same spans serve every layer. A span
+may reach beyond the map's edge: nothing is ever written there, which makes it a convolution's zero padding.
 """
 
 from __future__ import annotations
@@ -24,115 +23,128 @@ class Span:
         return self.stop - self.start
 
     def grow(self, n: int) -> Span:
+        """n pixels more at both ends."""
         return Span(self.start - n, self.stop + n)
 
-    def times(self, n: int) -> Span:
+    def upscale(self, n: int) -> Span:
+        """These pixels on a map n times larger."""
         return Span(self.start * n, self.stop * n)
 
-    def over(self, n: int) -> Span:
-        """The pixels of a map n times smaller that these come from."""
+    def downscale(self, n: int) -> Span:
+        """The pixels of a map n times smaller that these come from, rounded outwards."""
         return Span(self.start // n, -(-self.stop // n))
 
     def hull(self, other: Span) -> Span:
+        """The smallest span that holds both."""
         return Span(min(self.start, other.start), max(self.stop, other.stop))
 
     def clip(self, size: int) -> Span:
+        """The part inside a map of `size` pixels."""
         return Span(max(0, self.start), min(size, self.stop))
 
-    def inside(self, outer: Span) -> slice:
-        """Where these pixels lie in a tensor that holds `outer`."""
+    def slice_in(self, outer: Span) -> slice:
+        """Where these pixels are in a tensor that holds `outer`."""
         return slice(self.start - outer.start, self.stop - outer.start)
 
 
 @dataclass(frozen=True)
-class Window:
-    """A rectangle: rows by columns."""
+class Rect:
+    """Rows by columns of a map; its methods do to both axes what Span's do to one."""
 
     rows: Span
     columns: Span
 
     @staticmethod
-    def whole(size: tuple[int, int]) -> Window:
-        return Window(Span(0, size[0]), Span(0, size[1]))
+    def whole(size: tuple[int, int]) -> Rect:
+        """A whole map of `size` rows and columns."""
+        return Rect(Span(0, size[0]), Span(0, size[1]))
 
     @property
     def size(self) -> tuple[int, int]:
         return self.rows.size, self.columns.size
 
-    @property
-    def area(self) -> int:
-        return self.rows.size * self.columns.size
+    def grow(self, n: int) -> Rect:
+        return Rect(self.rows.grow(n), self.columns.grow(n))
 
-    def grow(self, n: int) -> Window:
-        return Window(self.rows.grow(n), self.columns.grow(n))
+    def upscale(self, n: int) -> Rect:
+        return Rect(self.rows.upscale(n), self.columns.upscale(n))
 
-    def times(self, n: int) -> Window:
-        return Window(self.rows.times(n), self.columns.times(n))
+    def downscale(self, n: int) -> Rect:
+        return Rect(self.rows.downscale(n), self.columns.downscale(n))
 
-    def over(self, n: int) -> Window:
-        return Window(self.rows.over(n), self.columns.over(n))
+    def hull(self, other: Rect) -> Rect:
+        return Rect(self.rows.hull(other.rows), self.columns.hull(other.columns))
 
-    def hull(self, other: Window) -> Window:
-        return Window(self.rows.hull(other.rows), self.columns.hull(other.columns))
+    def clip(self, size: tuple[int, int]) -> Rect:
+        return Rect(self.rows.clip(size[0]), self.columns.clip(size[1]))
 
-    def clip(self, size: tuple[int, int]) -> Window:
-        return Window(self.rows.clip(size[0]), self.columns.clip(size[1]))
-
-    def inside(self, outer: Window) -> tuple[slice, slice]:
-        return self.rows.inside(outer.rows), self.columns.inside(outer.columns)
+    def slices_in(self, outer: Rect) -> tuple[slice, slice]:
+        return self.rows.slice_in(outer.rows), self.columns.slice_in(outer.columns)
 
 
-class Shape(Protocol):
-    """What geometry asks of a layer: sizes forward, needs backward."""
+class LayerGeometry(Protocol):
+    """What geometry asks of a layer: map sizes forward, receptive fields backward."""
 
-    def size(self, size: tuple[int, int]) -> tuple[int, int]: ...
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]: ...
 
-    def need(self, want: Window) -> Window: ...
+    def receptive_field(self, output: Rect) -> Rect: ...
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one layer works: what it is given, what is wanted of it, and the size of the whole map on both sides."""
+class TileRegion:
+    """One layer's share of one tile.
 
-    given: Window
-    want: Window
-    size_in: tuple[int, int]
-    size_out: tuple[int, int]
+    input: the rectangle that the layer receives, halo included. output: the one that it produces.
+    input_size, output_size: rows and columns of the whole map before and after the layer.
+    """
+
+    input: Rect
+    output: Rect
+    input_size: tuple[int, int]
+    output_size: tuple[int, int]
 
 
-def output_size(layers: Sequence[Shape], size: tuple[int, int]) -> tuple[int, int]:
+def output_size(layers: Sequence[LayerGeometry], size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the map that the layers make of one of `size`."""
     for layer in layers:
-        size = layer.size(size)
+        size = layer.output_size(size)
     return size
 
 
-def places(layers: Sequence[Shape], size: tuple[int, int], want: Window, clip: tuple[bool, bool]) -> list[Place]:
-    """Follow `want`, a window of the last layer's map, back through all layers: each gets what those after it need.
+def tile_regions(
+    layers: Sequence[LayerGeometry], size: tuple[int, int], output: Rect, clip: tuple[bool, bool]
+) -> list[TileRegion]:
+    """The region of each layer, first to last, for the tile `output` of the last layer's map.
 
-    `clip` says, for rows and columns, whether windows end at the image's edge. Where they do not, every tile of a cut
-    has the same shape in every layer, so that cuDNN plans each convolution once.
+    `size`: rows and columns of the first layer's input. Follows the tile backwards: each layer receives the receptive
+    field of what the next one receives, so the halo is exact. `clip`: whether rectangles end at the map's edge, for
+    rows and for columns. Where they do not, every tile of a grid has the same shape in every layer, so that cuDNN
+    plans each convolution once.
     """
     sizes = [size]
     for layer in layers:
-        sizes.append(layer.size(sizes[-1]))
-    found = []
-    want = _clip(want, sizes[-1], clip)
-    for layer, size_in, size_out in zip(reversed(layers), sizes[-2::-1], sizes[:0:-1], strict=True):
-        given = _clip(layer.need(want), size_in, clip)
-        found.append(Place(given, want, size_in, size_out))
-        want = given
-    return found[::-1]
+        sizes.append(layer.output_size(sizes[-1]))
+    regions = []
+    output = _clip(output, sizes[-1], clip)
+    for layer, before, after in zip(reversed(layers), sizes[-2::-1], sizes[:0:-1], strict=True):
+        received = _clip(layer.receptive_field(output), before, clip)
+        regions.append(TileRegion(received, output, before, after))
+        output = received
+    return regions[::-1]
 
 
-def _clip(window: Window, size: tuple[int, int], clip: tuple[bool, bool]) -> Window:
-    rows = window.rows.clip(size[0]) if clip[0] else window.rows
-    columns = window.columns.clip(size[1]) if clip[1] else window.columns
-    return Window(rows, columns)
+def _clip(rect: Rect, size: tuple[int, int], clip: tuple[bool, bool]) -> Rect:
+    rows = rect.rows.clip(size[0]) if clip[0] else rect.rows
+    columns = rect.columns.clip(size[1]) if clip[1] else rect.columns
+    return Rect(rows, columns)
 
 
 @dataclass(frozen=True)
-class Cut:
-    """An image cut evenly into tiles of at most `tile` pixels a side, on a grid of `unit` pixels."""
+class TileGrid:
+    """A map of `size` rows and columns divided evenly into tiles of at most `tile` pixels a side.
+
+    Tile sides are multiples of `unit` pixels, and never less than one unit.
+    """
 
     size: tuple[int, int]
     tile: int
@@ -140,23 +152,23 @@ class Cut:
 
     @property
     def counts(self) -> tuple[int, int]:
-        return -(-self.size[0] // self._limit), -(-self.size[1] // self._limit)
-
-    @property
-    def _limit(self) -> int:
-        return max(self.tile // self.unit, 1) * self.unit
+        """Tiles on each axis."""
+        largest = max(self.tile // self.unit, 1) * self.unit
+        return -(-self.size[0] // largest), -(-self.size[1] // largest)
 
     @property
     def clip(self) -> tuple[bool, bool]:
-        """One or two tiles on an axis have equal shapes without reaching over the edge; more would not."""
+        """The `clip` of tile_regions: one or two tiles on an axis have equal shapes when clipped; more would not."""
         return self.counts[0] <= 2, self.counts[1] <= 2
 
-    def sides(self) -> tuple[int, int]:
-        """Rows and columns of a tile: without slivers, so all but the last are equal."""
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """Rows and columns of every tile: as equal as `unit` allows, so that no sliver is left at the edge."""
         return tuple(-(-n // (count * self.unit)) * self.unit for n, count in zip(self.size, self.counts, strict=True))
 
-    def tiles(self) -> Iterator[Window]:
-        height, width = self.sides()
+    def tiles(self) -> Iterator[Rect]:
+        """The tiles, row by row. The last of an axis may reach beyond the map."""
+        height, width = self.tile_size
         for top in range(0, self.size[0], height):
             for left in range(0, self.size[1], width):
-                yield Window(Span(top, top + height), Span(left, left + width))
+                yield Rect(Span(top, top + height), Span(left, left + width))

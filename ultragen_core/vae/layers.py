@@ -1,7 +1,6 @@
-"""The layers of the Wan VAE: what each needs of its input, and how it runs over a window, frame after frame.
+"""The layers of the Wan VAE (comfy/ldm/wan/vae.py): the receptive field of each, and how it runs over one region.
 
-A layer holds ComfyUI's own modules (for their weights and sizes). `open(place, kit)` returns run(x, first) -> Sum,
-which remembers what the layer's causal convolutions must remember; `first` marks the video's first frame.
+A layer holds ComfyUI's own modules, for their weights and sizes. A video goes through it a few frames at a time.
 """
 
 from __future__ import annotations
@@ -9,65 +8,81 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .arithmetic import Sum, attend, convolve, cropped, norm_silu, paste
-from .geometry import Place, Span, Window
-from .joint import Joint, Kit
+from ..ops.vae import DeferredAdd, add_, norm_silu_
+from .cached_conv import CachedConv
+from .context import Context
+from .functional import attend, convolve, copy_, crop, upsample_nearest_
+from .geometry import Rect, Span, TileRegion
 
-Run = Callable[[Sum, bool], Sum]
+Forward = Callable[[DeferredAdd, bool], DeferredAdd]
 
 
 class Layer:
-    """Same size on both sides, every output pixel from the input pixel below it, unless said otherwise."""
+    """By default a layer keeps rows and columns, and each output pixel depends on the input pixel at its position.
+
+    whole_frame: whether every output pixel depends on the whole frame.
+    """
 
     whole_frame = False
 
-    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the whole output map for an input map of `size`."""
         return size
 
-    def need(self, want: Window) -> Window:
-        return want
+    def receptive_field(self, output: Rect) -> Rect:
+        """The input pixels that `output` depends on, beyond the map's edge too."""
+        return output
 
-    def open(self, place: Place, kit: Kit) -> Run:
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        """forward(x, first), with empty feature caches: call it for the video's frames in order.
+
+        x: the next frames over region.input, (1, c, t, h, w). first: whether they begin the video. The result covers
+        region.output.
+        """
         raise NotImplementedError
 
 
-def open_layers(layers: Sequence[Layer], where: Sequence[Place], kit: Kit) -> Run:
-    """All layers as one."""
-    runs = [layer.open(place, kit) for layer, place in zip(layers, where, strict=True)]
+def build_all(
+    layers: Sequence[Layer], regions: Sequence[TileRegion], context: Context
+) -> Callable[[Tensor, bool], Tensor]:
+    """forward(x, first) of all layers in turn, on tensors (1, c, t, h, w): regions[0].input to regions[-1].output."""
+    forwards = [layer.build(region, context) for layer, region in zip(layers, regions, strict=True)]
 
-    def run(x: Sum, first: bool) -> Sum:
-        for step in runs:
-            kit.check()
-            x = step(x, first)
-        return x
+    def forward(x: Tensor, first: bool) -> Tensor:
+        deferred = DeferredAdd(x)
+        for each in forwards:
+            context.check_interrupted()
+            deferred = each(deferred, first)
+        return add_(deferred, context.triton)
 
-    return run
+    return forward
 
 
-def margin(conv: nn.Module) -> int:
-    """Pixels that a convolution of stride 1 looks beyond its own on each side."""
+def halo(conv: nn.Module) -> int:
+    """Pixels that a convolution of stride 1 reads beyond its output, on each side."""
     return conv.kernel_size[-1] // 2
 
 
 @dataclass(frozen=True)
 class Conv(Layer):
+    """One causal convolution."""
+
     conv: nn.Module
 
-    def need(self, want: Window) -> Window:
-        return want.grow(margin(self.conv))
+    def receptive_field(self, output: Rect) -> Rect:
+        return output.grow(halo(self.conv))
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        joint = Joint(kit, self.conv, self.need(place.want), place.size_in)
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        conv = CachedConv(context, self.conv, self.receptive_field(region.output), region.input_size)
 
-        def run(x: Sum, first: bool) -> Sum:
-            paste(joint.fill(x.frames), cropped(x.total(), place.given, joint.inside))
-            return joint()
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            copy_(conv.input_buffer(x.frames), crop(add_(x, context.triton), region.input, conv.image_rect))
+            return conv()
 
-        return run
+        return forward
 
 
 @dataclass(frozen=True)
@@ -77,23 +92,24 @@ class Head(Layer):
     norm: nn.Module
     conv: nn.Module
 
-    def need(self, want: Window) -> Window:
-        return want.grow(margin(self.conv))
+    def receptive_field(self, output: Rect) -> Rect:
+        return output.grow(halo(self.conv))
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        norm = kit.norm(self.norm)
-        joint = Joint(kit, self.conv, self.need(place.want), place.size_in)
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        norm, triton = context.norm(self.norm), context.triton
+        conv = CachedConv(context, self.conv, self.receptive_field(region.output), region.input_size)
+        cropped = conv.image_rect.slices_in(region.input)
 
-        def run(x: Sum, first: bool) -> Sum:
-            norm_silu(x, norm, joint.fill(x.frames), joint.inside.inside(place.given), keep=False)
-            return joint()
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            norm_silu_(x, norm, conv.input_buffer(x.frames), cropped, keep_sum=False, triton=triton)
+            return conv()
 
-        return run
+        return forward
 
 
 @dataclass(frozen=True)
 class Residual(Layer):
-    """x + conv(SiLU(norm(conv(SiLU(norm(x)))))), x through a 1x1x1 convolution where the channels change."""
+    """x + conv2(SiLU(norm2(conv1(SiLU(norm1(x)))))), with a 1x1x1 convolution of x where the channels change."""
 
     norm1: nn.Module
     conv1: nn.Module
@@ -101,26 +117,26 @@ class Residual(Layer):
     conv2: nn.Module
     shortcut: nn.Module | None
 
-    def need(self, want: Window) -> Window:
-        return want.grow(margin(self.conv2)).grow(margin(self.conv1))
+    def receptive_field(self, output: Rect) -> Rect:
+        return output.grow(halo(self.conv2)).grow(halo(self.conv1))
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        between = place.want.grow(margin(self.conv2))
-        norms = kit.norm(self.norm1), kit.norm(self.norm2)
-        joint1 = Joint(kit, self.conv1, self.need(place.want), place.size_in)
-        joint2 = Joint(kit, self.conv2, between, place.size_in)
-        crops = joint1.inside.inside(place.given), joint2.inside.inside(between)
-        shortcut = self.shortcut and kit.convolution(self.shortcut)
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        between = region.output.grow(halo(self.conv2))
+        norm1, norm2, triton = context.norm(self.norm1), context.norm(self.norm2), context.triton
+        conv1 = CachedConv(context, self.conv1, self.receptive_field(region.output), region.input_size)
+        conv2 = CachedConv(context, self.conv2, between, region.input_size)
+        crop1, crop2 = conv1.image_rect.slices_in(region.input), conv2.image_rect.slices_in(between)
+        shortcut = self.shortcut and context.convolution(self.shortcut)
 
-        def run(x: Sum, first: bool) -> Sum:
-            skip = norm_silu(x, norms[0], joint1.fill(x.frames), crops[0], keep=True)
-            norm_silu(joint1(), norms[1], joint2.fill(x.frames), crops[1], keep=False)
-            skip = cropped(skip, place.given, place.want)
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            skip = norm_silu_(x, norm1, conv1.input_buffer(x.frames), crop1, keep_sum=True, triton=triton)
+            norm_silu_(conv1(), norm2, conv2.input_buffer(x.frames), crop2, keep_sum=False, triton=triton)
+            skip = crop(skip, region.input, region.output)
             if shortcut:
-                skip = convolve(skip, *shortcut, (1, 1, 1)).total()
-            return joint2()._replace(skip=skip)
+                skip = add_(convolve(skip, *shortcut, (1, 1, 1)), triton)
+            return conv2()._replace(skip=skip)
 
-        return run
+        return forward
 
 
 @dataclass(frozen=True)
@@ -133,93 +149,86 @@ class Attention(Layer):
 
     whole_frame = True
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        norm = kit.norm(self.norm)
-        qkv, qkv_bias = kit.convolution(self.to_qkv)
-        proj, proj_bias = kit.convolution(self.proj)
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        norm = context.norm(self.norm)
+        qkv, qkv_bias = context.convolution(self.to_qkv)
+        proj, proj_bias = context.convolution(self.proj)
 
-        def run(x: Sum, first: bool) -> Sum:
-            total = x.total()
-            out = kit.empty(total.shape[1], x.frames, place.want.size)
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            total = add_(x, context.triton)
+            out = context.empty(total.shape[1], x.frames, region.output.size)
             for source, target in zip(total.unbind(2), out[0].unbind(1), strict=True):
                 tokens = norm(source)[0].flatten(1).t()
                 q, k, v = F.linear(tokens, qkv.flatten(1), qkv_bias).chunk(3, dim=1)
-                mixed = F.linear(attend(q, k, v, kit.check), proj.flatten(1))
-                target.copy_(mixed.t().view_as(target))
-            return Sum(out, proj_bias, total)
+                attended = F.linear(attend(q, k, v, context.check_interrupted), proj.flatten(1))
+                target.copy_(attended.t().view_as(target))
+            return DeferredAdd(out, proj_bias, total)
 
-        return run
+        return forward
 
 
 @dataclass(frozen=True)
 class Upsample(Layer):
-    """Twice the frames (all but the video's first, where there is a time convolution), twice the rows and columns."""
+    """Twice the rows and columns; with a time convolution twice the frames too, all but the video's first."""
 
     time_conv: nn.Module | None
     conv: nn.Module
 
-    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] * 2, size[1] * 2
 
-    def need(self, want: Window) -> Window:
-        return want.grow(margin(self.conv)).over(2)
+    def receptive_field(self, output: Rect) -> Rect:
+        return output.grow(halo(self.conv)).downscale(2)
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        # Whole pixels of the map below, so that each is written as a block of 2 x 2.
-        reach = place.want.grow(margin(self.conv)).hull(place.given.times(2))
-        reached = reach.grow(-margin(self.conv))
-        time_joint = self.time_conv and Joint(kit, self.time_conv, place.given, place.size_in)
-        joint = Joint(kit, self.conv, reach, place.size_out)
-        below = joint.inside.over(2)
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        # Whole input pixels, so that each is written as a block of 2 x 2.
+        upsampled = region.output.grow(halo(self.conv)).hull(region.input.upscale(2))
+        convolved = upsampled.grow(-halo(self.conv))
+        time_conv = self.time_conv and CachedConv(context, self.time_conv, region.input, region.input_size)
+        conv = CachedConv(context, self.conv, upsampled, region.output_size)
+        below = conv.image_rect.downscale(2)
 
-        def run(x: Sum, first: bool) -> Sum:
-            source, held = x.total()[:, None], place.given
-            if time_joint and not first:
-                paste(time_joint.fill(x.frames), cropped(source[:, 0], held, time_joint.inside))
-                source = time_joint().total().unflatten(1, (2, -1))
-            spread(cropped(source, held, below), joint.fill(x.frames * source.shape[1]))
-            made = joint()
-            return made._replace(value=cropped(made.value, reached, place.want))
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            source = add_(x, context.triton)[:, None]
+            if time_conv and not first:
+                copy_(time_conv.input_buffer(x.frames), crop(source[:, 0], region.input, time_conv.image_rect))
+                source = add_(time_conv(), context.triton).unflatten(1, (2, -1))
+            upsample_nearest_(conv.input_buffer(x.frames * source.shape[1]), crop(source, region.input, below))
+            y = conv()
+            return y._replace(value=crop(y.value, convolved, region.output))
 
-        return run
-
-
-def spread(source: torch.Tensor, out: torch.Tensor) -> None:
-    """Nearest neighbour: (1, n, c, t, h, w), n frames for each t, to (1, c, t * n, 2h, 2w)."""
-    blocks = out.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, source.shape[1]))
-    source = source.permute(0, 2, 3, 1, 4, 5)[..., None, :, None]
-    paste(blocks, source.expand_as(blocks))
+        return forward
 
 
 @dataclass(frozen=True)
 class Downsample(Layer):
-    """Half the rows and columns, zero below and to the right; half the frames where there is a time convolution."""
+    """Half the rows and columns, padded with zeros below and to the right; with a time convolution half the frames."""
 
     conv: nn.Module
     time_conv: nn.Module | None
 
-    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // 2, size[1] // 2
 
-    def need(self, want: Window) -> Window:
+    def receptive_field(self, output: Rect) -> Rect:
         beyond = self.conv.kernel_size[-1] - 2
-        rows, columns = want.rows.times(2), want.columns.times(2)
-        return Window(Span(rows.start, rows.stop + beyond), Span(columns.start, columns.stop + beyond))
+        rows, columns = output.rows.upscale(2), output.columns.upscale(2)
+        return Rect(Span(rows.start, rows.stop + beyond), Span(columns.start, columns.stop + beyond))
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        joint = Joint(kit, self.conv, self.need(place.want), place.size_in)
-        time_joint = self.time_conv and Joint(kit, self.time_conv, place.want, place.size_out)
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        conv = CachedConv(context, self.conv, self.receptive_field(region.output), region.input_size)
+        time_conv = self.time_conv and CachedConv(context, self.time_conv, region.output, region.output_size)
 
-        def run(x: Sum, first: bool) -> Sum:
-            paste(joint.fill(x.frames), cropped(x.total(), place.given, joint.inside))
-            small = joint()
-            if not time_joint:
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            copy_(conv.input_buffer(x.frames), crop(add_(x, context.triton), region.input, conv.image_rect))
+            small = conv()
+            if not time_conv:
                 return small
-            small = small.total()
-            paste(time_joint.fill(x.frames), cropped(small, place.want, time_joint.inside))
-            if first:
-                time_joint.remember()
-                return Sum(small)
-            return time_joint()
+            small = add_(small, context.triton)
+            copy_(time_conv.input_buffer(x.frames), crop(small, region.output, time_conv.image_rect))
+            if first:  # passes as it is, and is what the next frames see before them
+                time_conv.update_cache()
+                return DeferredAdd(small)
+            return time_conv()
 
-        return run
+        return forward

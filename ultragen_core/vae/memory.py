@@ -1,4 +1,4 @@
-"""How much memory a run over a window takes: the run itself, on tensors without data."""
+"""How much memory some layers take over a region: they run on "meta" tensors, which have sizes but no data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .arithmetic import Sum
-from .geometry import Place
-from .joint import Kit
-from .layers import Layer, open_layers
+from .context import Context
+from .geometry import TileRegion
+from .layers import Layer, build_all
 
 # Metal ends the whole process, without an exception, on a tensor above this.
 LARGEST_TENSOR = {"mps": 2**32}
@@ -28,12 +27,15 @@ class TensorTooLarge(RuntimeError):
     """One tensor would be larger than the device takes."""
 
 
-class Meter(TorchDispatchMode):
-    """Bytes of all tensors made and not yet dropped; `peak` is their maximum. `limit` is for one tensor."""
+class PeakMemoryMode(TorchDispatchMode):
+    """Inside, counts the bytes of all tensors created and not yet freed; `peak` is their maximum.
+
+    limit: bytes that one tensor may take; a larger one raises TensorTooLarge.
+    """
 
     def __init__(self, limit: float = math.inf):
         super().__init__()
-        self.peak, self._limit, self._live, self._known = 0, limit, 0, set()
+        self.peak, self._limit, self._live, self._counted = 0, limit, 0, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -48,37 +50,38 @@ class Meter(TorchDispatchMode):
                 f"One tensor would take {storage.nbytes() / 2**30:.1f} GiB, more than the {self._limit / 2**30:.1f} GiB"
                 " that this device takes."
             )
-        if storage._cdata not in self._known:
-            self._known.add(storage._cdata)
+        if storage._cdata not in self._counted:
+            self._counted.add(storage._cdata)
             self._live += storage.nbytes()
             self.peak = max(self.peak, self._live)
-            weakref.finalize(storage, self._drop, storage._cdata, storage.nbytes())
+            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
 
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
+    def _free(self, key: int, size: int) -> None:
+        self._counted.discard(key)
         self._live -= size
 
 
-def need(
+def peak_bytes(
     layers: Sequence[Layer],
-    where: Sequence[Place],
+    regions: Sequence[TileRegion],
     channels: int,
     chunks: Sequence[int],
     dtype: torch.dtype,
     limit: float = math.inf,
 ) -> int:
-    """Peak bytes of `layers` over the places `where`, weights included, for `chunks` of frames of `channels`.
+    """Peak bytes of `layers` over `regions`, weights included.
 
-    Raises TensorTooLarge when one tensor takes more than `limit` bytes.
+    channels: of the first layer's input. chunks: its frames, call by call; the feature caches are full from the second
+    call on. limit: bytes that one tensor may take. Raises TensorTooLarge above it.
     """
 
     def weights(module: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
         bias = None if module.bias is None else torch.empty(module.bias.shape, dtype=dtype, device="meta")
         return torch.empty(module.weight.shape, dtype=dtype, device="meta"), bias
 
-    kit = Kit(weights, torch.device("meta"), dtype, lambda: None)
-    with Meter(limit) as meter:
-        run = open_layers(layers, where, kit)
+    context = Context(weights, torch.device("meta"), dtype, lambda: None)
+    with PeakMemoryMode(limit) as memory:
+        forward = build_all(layers, regions, context)
         for index, frames in enumerate(chunks):
-            run(Sum(kit.empty(channels, frames, where[0].given.size)), index == 0).total()
-    return meter.peak
+            forward(context.empty(channels, frames, regions[0].input.size), index == 0)
+    return memory.peak

@@ -1,75 +1,78 @@
-"""The layers that Wan 2.2's VAE adds: shortcuts around blocks, and pixels folded into channels."""
+"""The layers that Wan 2.2's VAE adds: shortcuts around groups of residual blocks, and pixels folded into channels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
-from .arithmetic import Sum, cropped
-from .geometry import Place, Window
-from .joint import Kit
-from .layers import Layer, Run
+from ..ops.vae import DeferredAdd, add_
+from .context import Context
+from .functional import crop
+from .geometry import Rect, TileRegion
+from .layers import Forward, Layer
 
 
 @dataclass(frozen=True)
-class Fork(Layer):
-    """Keeps its input for the Join with the same `key`."""
+class SaveShortcut(Layer):
+    """The identity. Keeps its input in the context for the AddShortcut with the same `key`."""
 
     key: str
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        def run(x: Sum, first: bool) -> Sum:
-            kit.kept[self.key] = x.total(), place.given
-            return Sum(kit.kept[self.key][0])
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            total = add_(x, context.triton)
+            context.shortcuts[self.key] = total, region.input
+            return DeferredAdd(total)
 
-        return run
+        return forward
 
 
 @dataclass(frozen=True)
-class Join(Layer):
-    """x + resample(what the Fork kept): Wan 2.2's shortcut around a block, ComfyUI's own module, without weights.
+class AddShortcut(Layer):
+    """x + resample(input of SaveShortcut, first).
 
-    up, down: how many times larger or smaller in rows and columns the block's output is than its input.
+    resample: ComfyUI's own DupUp3D or AvgDown3D, which have no weights. up, down: factors on rows and columns between
+    the group's input and its output.
     """
 
     key: str
-    resample: Callable[..., torch.Tensor]
+    resample: Callable[..., Tensor]
     up: int = 1
     down: int = 1
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        source = place.want.over(self.up).times(self.down)
-        made = source.times(self.up).over(self.down)
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        source = region.output.downscale(self.up).upscale(self.down)
+        resampled = source.upscale(self.up).downscale(self.down)
 
-        def run(x: Sum, first: bool) -> Sum:
-            kept, held = kit.kept.pop(self.key)
-            skip = self.resample(cropped(kept, held, source), first)
-            skip = cropped(skip, made, place.want)
-            return x._replace(skip=skip) if x.skip is None else Sum(x.total(), None, skip)
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            saved, held = context.shortcuts.pop(self.key)
+            skip = self.resample(crop(saved, held, source), first)
+            skip = crop(skip, resampled, region.output)
+            return x._replace(skip=skip) if x.skip is None else DeferredAdd(add_(x, context.triton), None, skip)
 
-        return run
+        return forward
 
 
 @dataclass(frozen=True)
 class Patchify(Layer):
-    """(1, c, t, h * n, w * n) to (1, c * n * n, t, h, w), in the VAE's own order of channels."""
+    """(1, c, t, h * n, w * n) to (1, c * n * n, t, h, w), channels in the order of ComfyUI's patchify."""
 
     n: int
 
-    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // self.n, size[1] // self.n
 
-    def need(self, want: Window) -> Window:
-        return want.times(self.n)
+    def receptive_field(self, output: Rect) -> Rect:
+        return output.upscale(self.n)
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        def run(x: Sum, first: bool) -> Sum:
-            blocks = x.total().unflatten(4, (-1, self.n)).unflatten(3, (-1, self.n))
-            return Sum(blocks.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3))
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            blocks = add_(x, context.triton).unflatten(4, (-1, self.n)).unflatten(3, (-1, self.n))
+            return DeferredAdd(blocks.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3))
 
-        return run
+        return forward
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,17 @@ class Unpatchify(Layer):
 
     n: int
 
-    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] * self.n, size[1] * self.n
 
-    def need(self, want: Window) -> Window:
-        return want.over(self.n)
+    def receptive_field(self, output: Rect) -> Rect:
+        return output.downscale(self.n)
 
-    def open(self, place: Place, kit: Kit) -> Run:
-        made = place.given.times(self.n)
+    def build(self, region: TileRegion, context: Context) -> Forward:
+        unfolded = region.input.upscale(self.n)
 
-        def run(x: Sum, first: bool) -> Sum:
-            blocks = x.total().unflatten(1, (-1, self.n, self.n)).permute(0, 1, 4, 5, 3, 6, 2)
-            return Sum(cropped(blocks.flatten(5, 6).flatten(3, 4), made, place.want))
+        def forward(x: DeferredAdd, first: bool) -> DeferredAdd:
+            blocks = add_(x, context.triton).unflatten(1, (-1, self.n, self.n)).permute(0, 1, 4, 5, 3, 6, 2)
+            return DeferredAdd(crop(blocks.flatten(5, 6).flatten(3, 4), unfolded, region.output))
 
-        return run
+        return forward

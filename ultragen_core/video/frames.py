@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..vae.drain import Drain
+from ..pinned_copy import PinnedCopyQueue
 
 
 class FrameBuffer:
@@ -26,7 +26,7 @@ class FrameBuffer:
         self.shape = (frames, height, width, 3)
         self.bits = bits
         self.on_disk = self.size(*self.shape[:3], bits) > memory_limit
-        self._drain = Drain(pinned=pinned)
+        self._copies = PinnedCopyQueue(pinned=pinned)
         self._broken: dict[torch.device, torch.Tensor] = {}
         self._file = tempfile.TemporaryFile(dir=folder) if self.on_disk else None
         try:
@@ -56,7 +56,7 @@ class FrameBuffer:
         self.close()
 
     def close(self) -> None:
-        self._drain = self._pixels = None
+        self._copies = self._pixels = None
         if self._file is not None:
             self._file.close()
 
@@ -67,7 +67,7 @@ class FrameBuffer:
         """
         self._note_broken(frames, pixels)
         target = torch.from_numpy(self._pixels if self.bits == 8 else self._pixels.view(np.int16))
-        self._drain.copy(quantise(pixels, self.bits), target[frames, rows, columns])
+        self._copies.copy(quantise(pixels, self.bits), target[frames, rows, columns])
 
     def _note_broken(self, frames: slice, pixels: torch.Tensor) -> None:
         # One flag per frame, kept on the device: reading it here would synchronise.
@@ -82,7 +82,7 @@ class FrameBuffer:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield frames in order, (height, width, 3) uint8 or uint16. Call it after every piece is written."""
-        self._drain.finish()
+        self._copies.finish()
         yield from self._pixels
 
 

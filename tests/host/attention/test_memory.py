@@ -17,7 +17,7 @@ from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.attention.runtime import Runtime
 from ultragen_core.host.wan_model import diffusion_model, shape_of, token_grid
 from ultragen_core.plan.memory import MOST_PIECES, Activations
-from ultragen_core.vae.memory import Meter
+from ultragen_core.vae.memory import PeakMemoryMode
 from ultragen_core.wan import WAN_1_3B
 
 SHAPE = (1, 16, 3, 16, 24)
@@ -142,9 +142,9 @@ def test_peaks_are_as_predicted(tiny, rule, small_card, monkeypatch):
     for bounded in (False, True):
         small_card(0 if bounded else 2**40)
         model = apply(tiny, Settings(rule=rule))
-        with Meter() as meter:
+        with PeakMemoryMode() as memory:
             velocity(model, x, CONTEXT, 0.5)
-        peaks[bounded] = meter.peak
+        peaks[bounded] = memory.peak
     held = weights + activations.held  # a toy's window is an eighth of a map, and so is each of its projections
     assert held - one_map < peaks[True] < held + 1.5 * one_map < peaks[False]
 

@@ -20,12 +20,12 @@ import torch
 from conftest import ROOT
 from helpers.save_run import core_levels, files, folders_in, narrow_vae, noise, rgb, rounding_ties, settings
 
-import ultragen_core.host.vae.patch as vae_module
+import ultragen_core.host.vae.exact as exact
 from ultragen_core.host.save import plan as save_plan
 from ultragen_core.host.save import preview as save_preview
 from ultragen_core.host.save import save
 from ultragen_core.host.save.save import KEEP_NEVER, KEEP_UNTIL_SAVED, save_video
-from ultragen_core.host.vae.support import known
+from ultragen_core.host.vae.support import vae_support
 from ultragen_core.video.latents import load_latent
 
 LATENT_SHAPE = (1, 16, 2, 6, 8)
@@ -299,18 +299,18 @@ def test_killed_while_encoding_the_latent_finishes_the_job(tmp_path, vae):
 def test_pixels_that_overflow_are_not_made_white(tmp_path, monkeypatch):
     """The clamp of core's `process_output` would turn infinity into an ordinary value before anybody can count it."""
     vae, decoded = narrow_vae(), []
-    known(vae)
-    inner = vae_module.decode_video
+    vae_support(vae)
+    inner = exact.decode_video
 
     def overflowing(vae, layers, z, tile, emit, report):
-        def spoil(frames, window, pixels):
+        def spoil(frames, rect, pixels):
             pixels[..., 0, 0] = torch.inf
             decoded.append(frames)
-            emit(frames, window, pixels)
+            emit(frames, rect, pixels)
 
         return inner(vae, layers, z, tile, spoil, report)
 
-    monkeypatch.setattr(vae_module, "decode_video", overflowing)
+    monkeypatch.setattr(exact, "decode_video", overflowing)
     saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
     assert decoded and "5 of 5 decoded frames" in saved.notes[0]
 

@@ -1,9 +1,8 @@
-"""Memory that runs out by another name, RAM that does, pinned memory refused, devices with a largest tensor."""
+"""Memory that runs out by another name, RAM that runs out, and devices with a largest tensor."""
 
 from __future__ import annotations
 
 import errno
-import logging
 from types import SimpleNamespace
 
 import comfy.cli_args
@@ -13,11 +12,9 @@ import pytest
 import torch
 
 from ultragen_core.host.memory import NotEnoughMemory, is_host_out_of_memory, is_out_of_memory
-from ultragen_core.host.vae import patch as host
-from ultragen_core.host.vae import retry as vae_retry
-from ultragen_core.host.vae import run as vae_run
-from ultragen_core.vae import drain, memory
-from ultragen_core.vae.walk import decoder_layers, encoder_layers
+from ultragen_core.host.vae import exact, retry, run, tile_size
+from ultragen_core.vae import memory
+from ultragen_core.vae.parse import decoder_layers, encoder_layers
 
 GPU, CPU, MPS = torch.device("cuda"), torch.device("cpu"), torch.device("mps")
 GIB = 2**30
@@ -69,18 +66,18 @@ def test_other_errors_are_not_memory(error):
     assert not is_out_of_memory(error) and not is_host_out_of_memory(error)
 
 
-def test_no_sentence_of_ours_starts_cores_inexact_tiles():
-    error = vae_retry.ram_ran_out(MemoryError())
+def test_no_error_of_ours_starts_comfyuis_inexact_tiles():
+    error = retry.ram_ran_out(MemoryError())
     assert not isinstance(error, mm.OOM_EXCEPTION) and "out of memory" not in str(error)
 
 
 def failing(times: int, error: Exception, tries: list[int]):
-    def run(tile: int) -> None:
+    def work(tile: int) -> None:
         tries.append(tile)
         if len(tries) <= times:
             raise error
 
-    return run
+    return work
 
 
 @pytest.mark.parametrize(
@@ -88,58 +85,32 @@ def failing(times: int, error: Exception, tries: list[int]):
 )
 def test_tiles_halve_whatever_the_device_calls_it(text):
     tries = []
-    vae_retry.tile_phase(failing(2, accelerator(text), tries), 512, lambda tile: 1, GPU)
+    retry.tiled_pass(failing(2, accelerator(text), tries), 512, lambda tile: 1, GPU)
     assert tries == [512, 256, 128]
 
 
 def test_ram_is_no_reason_for_smaller_tiles_on_a_gpu_and_one_on_the_cpu():
     for device, expected in ((GPU, [512]), (CPU, [512, 256])):
         tries = []
-        run = failing(1, RuntimeError("DefaultCPUAllocator: can't allocate memory"), tries)
+        work = failing(1, RuntimeError("DefaultCPUAllocator: can't allocate memory"), tries)
         if device == GPU:
             with pytest.raises(NotEnoughMemory, match=r"computer's memory \(RAM\), not the GPU's"):
-                vae_retry.tile_phase(run, 512, lambda tile: 1, device)
+                retry.tiled_pass(work, 512, lambda tile: 1, device)
         else:
-            vae_retry.tile_phase(run, 512, lambda tile: 1, device)
+            retry.tiled_pass(work, 512, lambda tile: 1, device)
         assert tries == expected
 
 
-def test_images_that_ram_cannot_hold_are_said():
+def test_images_that_ram_cannot_hold_end_in_an_error():
     vae = SimpleNamespace(output_device=CPU)
     with pytest.raises(NotEnoughMemory, match="UltraGen Save Video"):
-        host._empty_images(vae, (1, 2**20, 2**14, 2**14, 3))
+        exact.empty_images(vae, (1, 2**20, 2**14, 2**14, 3))
 
 
-class OnGPU(torch.Tensor):
-    is_cuda = True
-
-
-def test_without_pinned_memory_copies_are_plain(monkeypatch, caplog):
-    asked, empty = [], torch.empty
-
-    def refused(*size, pin_memory=False, **more):
-        if pin_memory:
-            asked.append(size)
-            raise RuntimeError("CUDA error: out of memory\nmore")
-        return empty(*size, **more)
-
-    monkeypatch.setattr(torch, "empty", refused)
-    copies, target = drain.Drain(), torch.zeros(4, 3)
-    sources = torch.rand(4, 3)
-    with caplog.at_level(logging.WARNING):
-        for row in range(4):
-            copies.copy(sources[row].as_subclass(OnGPU), target[row])
-        copies.finish()
-    assert torch.equal(target, sources)
-    assert len(asked) == 1 and [record.levelname for record in caplog.records] == ["WARNING"]
-    drain.Drain(pinned=False).copy(sources[0].as_subclass(OnGPU), target[3])
-    assert torch.equal(target[3], sources[0]) and len(asked) == 1
-
-
-def test_cores_switch_turns_pinned_memory_off(monkeypatch):
-    assert host.may_pin()
+def test_comfyuis_switch_turns_pinned_memory_off(monkeypatch):
+    assert exact.may_pin()
     monkeypatch.setattr(comfy.cli_args.args, "disable_pinned_memory", True)
-    assert not host.may_pin()
+    assert not exact.may_pin()
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +124,7 @@ def wan():
 def apple(monkeypatch):
     """A VAE on a simulated GPU of Apple's with much memory."""
     monkeypatch.setattr(mm, "load_models_gpu", lambda *given, **more: None)
-    monkeypatch.setattr(vae_run, "free_memory", lambda patcher, device: 2**40)
+    monkeypatch.setattr(tile_size, "free_memory", lambda patcher, device: 2**40)
     return SimpleNamespace(device=MPS, patcher=None, disable_offload=False, vae_dtype=torch.float32)
 
 
@@ -161,37 +132,38 @@ def test_tiles_stay_below_the_largest_tensor(apple, wan):
     limit = memory.tensor_limit(MPS)
     assert limit == 2**32 and memory.tensor_limit(GPU) == memory.tensor_limit(CPU) == float("inf")
     layers, latent = decoder_layers(wan), (16, 21, 270, 480)
-    bounded = vae_run.decode_needs(layers, latent, torch.float32, limit)
+    bounded = tile_size.decode_needs(layers, latent, torch.float32, limit)
     with pytest.raises(memory.TensorTooLarge, match="more than the 4.0 GiB that this device takes"):
         bounded.tile(4096)
     for asked in (4096, None):
-        room = vae_run.make_room(apple, asked, 3840, *bounded)
-        assert bounded.tile(room.tile) > 0 and room.tile in (512, 1920, 960)
-    assert vae_run.decode_needs(layers, latent, torch.float32).tile(4096) > 4 * GIB, "elsewhere nothing is bounded"
+        choice = tile_size.choose_tile(apple, asked, 3840, bounded)
+        assert bounded.tile(choice.tile) > 0 and choice.tile in (512, 1920, 960)
+    assert tile_size.decode_needs(layers, latent, torch.float32).tile(4096) > 4 * GIB, "elsewhere nothing is bounded"
 
 
 def test_features_above_the_largest_tensor_wait_on_the_host(apple):
     for size, home in ((2**32, MPS), (2**32 + 1, CPU)):
-        assert vae_run.make_room(apple, None, 1000, lambda tile: tile, 10, size).home == home
+        needs = tile_size.MemoryNeeds(lambda tile: tile, 10, size)
+        assert tile_size.choose_tile(apple, None, 1000, needs).features_device == home
 
 
 def test_whole_frames_above_the_largest_tensor_are_refused(wan):
     limit = memory.tensor_limit(MPS)
     with pytest.raises(NotEnoughMemory, match="--cpu-vae"):
-        vae_run.decode_needs(decoder_layers(wan), (16, 21, 1200, 1200), torch.float32, limit)
+        tile_size.decode_needs(decoder_layers(wan), (16, 21, 1200, 1200), torch.float32, limit)
 
 
 def test_an_encode_of_large_tiles_is_bounded_too(apple, wan, monkeypatch):
     chosen = []
-    monkeypatch.setattr(vae_run, "tile_phase", lambda run, tile, *rest: chosen.append(tile))
-    monkeypatch.setattr(vae_run, "whole_frame_phase", lambda *given: torch.empty(1, 32, 1, 1, 1))
+    monkeypatch.setattr(run, "tiled_pass", lambda work, tile, *rest: chosen.append(tile))
+    monkeypatch.setattr(run, "whole_frame_pass", lambda *given: torch.empty(1, 32, 1, 1, 1))
     x = torch.empty(1, 3, 5, 4096, 4096, device="meta")
-    vae_run.encode_video(apple, encoder_layers(wan), x, 4096, print)
+    run.encode_video(apple, encoder_layers(wan), x, 4096, print)
     assert chosen[0] < 4096
 
 
 def test_images_too_large_for_the_device_are_made_on_the_host(monkeypatch):
     monkeypatch.setitem(memory.LARGEST_TENSOR, "meta", 1000)
     vae = SimpleNamespace(output_device=torch.device("meta"))
-    assert host._empty_images(vae, (1, 1, 9, 9, 3)).device.type == "meta"
-    assert host._empty_images(vae, (1, 1, 90, 9, 3)).device.type == "cpu"
+    assert exact.empty_images(vae, (1, 1, 9, 9, 3)).device.type == "meta"
+    assert exact.empty_images(vae, (1, 1, 90, 9, 3)).device.type == "cpu"

@@ -14,7 +14,7 @@ from ...storage.files import is_full
 from ...video.codecs import CROPS, cropped_rows
 from ...video.latents import SUFFIX, save_latent
 from ...video.prefix import DEFAULT_NAME
-from ..vae.patch import decoded_shape
+from ..vae.shapes import decoded_shape
 from .plan import KEEP, KEEP_NEVER, Folders, Request, VideoSettings
 
 

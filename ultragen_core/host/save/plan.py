@@ -31,7 +31,8 @@ from ...video.codecs import (
 from ...video.frames import FrameBuffer
 from ...video.prefix import check_length, check_prefix, fill_placeholders, safe_prefix
 from ..memory import free_ram
-from ..vae.patch import decoded_shape, may_pin
+from ..vae.exact import may_pin
+from ..vae.shapes import decoded_shape
 
 KEEP, KEEP_UNTIL_SAVED, KEEP_NEVER = "keep", "until the video is saved", "off"
 SIDE_FILES = {"off": None, "json": ".json"}  # choice -> file extension

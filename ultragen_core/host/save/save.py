@@ -17,7 +17,8 @@ from ...storage.files import NewFile, is_full, new_file
 from ...video.audio import AudioClip
 from ...video.encoder import VideoWriter
 from ...video.latents import count_not_finite
-from ..vae.patch import refusal, stream_decode
+from ..vae.exact import stream_decode
+from ..vae.support import fallback_reason
 from .latent import KeptLatent, video_of
 from .plan import (
     KEEP,
@@ -93,7 +94,7 @@ def save_video(
         for index in range(plan.batch):
             reports = progress.report(index, DECODING), progress.report(index, ENCODING)
             broken |= _save_one(vae, samples[index : index + 1], plan, plan.audio[index], saved, *reports)
-    saved.fallback_reason = refusal(vae)
+    saved.fallback_reason = fallback_reason(vae)
     saved.latent = kept.path if broken else kept.finish()
     return saved
 

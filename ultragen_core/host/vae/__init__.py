@@ -1,1 +1,1 @@
-"""Exact tiled decode and encode with a loaded VAE."""
+"""Exact tiled decode and encode with a VAE that ComfyUI has loaded."""

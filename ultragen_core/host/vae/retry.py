@@ -1,4 +1,4 @@
-"""Runs the two phases of the exact tiles again in smaller pieces when memory runs out."""
+"""Repeats a pass of the exact tiles with less memory when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,39 +12,46 @@ import torch
 
 from ...out_of_ram import is_host_out_of_memory
 from ..memory import NotEnoughMemory, is_out_of_memory
+from .tile_size import SMALLEST_TILE
 
-SMALLEST_TILE = 64
 T = TypeVar("T")
 
 
-def tile_phase(run: Callable[[int], None], tile: int, tile_need: Callable[[int], int], device: torch.device) -> None:
-    """run(tile), with half the tile each time memory runs out. Raises NotEnoughMemory below SMALLEST_TILE."""
+def tiled_pass(run: Callable[[int], None], tile: int, tile_need: Callable[[int], int], device: torch.device) -> None:
+    """run(tile), again with half the tile each time memory runs out.
+
+    tile_need(tile): bytes, for the message. Raises NotEnoughMemory where SMALLEST_TILE does not fit, or RAM runs out.
+    """
     while not _fits(functools.partial(run, tile), device):
         if tile <= SMALLEST_TILE:
             raise NotEnoughMemory(
                 f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels and did "
                 f"not get them. {_way_out(device)} and run this node again."
             )
-        logging.warning("UltraGen VAE: memory ran out with tiles of %d pixels, going on with half of that.", tile)
-        tile = max(SMALLEST_TILE, tile // 2)
+        smaller = max(SMALLEST_TILE, tile // 2)
+        logging.warning("UltraGen VAE: memory ran out with tiles of %d pixels, continuing with %d.", tile, smaller)
+        tile = smaller
 
 
-def whole_frame_phase(
-    run: Callable[[torch.device], T], home: torch.device, what: str, frame_need: int, device: torch.device
+def whole_frame_pass(
+    run: Callable[[torch.device], T], features_device: torch.device, size: str, frame_need: int, device: torch.device
 ) -> T:
-    """run(home), once more with the features in the computer's memory when the device's runs out."""
-    made: list[T] = []
-    for place in (home, torch.device("cpu")):
-        if _fits(lambda place=place: made.append(run(place)), device):
-            return made[0]
+    """run(features_device), once more with the features on the host when memory runs out; returns its result.
+
+    size, frame_need: the frame's and its bytes, for the message. Raises NotEnoughMemory.
+    """
+    results: list[T] = []
+    for home in (features_device, torch.device("cpu")):
+        if _fits(lambda home=home: results.append(run(home)), device):
+            return results[0]
     raise NotEnoughMemory(
-        f"The VAE's attention over a whole frame of {what} needs about {frame_need / 2**20:.0f} MiB and did not get "
-        f"them. {_way_out(device)}, or take a smaller video."
+        f"The VAE's attention over a whole frame of {size} needs about {frame_need / 2**20:.0f} MiB and did not get "
+        f"them. {_way_out(device)}, or choose a smaller video."
     )
 
 
 def _fits(run: Callable[[], object], device: torch.device) -> bool:
-    """Whether run() ends without the device's memory running out. The error's tensors are gone when this returns."""
+    """Whether run() ends without the device's memory running out. The error's tensors are freed when this returns."""
     try:
         run()
         return True
@@ -59,9 +66,10 @@ def _fits(run: Callable[[], object], device: torch.device) -> bool:
 
 
 def ram_ran_out(error: BaseException) -> NotEnoughMemory:
+    """The error to raise when the computer's memory, not the GPU's, ran out."""
     reason = str(error).partition("\n")[0] or type(error).__name__
     return NotEnoughMemory(
-        "The computer's memory (RAM), not the GPU's, ran out in the VAE. Close other programs, take a shorter or"
+        "The computer's memory (RAM), not the GPU's, ran out in the VAE. Close other programs, choose a shorter or"
         f" smaller video, or decode with UltraGen Save Video, which needs less than images do. ({reason})"
     )
 

@@ -1,4 +1,4 @@
-"""What a VAE makes of a shape, and sentences for latents and images that it cannot take."""
+"""The size that a latent decodes to, and errors for latents and images that a VAE cannot take."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import torch
 
 from ...vae.geometry import output_size
 from ...vae.layers import Layer
-from ...vae.walk import channels_in, channels_out, decoder_layers
+from ...vae.parse import channels_in, channels_out, decoder_layers
 from .support import require_vae
 
-PICTURE_CHANNELS = (3, 4)  # red, green, blue; alpha
+PICTURE_CHANNELS = (3, 4)  # RGB, RGBA
 
 
 def decoded_shape(vae, latent_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """(batch, frames, height, width) of what a latent of shape (b, c, t, h, w) or (b, c, h, w) decodes to.
+    """(batch, frames, height, width) that a latent of shape (b, c, t, h, w) or (b, c, h, w) decodes to.
 
-    Reads the VAE without running it. Raises ValueError where latent and VAE do not belong together, and where the VAE
-    makes no pictures.
+    Does not run the VAE. Raises ValueError where the latent is not this VAE's or the VAE does not decode to pictures.
     """
     require_vae(vae)
     layers = _layers(vae)
-    made = picture_channels(vae)
-    if vae.latent_dim == 1 or made not in PICTURE_CHANNELS:
+    channels = picture_channels(vae)
+    if vae.latent_dim == 1 or channels not in PICTURE_CHANNELS:
         raise ValueError(
-            f"A VAE whose output is a picture of 3 or 4 channels is needed, this one makes {made}. Connect Wan 2.1's"
-            " VAE, or for the 5B model Wan 2.2's; a VAE of another kind needs the decode of the pack that it is from."
+            f"A VAE whose output is a picture of 3 or 4 channels is needed, this one makes {channels}. Connect Wan"
+            " 2.1's VAE, or for the 5B model Wan 2.2's. For another VAE, use the decode node of the pack it comes from."
         )
     _check_latent_shape(latent_shape, channels_in(layers) if layers else vae.latent_channels, vae.latent_dim)
     ratio, rows, columns = (
@@ -36,7 +35,7 @@ def decoded_shape(vae, latent_shape: tuple[int, ...]) -> tuple[int, int, int, in
 
 
 def picture_channels(vae) -> int:
-    """Channels of what the VAE decodes to."""
+    """Channels of the pictures that the VAE decodes to."""
     layers = _layers(vae)
     return channels_out(layers) if layers else vae.output_channels
 
@@ -44,7 +43,7 @@ def picture_channels(vae) -> int:
 def check_images(pixels: torch.Tensor, channels: int, unit: int) -> None:
     """Raise ValueError for images ([b,] frames, height, width, c) that cannot be encoded.
 
-    `unit`: side in pixels of what one latent stands for.
+    channels: the least that the VAE takes. unit: pixels a side that one latent pixel stands for.
     """
     shape = tuple(pixels.shape)
     if len(shape) not in (4, 5) or min(shape) < 1 or min(shape[-3:-1]) < unit:
@@ -57,7 +56,7 @@ def check_images(pixels: torch.Tensor, channels: int, unit: int) -> None:
 
 
 def _layers(vae) -> list[Layer]:
-    """The decoder's, empty for a VAE that is not Wan's."""
+    """The decoder's layers; empty for a VAE that is not Wan's."""
     try:
         return decoder_layers(vae.first_stage_model)
     except (TypeError, AttributeError):
@@ -69,12 +68,14 @@ def _check_latent_shape(shape: tuple[int, ...], channels: int, dims: int) -> Non
         axes = "batch, channels, frames, rows, columns" if dims == 3 else "batch, channels, rows, columns"
         raise ValueError(
             f"This VAE takes latents of {dims + 2} dimensions ({axes}), got {len(shape)}: {tuple(shape)}."
-            " Connect a latent of the VAE's own model, for a video one from UltraGen Empty Latent."
+            " Connect a latent of the VAE's own model; for a video, make it with UltraGen Empty Latent."
         )
     if shape[1] != channels:
         raise ValueError(
             f"The VAE must be the model's: the latent has {shape[1]} channels, the VAE takes {channels}."
-            " Latents of 16 channels need Wan 2.1's VAE, those of 48 (the 5B model) Wan 2.2's."
+            " Connect Wan 2.1's VAE for 16 channels, Wan 2.2's for 48 (the 5B model)."
         )
     if min(shape) < 1:
-        raise ValueError(f"The latent is empty, its shape is {tuple(shape)}. It needs at least one frame and pixel.")
+        raise ValueError(
+            f"The latent is empty, its shape is {tuple(shape)}. Connect one of at least one frame and one pixel."
+        )

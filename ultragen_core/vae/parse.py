@@ -1,4 +1,4 @@
-"""Reads ComfyUI's Wan VAE modules into layers, in the order in which they run."""
+"""Reads ComfyUI's Wan VAE (2.1 and 2.2) as a list of layers, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -7,45 +7,48 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from .layers import Attention, Conv, Downsample, Head, Layer, Residual, Upsample
-from .wan22 import Fork, Join, Patchify, Unpatchify
+from .wan22 import AddShortcut, Patchify, SaveShortcut, Unpatchify
 
 
-class UnknownLayer(TypeError):
-    """The VAE has a part that is not understood; nothing can be said about what its tiles need."""
+class UnsupportedLayer(TypeError):
+    """The VAE has a module whose receptive field is not known here, so it cannot be tiled exactly."""
 
 
 def decoder_layers(vae: nn.Module) -> list[Layer]:
-    """From latents to pixels."""
+    """The layers from latents (1, c, t, h, w) to pixels. `vae`: ComfyUI's WanVAE. Raises UnsupportedLayer."""
     _expect(vae, "WanVAE")
     decoder = vae.decoder
     layers = [Conv(_conv(vae.conv2)), Conv(_conv(decoder.conv1)), *_middle(decoder.middle)]
     layers += [*_blocks(decoder.upsamples, "up"), _head(decoder.head)]
-    return layers if _pixels(vae) == 1 else [*layers, Unpatchify(_pixels(vae))]
+    return layers if _patch_size(vae) == 1 else [*layers, Unpatchify(_patch_size(vae))]
 
 
 def encoder_layers(vae: nn.Module) -> list[Layer]:
-    """From pixels to the latents' mean and variance."""
+    """The layers from pixels to mean and log variance of the latents. `vae`: ComfyUI's WanVAE.
+
+    Raises UnsupportedLayer.
+    """
     _expect(vae, "WanVAE")
     encoder = vae.encoder
     layers = [Conv(_conv(encoder.conv1)), *_blocks(encoder.downsamples, "down"), *_middle(encoder.middle)]
     layers += [_head(encoder.head), Conv(_conv(vae.conv1))]
-    return layers if _pixels(vae) == 1 else [Patchify(_pixels(vae)), *layers]
+    return layers if _patch_size(vae) == 1 else [Patchify(_patch_size(vae)), *layers]
 
 
 def channels_in(layers: Sequence[Layer]) -> int:
-    """Channels that the encoder or decoder takes."""
-    folded = layers[0].n ** 2 if isinstance(layers[0], Patchify) else 1
-    return layers[folded > 1].conv.in_channels // folded
+    """Channels of the first layer's input, before Wan 2.2's folding of pixels."""
+    block = layers[0].n ** 2 if isinstance(layers[0], Patchify) else 1
+    return layers[block > 1].conv.in_channels // block
 
 
 def channels_out(layers: Sequence[Layer]) -> int:
-    """Channels that the encoder or decoder makes."""
-    folded = layers[-1].n ** 2 if isinstance(layers[-1], Unpatchify) else 1
-    return layers[-2 if folded > 1 else -1].conv.out_channels // folded
+    """Channels of the last layer's output, after Wan 2.2's unfolding of pixels."""
+    block = layers[-1].n ** 2 if isinstance(layers[-1], Unpatchify) else 1
+    return layers[-2 if block > 1 else -1].conv.out_channels // block
 
 
-def _pixels(vae: nn.Module) -> int:
-    """Side of the block of pixels that one point of the outermost map stands for: Wan 2.2 folds 2 x 2 into channels."""
+def _patch_size(vae: nn.Module) -> int:
+    """Side of the pixel block that is folded into channels: 2 in Wan 2.2, 1 in Wan 2.1."""
     return 2 if any(_name(module) == "Up_ResidualBlock" for module in vae.decoder.upsamples) else 1
 
 
@@ -64,17 +67,18 @@ def _block(module: nn.Module, key: str) -> Iterator[Layer]:
         yield from _blocks(module.upsamples, key)
     elif name == "Up_ResidualBlock":
         duplicate = _expect(module.avg_shortcut, "DupUp3D")
-        yield from (Fork(key), *_blocks(module.upsamples, key), Join(key, duplicate, up=duplicate.factor_s))
+        yield from (SaveShortcut(key), *_blocks(module.upsamples, key))
+        yield AddShortcut(key, duplicate, up=duplicate.factor_s)
     elif name == "Down_ResidualBlock":
         average = _expect(module.avg_shortcut, "AvgDown3D")
-        yield from (Fork(key), *_blocks(module.downsamples, key))
-        yield Join(key, lambda x, first: average(x), down=average.factor_s)
+        yield from (SaveShortcut(key), *_blocks(module.downsamples, key))
+        yield AddShortcut(key, lambda x, first: average(x), down=average.factor_s)
     else:
-        raise UnknownLayer(f"A Wan VAE is made of residual and resample blocks around one attention, got a {name}.")
+        raise UnsupportedLayer(f"A Wan VAE has residual and resample blocks around one attention, got a {name}.")
 
 
 def _middle(modules: nn.Sequential) -> list[Layer]:
-    """The one place where the attention over whole frames stands."""
+    """The middle block, with the decoder's or encoder's only attention."""
     before, attention, after = _parts(modules, ["ResidualBlock", "AttentionBlock", "ResidualBlock"])
     qkv, proj = _expect(attention.to_qkv, "Conv2d"), _expect(attention.proj, "Conv2d")
     return [_residual(before), Attention(_norm(attention.norm), qkv, proj), _residual(after)]
@@ -103,13 +107,13 @@ def _resample(module: nn.Module) -> Layer:
         pad, conv = _parts(module.resample, ["ZeroPad2d", "Conv2d"])
         if tuple(pad.padding) == (0, 1, 0, 1) and tuple(conv.stride) == (2, 2) and tuple(conv.padding) == (0, 0):
             return Downsample(conv, time_conv)
-    raise UnknownLayer(f"A Wan VAE doubles or halves its map, got a Resample of mode {module.mode!r}.")
+    raise UnsupportedLayer(f"A Wan VAE doubles or halves rows and columns, got a Resample of mode {module.mode!r}.")
 
 
 def _parts(modules: nn.Sequential, names: list[str]) -> list[nn.Module]:
     found = [_name(module) for module in modules]
     if found != names:
-        raise UnknownLayer(f"Expected {', '.join(names)}, got {', '.join(found)}.")
+        raise UnsupportedLayer(f"Expected {', '.join(names)}, got {', '.join(found)}.")
     return list(modules)
 
 
@@ -117,20 +121,20 @@ def _conv(module: nn.Module, stride: tuple[int, int, int] = (1, 1, 1)) -> nn.Mod
     _expect(module, "CausalConv3d")
     plain = tuple(module.dilation) == (1, 1, 1) and module.groups == 1 and tuple(module.stride) == stride
     if not plain or any(side % 2 == 0 for side in module.kernel_size):
-        raise UnknownLayer(f"Expected a plain causal convolution of stride {stride} and odd kernel, got {module}.")
+        raise UnsupportedLayer(f"Expected a plain causal convolution of stride {stride} and odd kernel, got {module}.")
     return module
 
 
 def _norm(module: nn.Module) -> nn.Module:
     _expect(module, "RMS_norm")
     if not module.channel_first:
-        raise UnknownLayer("Expected a norm over the channel dimension, got one over the last.")
+        raise UnsupportedLayer("Expected a norm over the channel dimension, got one over the last.")
     return module
 
 
 def _expect(module: nn.Module, name: str) -> nn.Module:
     if _name(module) != name:
-        raise UnknownLayer(f"Expected a {name}, got a {_name(module)}.")
+        raise UnsupportedLayer(f"Expected a {name}, got a {_name(module)}.")
     return module
 
 

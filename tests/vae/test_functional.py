@@ -1,0 +1,48 @@
+"""Attention in blocks, copies, the choice of cuDNN's plans, and the memory counter."""
+
+from __future__ import annotations
+
+import torch
+from helpers.vae_models import narrow
+
+from ultragen_core.vae import decode, functional
+from ultragen_core.vae.geometry import TileGrid, tile_regions
+from ultragen_core.vae.memory import peak_bytes
+from ultragen_core.vae.parse import decoder_layers
+
+
+def test_cudnn_tries_plans_for_large_maps_where_trying_takes_little_memory(monkeypatch):
+    large, small = (torch.empty(size, device="meta") for size in (functional.AUTOTUNED_FROM, 1000))
+    wide, narrow = (torch.empty(channels, 96, 3, 3, 3, device="meta") for channels in (96, 3))
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    assert [functional.autotune_pays(large, wide), functional.autotune_pays(small, wide)] == [True, False]
+    assert not functional.autotune_pays(large, narrow)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    assert not functional.autotune_pays(large, wide)
+
+
+def test_attention_in_blocks_equals_attention(monkeypatch):
+    q, k, v = (torch.randn(50, 16, dtype=torch.float64) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+    monkeypatch.setattr(functional, "SCORE_BYTES", 7 * 50 * 8)
+    seen = []
+    torch.testing.assert_close(functional.attend(q, k, v, lambda: seen.append(1)), expected)
+    assert len(seen) == 8  # blocks of 7 queries, an interruption can come before each
+
+
+def test_a_copy_writes_its_part_only():
+    source, out = torch.randn(1, 8, 2, 3, 4), torch.zeros(1, 8, 2, 5, 6)
+    functional.copy_(out[..., 1:4, 1:5], source)
+    assert torch.equal(out[..., 1:4, 1:5], source) and out.count_nonzero() == source.count_nonzero()
+
+
+def test_memory_grows_with_the_tile_not_with_the_image():
+    layers = decode.split_layers(decoder_layers(narrow("2.1")))[1]
+
+    def tile_need(latents, tile):
+        grid = TileGrid((latents * 8, latents * 8), tile, 8)
+        regions = tile_regions(layers, (latents, latents), next(grid.tiles()), grid.clip)
+        return peak_bytes(layers, regions, 64, (1, 1), torch.float32)
+
+    assert tile_need(128, 128) == tile_need(256, 128)
+    assert 2.2 < tile_need(128, 256) / tile_need(128, 128) < 4

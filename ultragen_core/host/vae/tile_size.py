@@ -1,0 +1,152 @@
+"""How much memory the two passes of a decode or encode need, and the tile size that fits into what is free."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import comfy.model_management as mm
+import torch
+
+from ...vae import decode, encode
+from ...vae.geometry import Rect, TileGrid, output_size, tile_regions
+from ...vae.layers import Layer
+from ...vae.memory import TensorTooLarge, peak_bytes, tensor_limit
+from ..compat import free_memory
+from ..memory import NotEnoughMemory
+
+SMALLEST_TILE = 64
+# Candidates for an automatic choice. Larger tiles save a tenth of the time at most, for half as much memory again.
+TILES = (512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
+
+
+class MemoryNeeds(NamedTuple):
+    """Peak device memory in bytes. tile(side in pixels): tiled pass. frames: whole-frame pass. features: the
+    FeatureBuffer between the two, on the device or on the host.
+
+    tile raises TensorTooLarge where one tensor would be larger than the device takes.
+    """
+
+    tile: Callable[[int], int]
+    frames: int
+    features: int
+
+
+class TileChoice(NamedTuple):
+    """What fits into memory: a tile's side in pixels, and the device of the FeatureBuffer."""
+
+    tile: int
+    features_device: torch.device
+
+
+def decode_needs(
+    layers: Sequence[Layer], latent_shape: Sequence[int], dtype: torch.dtype, limit: float = math.inf
+) -> MemoryNeeds:
+    """The needs of a decode of one video, latents (c, t, h, w), counted without running it.
+
+    limit: bytes that one tensor may take. Raises NotEnoughMemory where whole frames need a larger one.
+    """
+    head, tail = decode.split_layers(layers)
+    latent_channels, length, *latents = latent_shape
+    size = output_size(tail, tuple(latents))
+    channels, chunks = head[-1].proj.out_channels, (1,) * min(length, 2)
+
+    @functools.cache
+    def tile_need(tile: int) -> int:
+        grid = TileGrid(size, tile, size[0] // latents[0])
+        regions = tile_regions(tail, tuple(latents), next(grid.tiles()), grid.clip)
+        return _with_reserve(peak_bytes(tail, regions, channels, chunks, dtype, limit))
+
+    frames = _whole_frame_need(head, tuple(latents), latent_channels, chunks, dtype, limit)
+    return MemoryNeeds(tile_need, frames, channels * length * latents[0] * latents[1] * dtype.itemsize)
+
+
+def encode_needs(
+    layers: Sequence[Layer], pixels_shape: Sequence[int], dtype: torch.dtype, limit: float = math.inf
+) -> MemoryNeeds:
+    """The needs of an encode of one video, pixels (c, frames, height, width); otherwise as decode_needs."""
+    head, tail = encode.split_layers(layers)
+    pixel_channels, frames, *size = pixels_shape
+    length = encode.latent_frames(frames)
+    latents = output_size(head, tuple(size))
+    channels, chunks = tail[0].proj.out_channels, (1, encode.FRAMES_PER_LATENT)[: min(length, 2)]
+
+    @functools.cache
+    def tile_need(tile: int) -> int:
+        grid = TileGrid(latents, tile // (size[0] // latents[0]), 1)
+        regions = tile_regions(head, tuple(size), next(grid.tiles()), grid.clip)
+        return _with_reserve(peak_bytes(head, regions, pixel_channels, chunks, dtype, limit))
+
+    frame_need = _whole_frame_need(tail, latents, channels, (1,) * len(chunks), dtype, limit)
+    return MemoryNeeds(tile_need, frame_need, channels * length * latents[0] * latents[1] * dtype.itemsize)
+
+
+def choose_tile(vae, tile: int | None, longest: int, needs: MemoryNeeds) -> TileChoice:
+    """Load the VAE, asking ComfyUI to free what `needs` says (its own estimate of a 4K decode is 100 GB); then choose.
+
+    tile: the user's, which is kept as far as the device's largest tensor allows; None takes the largest of TILES that
+    fits. longest: the longer side of the video in pixels. Raises TensorTooLarge where not even SMALLEST_TILE is
+    possible.
+    """
+    wanted = tile_candidates(longest)[0] if tile is None else min(tile, max(longest, SMALLEST_TILE))
+    largest = largest_tile(wanted, needs.tile)
+    usual = max(needs.frames, needs.tile(largest))
+    mm.load_models_gpu([vae.patcher], memory_required=usual + needs.features, force_full_load=vae.disable_offload)
+    free = free_memory(vae.patcher, vae.device)
+    fits = usual + needs.features <= free and needs.features <= tensor_limit(vae.device)
+    home = vae.device if fits else torch.device("cpu")
+    if tile is None:
+        left = free - needs.features if home == vae.device else free
+        sizes = (size for size in tile_candidates(longest) if size <= largest)
+        largest = next((size for size in sizes if needs.tile(size) <= left), SMALLEST_TILE)
+    logging.info("UltraGen VAE: tiles of %d pixels, features on %s, %.1f GiB free.", largest, home, free / 2**30)
+    return TileChoice(largest, home)
+
+
+def largest_tile(tile: int, tile_need: Callable[[int], int]) -> int:
+    """`tile`, halved until none of its tensors is larger than the device takes. Raises TensorTooLarge."""
+    while True:
+        try:
+            tile_need(tile)
+            return tile
+        except TensorTooLarge as error:
+            if tile <= SMALLEST_TILE:
+                raise
+            smaller = max(SMALLEST_TILE, tile // 2)
+            logging.warning("UltraGen VAE: tiles of %d pixels instead of %d. %s", smaller, tile, error)
+            tile = smaller
+
+
+def tile_candidates(longest: int) -> list[int]:
+    """The TILES to try, largest first, for a video whose longer side is `longest` pixels.
+
+    Of those that hold the whole side only the smallest: the others are no faster.
+    """
+    above = [size for size in TILES if size >= longest]
+    return above[-1:] + [size for size in TILES if size < longest]
+
+
+def _whole_frame_need(
+    layers: Sequence[Layer],
+    size: tuple[int, int],
+    channels: int,
+    chunks: Sequence[int],
+    dtype: torch.dtype,
+    limit: float,
+) -> int:
+    regions = tile_regions(layers, size, Rect.whole(size), (True, True))
+    try:
+        return _with_reserve(peak_bytes(layers, regions, channels, chunks, dtype, limit))
+    except TensorTooLarge as error:
+        raise NotEnoughMemory(
+            f"Whole frames of this size are too large for this GPU's VAE: {error} Choose a smaller video, or start"
+            " ComfyUI with --cpu-vae."
+        ) from error
+
+
+def _with_reserve(size: int) -> int:
+    """With convolution workspaces and the allocator's rounding."""
+    return int(size * 1.15) + 128 * 2**20

@@ -1,0 +1,71 @@
+"""Chooses between the plain PyTorch and the Triton form of a group of functions: once a layer, for all of them.
+
+ULTRAGEN_TRITON=0 in the environment switches every Triton kernel of the pack off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+ATTENTION = ("norm_rope_kernels", "resample_kernels", "depthwise_kernels")
+"""Modules of this room with the kernels of an attention layer. Each has `check(device, dtype)`, which raises."""
+
+_forced: bool | None = None
+
+
+def triton_for(x: Tensor, modules: tuple[str, ...]) -> bool:
+    """Whether the kernels of these modules can stand in for plain PyTorch on x's device, in x's dtype.
+
+    The kernels have no backward pass, and x alone does not tell whether one will come: it may be the weights that
+    learn. Under torch.compile the compiler fuses the plain functions itself.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    if _forced is not None:
+        return _forced
+    return os.environ.get("ULTRAGEN_TRITON") != "0" and _kernels_work(modules, x.device, x.dtype)
+
+
+@contextmanager
+def use_triton(choice: bool) -> Iterator[None]:
+    """Inside, every function has its Triton form (True) or its plain form (False): for tests and benchmarks.
+
+    Functions that the kernels cannot serve (a backward pass, torch.compile) stay plain.
+    """
+    global _forced
+    before, _forced = _forced, choice
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@lru_cache(maxsize=32)
+def _kernels_work(modules: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels run and give the right numbers here: Triton may be missing, or lack a compiler."""
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    try:
+        for name in modules:
+            import_module(f".{name}", __package__).check(device, dtype)
+    except Exception as error:  # whatever breaks in a user's Triton, plain PyTorch is the answer
+        log.info("UltraGen: plain PyTorch instead of Triton kernels (%s)", error)
+        return False
+    return True
+
+
+def check_equal(name: str, result: Tensor, expected: Tensor) -> None:
+    """Raise RuntimeError where a kernel's result is off by 1% or more (relative, L2)."""
+    error = ((result.float() - expected.float()).norm() / expected.float().norm()).item()
+    if not error < 1e-2:
+        raise RuntimeError(f"Triton's {name} is off by {error:.1e}")

@@ -1,0 +1,68 @@
+"""Copies from the device to the host that do not stop the device."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+BUFFER_BYTES = 64 * 2**20
+
+
+class PinnedCopyQueue:
+    """Copies device tensors into host tensors through pinned memory, at most `depth` copies behind the device.
+
+    A target is complete once `finish()` has returned. The small depth also keeps the host from queueing minutes of
+    work ahead of the device, so that an interruption takes effect at once. Where pinned memory is not wanted (`pinned`)
+    or not available, each copy waits for the device: slower, with the same result.
+    """
+
+    def __init__(self, depth: int = 3, pinned: bool = True):
+        self._pinned = pinned
+        self._buffers: list[tuple[torch.Tensor, torch.cuda.Event]] = []
+        self._pending: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * depth
+        self._next = 0
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Queue target.copy_(source). `target` is a host tensor of source's shape and dtype.
+
+        A source that is not on a CUDA device or takes more than BUFFER_BYTES is copied at once.
+        """
+        size = source.numel() * source.element_size()
+        index = self._next
+        if not source.is_cuda or size > BUFFER_BYTES or not self._pin(index):
+            target.copy_(source)
+            return
+        self._next = (index + 1) % len(self._pending)
+        self._complete(index)
+        buffer, event = self._buffers[index]
+        staged = buffer[:size].view(source.dtype).view(source.shape)
+        staged.copy_(source, non_blocking=True)
+        event.record()
+        self._pending[index] = staged, target
+
+    def finish(self) -> None:
+        """Wait until every queued copy is complete."""
+        for step in range(len(self._pending)):
+            self._complete((self._next + step) % len(self._pending))
+
+    def _pin(self, index: int) -> bool:
+        """Whether buffer `index` exists, pinning it at first use. After one refusal no more is asked for."""
+        if self._pinned and index == len(self._buffers):
+            try:
+                pinned = torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=True)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                logging.warning("UltraGen VAE: no pinned memory, copying without it, which is slower (%s).", reason)
+                self.finish()
+                self._pinned = False
+            else:
+                self._buffers.append((pinned, torch.cuda.Event()))
+        return self._pinned
+
+    def _complete(self, index: int) -> None:
+        if self._pending[index] is not None:
+            staged, target = self._pending[index]
+            self._buffers[index][1].synchronize()
+            target.copy_(staged)
+            self._pending[index] = None

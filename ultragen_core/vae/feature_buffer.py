@@ -1,0 +1,42 @@
+"""The buffer for a video's features between the two passes of a decode or encode: on the device, or on the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .context import Context
+from .geometry import Rect
+
+
+class FeatureBuffer:
+    """Features of `length` latent frames of `size` rows and columns, on `device`."""
+
+    def __init__(self, length: int, size: tuple[int, int], device: torch.device):
+        self.length, self.size, self.device = length, size, device
+        self._frames: Tensor | None = None  # (t, h, w, c), allocated at the first write
+
+    def write(self, index: int, rect: Rect, x: Tensor) -> None:
+        """Store x (1, c, t, rows, columns) as the part `rect` of the frames from `index` on."""
+        channels, frames = x.shape[1:3]
+        if self._frames is None:
+            self._frames = torch.empty((self.length, *self.size, channels), dtype=x.dtype, device=self.device)
+        rows, columns = rect.slices_in(Rect.whole(self.size))
+        self._frames[index : index + frames, rows, columns] = x[0].permute(1, 2, 3, 0)
+
+    def move_to(self, device: torch.device) -> None:
+        """Move what is stored to `device`."""
+        self.device = device
+        self._frames = self._frames.to(device)
+
+    def read(self, index: int, rect: Rect, context: Context) -> Tensor:
+        """The part `rect` of one frame, zero beyond the map: a new tensor (1, c, 1, *rect.size) on context.device."""
+        inside = rect.clip(self.size)
+        rows, columns = inside.slices_in(Rect.whole(self.size))
+        part = self._frames[index : index + 1, rows, columns].permute(3, 0, 1, 2)[None]
+        out = context.empty(part.shape[1], 1, rect.size)
+        if inside != rect:
+            out.zero_()
+        rows, columns = inside.slices_in(rect)
+        out[..., rows, columns] = part
+        return out
