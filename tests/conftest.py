@@ -54,6 +54,21 @@ def pytest_configure(config):
     convolution.install()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from helpers.schedule import Groups
+
+    return Groups(config, log)
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has sorted by fixtures
+def pytest_collection_modifyitems(config, items):
+    if hasattr(config, "workerinput"):  # a worker of xdist
+        from helpers.schedule import rank
+
+        items.sort(key=lambda item: rank(item.nodeid))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield

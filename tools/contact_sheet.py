@@ -1,4 +1,4 @@
-"""A video file at a glance: its facts, and a grid of its frames as one picture."""
+"""Summarise a video file: its format, and a grid of its frames as one picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Video:
 
 
 def draw(video_file: Path, sheet_file: Path) -> Video:
-    """Decode `video_file` and write frames spread evenly over it, first and last included, to `sheet_file`."""
+    """Draw evenly spaced frames of `video_file`, first and last included, into `sheet_file`."""
     import av
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""The `demo` and `serve` commands: the shipped workflow in a real ComfyUI server, with a tiny model."""
+"""The `demo` and `serve` commands: the shipped workflow with a tiny model in a real ComfyUI server."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def serve(cache: Path, args: argparse.Namespace) -> int:
 
 
 def start(cache: Path, name: str, args: argparse.Namespace) -> Server:
-    """A server that is not running yet, with the tiny model in its folder."""
+    """Prepare a server with the tiny model in its folder; `with` starts it."""
     tree = Path(args.comfyui) if args.comfyui else comfyui.tree_of(comfyui.NEWEST, cache)
     python = Path(args.python) if args.comfyui else Path(sys.executable)
     base = make_base(cache / name, DEMO_NODES)
@@ -61,7 +61,7 @@ def start(cache: Path, name: str, args: argparse.Namespace) -> Server:
 
 
 def make_tiny_models(python: Path, tree: Path, base: Path, random: bool) -> None:
-    """Once, and again when what they are made of changes."""
+    """Make the tiny models once, and again when their sources change."""
     sources = sorted([*(ROOT / "tools").glob("tiny_*.py"), *WEIGHTS.glob("*.safetensors")])
     options = ["--random"] if random else []
     recipe = b"".join(file.read_bytes() for file in sources) + str(options).encode()
@@ -74,7 +74,7 @@ def make_tiny_models(python: Path, tree: Path, base: Path, random: bool) -> None
 
 
 def _run(command: list[str], what: str) -> str:
-    """What a program of this repository says in the Python that ComfyUI runs with, which is its first word."""
+    """Run a program of this repository with ComfyUI's Python, `command[0]`, and return its output."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         reason = ((done.stdout + done.stderr).strip().splitlines() or ["no output"])[-1]
@@ -95,7 +95,7 @@ def prompt_node(graph: dict) -> dict:
 
 
 class Progress:
-    """Shows which node runs and how far it is, and takes the time of the sampling steps."""
+    """Shows which node runs and its progress, and times the sampling steps."""
 
     def __init__(self, graph: dict):
         self.titles = {key: node["_meta"]["title"] for key, node in graph.items()}
@@ -117,7 +117,7 @@ class Progress:
 
     @property
     def seconds_per_step(self) -> float:
-        """Mean over all steps but the first, which also loads the model."""
+        """The mean over all steps but the first, which also loads the model."""
         ends = self.step_ends
         return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else float("nan")
 
@@ -141,7 +141,7 @@ def report(server: Server, outputs: dict, progress: Progress) -> None:
 
 
 def report_painted(server: Server, outputs: dict, graph: dict) -> None:
-    """What the prompt asked for, and what the video shows by its pixels."""
+    """Print what the prompt asked for and what the video's pixels show."""
     meant = understood(prompt_node(graph)["inputs"]["text"])
     if meant is None:
         say("Understood     nothing: the tiny model knows weather, time, ground, hills or peaks, side of the sun")

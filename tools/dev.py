@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Everything a developer types: `python3 tools/dev.py COMMAND` (--help lists them). Needs Python 3.10, nothing else."""
+"""All developer commands: `python3 tools/dev.py COMMAND` (--help lists them). Needs Python 3.10 and nothing else."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-if sys.version_info < (3, 10):  # noqa: UP036 - the one place that older Pythons read
+if sys.version_info < (3, 10):  # noqa: UP036 - older Pythons get this far
     sys.exit(f"tools/dev.py needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
 import argparse
@@ -14,7 +14,7 @@ import shutil
 import signal
 from pathlib import Path
 
-# `tools` is imported as a package: its own folder on the path would put tools/server.py before ComfyUI's server.py.
+# The repository takes the place of tools/ on the path, where tools/server.py would hide ComfyUI's server.py.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tools import comfyui, environment  # noqa: E402
@@ -22,38 +22,49 @@ from tools.console import Trouble  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(description="UltraGen for ComfyUI: set-up, demo and tests, each in one command.")
+    top = argparse.ArgumentParser(
+        description="UltraGen for ComfyUI: demo, server, tests and templates. Every command sets up what it needs."
+    )
     commands = top.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="make a video with the shipped workflow and a tiny model in a real ComfyUI")
+    demo = commands.add_parser("demo", help="make a video: the shipped workflow with a tiny model in a real ComfyUI")
     demo.add_argument("--prompt", help="what to paint, such as: a foggy lake at dusk, peaks, the sun on the left")
     demo.add_argument("--width", type=int, default=640)
     demo.add_argument("--height", type=int, default=352)
     demo.add_argument("--frames", type=int, default=17)
     demo.add_argument("--steps", type=int, default=14)
     demo.add_argument("--seed", type=int, default=0)
-    serve = commands.add_parser("serve", help="ComfyUI with the pack and the tiny model, to look at in a browser")
-    templates = commands.add_parser("templates", help="write workflows/ anew: every template and its thumbnail")
+    serve = commands.add_parser("serve", help="start ComfyUI with the pack and the tiny model for your browser")
+    templates = commands.add_parser("templates", help="write workflows/: every template and its thumbnail")
     for command in (demo, serve, templates):
         command.add_argument(
-            "--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"), help="your own install"
+            "--comfyui",
+            metavar="PATH",
+            default=os.environ.get("COMFYUI_PATH"),
+            help="use this ComfyUI instead of a downloaded one",
         )
-        command.add_argument("--python", metavar="PATH", help="its Python; by default the one of its venv, or this one")
-        command.add_argument("--gpu", action="store_true", help="run on the GPU (and install PyTorch for it)")
-        command.add_argument("--port", type=int, help="default: any free one")
+        command.add_argument(
+            "--python", metavar="PATH", help="the Python that runs it (default: its venv's, else this one)"
+        )
+        command.add_argument("--gpu", action="store_true", help="run on the GPU, and install PyTorch for it")
+        command.add_argument("--port", type=int, help="default: a free one")
     for command in (demo, serve):
-        command.add_argument("--random", action="store_true", help="an untrained model, which paints clouds of colour")
-    test = commands.add_parser("test", help="every test on ComfyUI 0.3.75 and 0.30.0; further arguments go to pytest")
+        command.add_argument(
+            "--random", action="store_true", help="use an untrained model, which paints clouds of colour"
+        )
+    test = commands.add_parser(
+        "test", help="run every test on ComfyUI 0.3.75 and 0.30.0; further arguments go to pytest"
+    )
     test.set_defaults(gpu=False, comfyui=None)
     return top
 
 
 def enter(cache: Path, args: argparse.Namespace) -> None:
-    """Go on inside the environment that the command needs; it is made first if need be."""
+    """Continue in the environment that the command needs. It is created if it does not exist."""
     python = environment.client_only(cache) if args.comfyui else environment.with_comfyui(cache, args.gpu)
     if Path(sys.prefix).resolve() == python.parent.parent.resolve():
         return
     arguments = sys.argv[1:]
-    if args.comfyui and not args.python:  # "this one" is about to change
+    if args.comfyui and not args.python:  # the default is this Python, which changes now
         arguments += ["--python", str(comfyui.python_of(Path(args.comfyui)))]
     os.execv(python, [str(python), __file__, *arguments])
 
@@ -62,7 +73,7 @@ def main() -> int:
     args, rest = parser().parse_known_args()
     if rest and args.command != "test":
         parser().error(f"unknown arguments: {' '.join(rest)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended in order
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
     if args.comfyui:
         args.comfyui = str(comfyui.own_install(args.comfyui))
         if args.python and not shutil.which(args.python):

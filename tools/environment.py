@@ -1,4 +1,4 @@
-"""The cache folder and the virtual environments in it. Standard library only: this runs before anything is there."""
+"""The cache folder and the virtual environments in it. Standard library only: nothing is installed yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TESTS = [
     "ruff==0.17.6",
     "triton==3.6.0; sys_platform == 'linux'",
     "playwright==1.65.2",
-    # LPIPS as its authors measure it; scipy, torchvision and transformers, the other references, are ComfyUI's own.
+    # Reference for LPIPS. The other references (scipy, torchvision, transformers) come with ComfyUI.
     "lpips==0.1.4",
     # For `python3 -m training`; all that they need is ComfyUI's own.
     "accelerate==1.15.0",
@@ -32,7 +32,7 @@ TESTS = [
     # Builds the library's wheel. torch 2.11 asks for less than 82.
     "setuptools==80.10.2",
 ]
-# The converter of workflows and what it imports. Without its own dependencies: half of them are for telemetry.
+# Converts workflows. Installed without its dependencies, half of which are for telemetry; CLIENT has what it imports.
 CONVERTER = ["comfy-cli==1.23.0"]
 CLIENT = ["pathspec", "typer", "pyyaml", "websocket-client", "av>=16.0.0", "Pillow", "numpy"]
 
@@ -46,15 +46,15 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Trouble(
-            f"Cannot make the cache folder {folder}: {error.strerror}. Name another one in ULTRAGEN_CACHE."
+            f"The cache folder {folder} cannot be created: {error.strerror}. Name another one in ULTRAGEN_CACHE."
         ) from None
     return folder
 
 
 def keep_bytecode(cache: Path) -> None:
-    """Let every Python that is started from here find its modules compiled: ComfyUI imports in half the time.
+    """Let the Pythons started from here keep compiled modules, which halves the time of ComfyUI's import.
 
-    Where PYTHONDONTWRITEBYTECODE keeps compiled files away from the sources, they go to the cache folder.
+    If PYTHONDONTWRITEBYTECODE forbids that next to the sources, compiled files go to the cache folder.
     """
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         os.environ["PYTHONPYCACHEPREFIX"] = str(cache / "bytecode")
@@ -62,10 +62,10 @@ def keep_bytecode(cache: Path) -> None:
 
 @contextlib.contextmanager
 def locked(cache: Path) -> Iterator[None]:
-    """Two commands at once must not build the same environment."""
+    """Keep two commands from building the same environment at once."""
     try:
         import fcntl
-    except ImportError:  # Windows: one command at a time is up to the user
+    except ImportError:  # Windows: the user runs one command at a time
         yield
         return
     with open(cache / "lock", "w") as lock:
@@ -78,7 +78,7 @@ def locked(cache: Path) -> Iterator[None]:
 
 
 def with_comfyui(cache: Path, gpu: bool) -> Path:
-    """The environment that runs both ComfyUI versions, the tests and the demo. Returns its Python."""
+    """Set up the environment of both ComfyUI versions, the tests and the demo. Returns its Python."""
     with locked(cache):
         venv = Venv(cache / "venv")
         trees = [comfyui.install_tree(release, cache, venv.download) for release in comfyui.RELEASES]
@@ -87,13 +87,13 @@ def with_comfyui(cache: Path, gpu: bool) -> Path:
 
 
 def client_only(cache: Path) -> Path:
-    """A small environment without torch, to talk to a ComfyUI that the user has installed. Returns its Python."""
+    """Set up a small environment without torch, to talk to a ComfyUI of the user's. Returns its Python."""
     with locked(cache):
         return Venv(cache / "venv-client").install(CLIENT, torch="none")
 
 
 def _union(files) -> list[str]:
-    """Requirements of all files; where two ask for the same package, the first file's word counts."""
+    """Merge requirement files. If two name the same package, the first one counts."""
     wanted: dict[str, str] = {}
     for file in files:
         for line in file.read_text().splitlines():
@@ -107,8 +107,11 @@ def _union(files) -> list[str]:
 
 
 class Venv:
-    """A virtual environment in `folder`. Its stamp says what it holds, and is missing while that changes:
-    an environment without one is a leftover of an interrupted run and is made anew."""
+    """A virtual environment in `folder`.
+
+    Its stamp records what is installed and is missing during changes. An environment without one was left by an
+    interrupted run and is created again.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -117,7 +120,7 @@ class Venv:
         self.log = folder.parent / "setup.log"
 
     def install(self, requirements: Sequence[str], torch: str) -> Path:
-        """Make the environment hold `requirements` and `torch`: "cpu" (any build will do), "default" or "none"."""
+        """Install `requirements` and `torch`: "cpu" (any build is fine), "default" or "none"."""
         wanted = hashlib.sha256("\n".join([*requirements, *CONVERTER, *TORCH]).encode()).hexdigest()
         held = self._held()
         if held.get("requirements") == wanted and (torch == held["torch"] or torch == "cpu"):
@@ -141,7 +144,7 @@ class Venv:
         )
 
     def fetch(self, requirement: str, folder: Path) -> None:
-        """Put the newest package that `requirement` allows into a folder of its own."""
+        """Install the newest package that `requirement` allows into `folder`, without its dependencies."""
         self._uv("--upgrade", "--no-deps", "--target", str(folder), requirement)
 
     def _held(self) -> dict:
@@ -155,14 +158,14 @@ class Venv:
     def _create(self) -> None:
         if self.stamp.is_file() and self.python.is_file():
             return
-        say(f"Making a virtual environment in {self.folder} ...")
+        say(f"Creating a virtual environment in {self.folder} ...")
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._run([sys.executable, "-m", "venv", str(self.folder)], "make a virtual environment")
+        self._run([sys.executable, "-m", "venv", str(self.folder)], "create a virtual environment")
         self._run([str(self.python), "-m", "pip", "install", "uv"], "install uv")
         self._write_stamp({})
 
     def _install_torch(self, torch: str) -> str:
-        """Returns the build that was installed: the CPU's is a tenth of the size, but not everywhere to be had."""
+        """Install PyTorch and return the build: the CPU's is a tenth of the size but not available everywhere."""
         if torch == "cpu" and not _reachable(CPU_INDEX):
             torch = "default"
         need_disk(self.folder, DISK_GB[torch])
@@ -181,7 +184,7 @@ class Venv:
         )
 
     def _run(self, command: list[str], purpose: str) -> None:
-        # uv links files from its cache, which only works on the same disk: so the cache lies beside the environment.
+        # uv links files from its cache, which works on one disk only: keep the cache next to the environment.
         environment = {"UV_CACHE_DIR": str(self.folder.parent / "uv"), "UV_NO_PROGRESS": "1", **os.environ}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         with self.log.open("a") as log:
@@ -208,7 +211,7 @@ def need_disk(folder: Path, gigabytes: int) -> None:
 
 
 def sentence(purpose: str, output: str, log: Path) -> str:
-    """What a failed command means to the user."""
+    """Explain a failed command to the user, in one sentence."""
     text = output.lower()
     network = (
         "dns error",

@@ -1,4 +1,4 @@
-"""ComfyUI Manager's and ComfyUI's command-line tools, in an environment of their own that sees ComfyUI's packages."""
+"""The command lines of ComfyUI Manager and ComfyUI, in a separate environment that can import ComfyUI's packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ["comfyui-manager==4.3", *CONVERTER]
 
 
 def install(cache: Path) -> None:
-    """To be called in ComfyUI's environment."""
+    """Set up the environment. Call this in ComfyUI's environment."""
     with locked(cache):
         python = Venv(cache / "venv-tools").install(PACKAGES, torch="none")
         ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
@@ -22,6 +22,6 @@ def install(cache: Path) -> None:
 
 
 def tool(name: str) -> Path | None:
-    """cm-cli or comfy, where they are installed."""
+    """Return the path of "cm-cli" or "comfy", or None if it is not installed."""
     folder = cache_folder() / "venv-tools" / ("Scripts" if os.name == "nt" else "bin")
     return next(folder.glob(f"{name}*"), None)

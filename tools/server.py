@@ -1,4 +1,4 @@
-"""A real ComfyUI server with the pack in it: make its folder, start and stop it, queue graphs and hear what it says."""
+"""A real ComfyUI server with the pack: create its folder, start and stop it, queue graphs, receive its messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_SECONDS = 300
 
 
 class Refused(Exception):
-    """ComfyUI did not accept a graph. `error` is its answer: {"error": {...}, "node_errors": {node id: {...}}}."""
+    """ComfyUI refused a graph. `error` is its answer: {"error": {...}, "node_errors": {node id: {...}}}."""
 
     def __init__(self, error: dict):
         super().__init__(json.dumps(error, indent=1))
@@ -37,7 +37,7 @@ class Failed(Exception):
 
 
 def make_base(folder: Path, extra_nodes: Path | None = None) -> Path:
-    """A base directory of our own, so that nobody's ComfyUI is touched: pack, models and outputs are in here."""
+    """Create a ComfyUI base directory with links to the pack and `extra_nodes`, so that no other ComfyUI is touched."""
     custom_nodes = folder / "custom_nodes"
     custom_nodes.mkdir(parents=True, exist_ok=True)
     for name, target in [("ultragen", ROOT), ("ultragen_demo", extra_nodes)]:
@@ -75,8 +75,8 @@ class Server:
         frontend: Path | None = None,
         name: str = "server",
     ):
-        """frontend: a folder to serve to browsers in place of the installed one. name: of its log and its database,
-        where several servers share a base.
+        """frontend: a folder to serve to browsers instead of the installed frontend. name: of the log and the
+        database; servers that share a base need different ones.
         """
         self.tree, self.base = tree, base
         self.port = free_port(port)
@@ -88,14 +88,14 @@ class Server:
             "--disable-api-nodes", "--database-url", f"sqlite:///{self.database}",
         ]  # fmt: skip
         self.command += ["--front-end-root", str(frontend)] if frontend else []
-        # The attention that ComfyUI chooses for CPUs takes twice as long as PyTorch's.
+        # ComfyUI's own choice for CPUs takes twice as long.
         self.command += [] if gpu else ["--cpu", "--use-pytorch-cross-attention"]
 
     def __enter__(self) -> Server:
-        # Another ComfyUI version may have left a database that this one cannot read.
+        # A database of another ComfyUI version may be unreadable for this one.
         self.database.unlink(missing_ok=True)
         with self.log.open("w") as log:
-            # A group of its own: Ctrl-C reaches us alone, and we end the server in order.
+            # A process group of its own: Ctrl-C reaches only us, and we stop the server.
             self.process = subprocess.Popen(
                 self.command, cwd=self.tree, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
@@ -144,7 +144,7 @@ class Server:
             return json.loads(text) if text else None
 
     def queue(self, graph: dict, client_id: str = "") -> str:
-        """Queue a graph in API format; returns its prompt id. Raises Refused with the server's validation errors."""
+        """Queue a graph in API format and return its prompt id. Raises Refused with the server's validation errors."""
         try:
             return self.post("/prompt", {"prompt": graph, "client_id": client_id})["prompt_id"]
         except urllib.error.HTTPError as error:
@@ -153,8 +153,10 @@ class Server:
             raise Refused(json.load(error)) from None
 
     def run(self, graph: dict, on_event: Callable[[str, dict], None] = lambda kind, data: None) -> dict:
-        """Queue a graph and wait for its end. `on_event(kind, data)` sees each websocket message that concerns it.
-        Returns what the output nodes reported: {node id: ui dict}. Raises Refused or Failed."""
+        """Queue a graph, wait for its end, and return what the output nodes reported: {node id: ui dict}.
+
+        on_event: gets (kind, data) of each websocket message about the graph. Raises Refused or Failed.
+        """
         client_id = uuid.uuid4().hex
         with self._events(client_id) as events:
             prompt_id = self.queue(graph, client_id)
@@ -164,14 +166,14 @@ class Server:
                 on_event(kind, data)
                 if kind in ("execution_error", "execution_interrupted"):
                     raise Failed(data)
-                # Sent once the history is written; execution_success comes before that.
+                # The last message, sent when the history is written.
                 if kind == "executing" and data["node"] is None:
                     break
         return self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
 
     @contextlib.contextmanager
     def _events(self, client_id: str) -> Iterator[Iterator[tuple[str, dict]]]:
-        import websocket  # not in the standard library, which is all that setting up has
+        import websocket  # setting up has only the standard library
 
         connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client_id}", timeout=20)
         try:
@@ -186,7 +188,7 @@ class Server:
             try:
                 message = connection.recv()
             except (OSError, websocket.WebSocketException) as error:
-                # A long step says nothing for minutes: only a dead server ends the wait.
+                # A long step sends nothing for minutes. Give up only if the server has ended.
                 if isinstance(error, websocket.WebSocketTimeoutException) and self.process.poll() is None:
                     continue
                 raise Trouble(f"ComfyUI closed the connection ({error}). {self.last_words()}") from None

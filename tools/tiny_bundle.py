@@ -1,10 +1,10 @@
-"""Tiny models in the published formats and what else the templates read.
+"""Tiny models in the published formats, and the other files that the templates read.
 
     python -m tools.tiny_bundle COMFYUI BASE [--random]    writes BASE/models/..., BASE/input/...
 
-The files carry the names that the templates ask for; every key and every rule of shapes is that of the real files.
-UltraGen's checkpoint and Wan 2.1's VAE are the trained miniature; all else, and with --random these too, is made up on
-the spot and paints clouds of colour.
+The files have the names that the templates ask for, and the keys and shape rules of the real files. UltraGen's
+checkpoint and Wan 2.1's VAE are the trained miniature. All others, and with --random these too, are random and paint
+clouds of colour.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.miniature import WEIGHTS
 CHECKPOINT = "models/diffusion_models/ultragen_1080p.ckpt"
 VAE, VAE_WAN22 = "models/vae/wan_2.1_vae.safetensors", "models/vae/wan2.2_vae.safetensors"
 IMAGE, LATENT = "input/example.png", f"input/{KEPT_LATENT}"
-# Too large to be made up: listed by loaders, never loaded.
+# Too large to generate: loaders list these empty files, nothing loads them.
 PLACEHOLDERS = (
     "models/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     "models/clip_vision/clip_vision_h.safetensors",
@@ -41,7 +41,7 @@ WIDTH, HEIGHT, FRAMES = 320, 176, 5  # of the image and the kept latent
 
 
 def write(base: Path, random: bool = False) -> None:
-    """Write every file under `base`, a ComfyUI base directory. ComfyUI must be importable."""
+    """Write every file under `base`, a ComfyUI base directory. Needs ComfyUI on sys.path."""
     made = {
         CHECKPOINT: (checkpoint if random else partial(trained, "ultragen.safetensors"), torch.save),
         "models/diffusion_models/T3-Video-Wan2.1-T2V-1.3B.safetensors": (wan, save_file),
@@ -70,7 +70,7 @@ def trained(name: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def checkpoint(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """A Wan 2.1 text-to-video model in Wan's own keys, with UltraGen's extra keys in the blocks that are not dense."""
+    """Make a Wan 2.1 text-to-video model in Wan's keys, with extras in the blocks that are not dense."""
     shapes = dict(wan_shapes())
     for block in range(BLOCKS):
         if block not in DENSE_BLOCKS:
@@ -79,7 +79,7 @@ def checkpoint(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def wan(generator: torch.Generator, channels: int = CHANNELS, kind: str = "t2v") -> dict[str, torch.Tensor]:
-    """A Wan model in Wan's own keys: text-to-video, or with kind "i2v" image-to-video."""
+    """Make a Wan model in Wan's keys: text-to-video, or with kind "i2v" image-to-video."""
     return _weights(dict(wan_shapes(channels, kind)), channels, generator)
 
 
@@ -88,11 +88,11 @@ def _weights(shapes: dict[str, tuple[int, ...]], channels: int, generator: torch
 
 
 def wan_shapes(channels: int = CHANNELS, kind: str = "t2v") -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Keys and shapes from ComfyUI's own class."""
+    """Yield keys and shapes of ComfyUI's class."""
     import comfy.ops
     from comfy.ldm.wan.model import WanModel
 
-    image = channels + 4 if kind == "i2v" else 0  # its latent and a mask
+    image = channels + 4 if kind == "i2v" else 0  # the image's latent and a mask
     model = WanModel(
         model_type=kind, dim=DIM, num_heads=HEADS, ffn_dim=FFN, num_layers=BLOCKS,
         text_dim=TEXT_DIM, freq_dim=TIME_DIM, in_dim=channels + image, out_dim=channels,
@@ -102,7 +102,7 @@ def wan_shapes(channels: int = CHANNELS, kind: str = "t2v") -> Iterator[tuple[st
 
 
 def lora(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """A low-rank change of every query projection."""
+    """Make a LoRA on every query projection."""
     shapes = {"lora_down": (RANK, DIM), "lora_up": (DIM, RANK)}
     return {
         f"diffusion_model.blocks.{block}.self_attn.q.{name}.weight": torch.randn(shape, generator=generator) / DIM
@@ -112,7 +112,7 @@ def lora(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def extra_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """What the published checkpoint adds to one self-attention (its spelling included)."""
+    """Yield keys and shapes of one block's extras in the published checkpoint, in its spelling."""
     for name in ("q_lora_1", "k_lora_1", "v_lora_1", "q_lora_2", "k_lora_2", "v_lora_2"):
         yield from _layer(f"{name}.lora_A", RANK, DIM)
         yield from _layer(f"{name}.lora_B", DIM, RANK)
@@ -132,14 +132,14 @@ def _layer(name: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def vae(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """A Wan 2.1 VAE of a sixth of the width; ComfyUI reads the width off the file."""
+    """Make a Wan 2.1 VAE of a sixth of the width. ComfyUI detects the width from the file."""
     import comfy.ldm.wan.vae
 
     return _vae(comfy.ldm.wan.vae.WanVAE(dim=VAE_DIM, z_dim=CHANNELS, **VAE_SHAPE), generator)
 
 
 def vae_wan22(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """A Wan 2.2 VAE as narrow. ComfyUI makes it in one width only: the demo's node loads this file."""
+    """Make a Wan 2.2 VAE of the same width. ComfyUI loads only the full width; the demo's node loads this file."""
     import comfy.ldm.wan.vae2_2
 
     sizes = {"dim": VAE_DIM, "dec_dim": VAE_DIM, "z_dim": CHANNELS_WAN22}
@@ -151,7 +151,7 @@ def _vae(model: torch.nn.Module, generator: torch.Generator) -> dict[str, torch.
 
 
 def latent(generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Drifting clouds, as UltraGen Save Video keeps a latent."""
+    """Make a latent of drifting clouds, in the format of UltraGen Save Video."""
     frames = (FRAMES - 1) // 4 + 1
     coarse = torch.randn(1, CHANNELS, frames, 3, 5, generator=generator)
     size = (frames, HEIGHT // 8, WIDTH // 8)
@@ -160,7 +160,7 @@ def latent(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def image(generator: torch.Generator):
-    """A picture to start a video from: colours that run into each other."""
+    """Make a start image: a smooth gradient of random colours."""
     from PIL import Image
 
     coarse = torch.randint(256, (3, 4, 3), generator=generator, dtype=torch.uint8)
@@ -172,5 +172,5 @@ if __name__ == "__main__":
     sys.path.insert(0, comfyui_tree)
     import comfy.cli_args
 
-    comfy.cli_args.args.cpu = True  # ComfyUI picks a device on import, and may find none
+    comfy.cli_args.args.cpu = True  # ComfyUI chooses a device on import and fails without a GPU otherwise
     write(Path(base_folder), random="--random" in options)

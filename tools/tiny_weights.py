@@ -1,8 +1,8 @@
-"""Values for the tiny model's weights: random and seeded, but for a path on which noise becomes drifting clouds.
+"""Values for the tiny model's weights: seeded random numbers, and one path on which noise becomes drifting clouds.
 
-Queries and keys are alike, so that RoPE makes every token look at its neighbours: attention blurs. The head takes the
-noise away and paints what attention has blurred, and the VAE interpolates. So each branch of UltraGen leaves its mark
-on the picture, and a broken one shows.
+Queries equal keys, so that RoPE makes every token attend to its neighbours: attention blurs. The head removes the noise
+and paints what attention has blurred; the VAE interpolates. So each branch of UltraGen shows in the picture, and a
+broken one too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PATCH = 4  # Wan joins 2x2 pixels of the latent into one token
 
 
 def dit_weight(key: str, shape: tuple[int, ...], channels: int, generator: Generator) -> Tensor:
-    """One tensor of a transformer for latents of `channels` channels; what more it is given (an image) it ignores."""
+    """Make one tensor of a transformer for latents of `channels` channels. Further input channels (an image) get 0."""
     noise = torch.randn(shape, generator=generator)
     if key.endswith(("norm_q.weight", "norm_k.weight")):
         return torch.full(shape, 2.0)
@@ -27,9 +27,9 @@ def dit_weight(key: str, shape: tuple[int, ...], channels: int, generator: Gener
         return torch.randn(shape, generator=Generator().manual_seed(0))
     if key.endswith("modulation"):
         open_gate = torch.zeros(shape)
-        open_gate[:, 2 : shape[1] : 6] = 1  # what self-attention's result is multiplied with
+        open_gate[:, 2 : shape[1] : 6] = 1  # the gate on self-attention's result
         return open_gate + 0.1 * noise
-    if "sample_conv" in key:  # near the average over the kernel, which is where training starts
+    if "sample_conv" in key:  # near the average over the kernel, where training starts
         mean = 0 if key.endswith("bias") else 1 / math.prod(shape[1:])
         return mean + 0.1 * mean * noise
     if key.endswith("bias"):
@@ -46,7 +46,7 @@ def dit_weight(key: str, shape: tuple[int, ...], channels: int, generator: Gener
 
 
 def _directions(channels: int) -> tuple[Tensor, Tensor]:
-    """Patches of the latent go into some directions of the token space, what attention blurs goes into the others."""
+    """Split the token space: directions that hold the latent's patch, and directions that hold what attention blurs."""
     directions = torch.linalg.qr(torch.randn(DIM, DIM, generator=Generator().manual_seed(0)))[0]
     return directions[:, : PATCH * channels], directions[:, PATCH * channels :]
 
@@ -66,13 +66,13 @@ def _path_weight(key: str, channels: int, generator: Generator) -> Tensor | None
 
 
 def vae_weight(key: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """One tensor of the VAE: mixtures of channels with smooth kernels, so that it interpolates between pixels."""
+    """Make one tensor of the VAE: mixes channels with smooth kernels, so that it interpolates between pixels."""
     if key.endswith(("gamma", "bias")):
         return torch.full(shape, float(key.endswith("gamma")))
     if ".residual." in key or "to_qkv" in key or "proj" in key:
         return 0.3 * torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
     mixture = torch.randn(shape[:2], generator=generator) / math.sqrt(shape[1])
-    if key == "decoder.head.2.weight":  # Wan 2.2's makes 2x2 pixels at a time: the same colour for all four
+    if key == "decoder.head.2.weight":  # Wan 2.2's head makes 2x2 pixels at once: give them one colour
         mixture = mixture[:3].repeat_interleave(shape[0] // 3, 0)
     if "time_conv" in key:
         mixture = torch.eye(shape[1]).repeat(shape[0] // shape[1], 1)

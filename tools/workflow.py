@@ -1,4 +1,4 @@
-"""The templates as the demo and the tests queue them: in API format, small, and with stand-ins for large models."""
+"""Templates as the demo and the tests queue them: in API format, small, with stand-ins for large models."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ SHIPPED = ROOT / "workflows" / "ultragen_t2v_1080p.json"
 
 
 def to_api(file: Path, object_info: dict) -> dict:
-    """A workflow file as the frontend would queue it: {node id: {class_type, inputs, _meta}}."""
+    """Convert a workflow file to what the frontend would queue: {node id: {class_type, inputs, _meta}}."""
     from comfy_cli.workflow_to_api import convert_ui_to_api
 
     graph = convert_ui_to_api(json.loads(file.read_text()), object_info)
     for node in graph.values():
         schema = object_info[node["class_type"]]["input"]
         for name, (_, *settings) in (schema.get("required", {}) | schema.get("optional", {})).items():
-            # The converter gives sockets that nothing is linked to their default; the frontend leaves them out.
+            # The frontend leaves out sockets without a link; the converter gives them their default.
             if settings and settings[0].get("forceInput") and not isinstance(node["inputs"].get(name), list):
                 node["inputs"].pop(name, None)
     return graph
 
 
 def make_small(graph: dict, width: int, height: int, frames: int, steps: int, seed: int) -> dict:
-    """The same graph at another size, steps and seed. Links stay."""
+    """Copy a graph with another size, steps and seed. Links stay."""
     small = copy.deepcopy(graph)
     for node in small.values():
         changes = {
@@ -47,8 +47,10 @@ def make_small(graph: dict, width: int, height: int, frames: int, steps: int, se
 
 
 def with_stand_ins(graph: dict) -> dict:
-    """The same graph without the models that are too large to be made up: the demo's nodes take the place of the text
-    encoder and of Wan 2.2's VAE, and image-to-video goes without CLIP vision."""
+    """Copy a graph without the models that are too large for the demo.
+
+    The demo's nodes stand in for the text encoder and Wan 2.2's VAE. Image-to-video runs without CLIP vision.
+    """
     kept = {key: copy.deepcopy(node) for key, node in graph.items() if node["class_type"] not in LEFT_OUT}
     for node in kept.values():
         if node["class_type"] == "CLIPTextEncode":
@@ -61,7 +63,7 @@ def with_stand_ins(graph: dict) -> dict:
     return kept
 
 
-def only(graph: dict, kind: str) -> str:
-    """The id of the one node of a kind."""
-    (key,) = (key for key, node in graph.items() if node["class_type"] == kind)
+def only(graph: dict, class_type: str) -> str:
+    """Return the id of the only node of this class."""
+    (key,) = (key for key, node in graph.items() if node["class_type"] == class_type)
     return key

@@ -1,1 +1,1 @@
-"""Training UltraGen on your own videos: docs/training.md. Needs accelerate, and peft for LoRA."""
+"""Train UltraGen on your own videos, see README.md. Needs accelerate, and peft for LoRA."""

@@ -1,4 +1,4 @@
-"""Training on your own videos (docs/training.md): `COMFYUI_PATH=/path/to/ComfyUI python3 -m training --help`."""
+"""Train on your own videos (training/README.md): `COMFYUI_PATH=/path/to/ComfyUI python3 -m training --help`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ultragen_core.weights.files import WeightsError
 
 
 def find_comfyui() -> None:
-    """Make ComfyUI importable, on the CPU where there is nothing else."""
+    """Put ComfyUI on sys.path, and let it use the CPU if there is no GPU."""
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui or not (Path(comfyui) / "comfy").is_dir():
-        raise Trouble("Training needs ComfyUI's classes: set COMFYUI_PATH to its folder.")
+        raise Trouble("Training uses ComfyUI's classes. Set COMFYUI_PATH to ComfyUI's folder.")
     sys.path.insert(0, comfyui)
     import comfy.cli_args
     import torch
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    # ComfyUI reads the command line when it is imported: take ours away first.
+    # ComfyUI parses sys.argv on import: remove our arguments first.
     arguments, sys.argv = sys.argv[1:], sys.argv[:1]
     find_comfyui()
     options = parser().parse_args(arguments)

@@ -1,6 +1,6 @@
-"""A run on disk: its state, from which it goes on bit for bit, and its weights in the formats that ComfyUI loads.
+"""A run on disk: states to continue from, bit for bit, and weights in the formats that ComfyUI loads.
 
-Both are gathered from all processes first, so that a run may go on with another number of them.
+Both are gathered from all processes, so that a run can continue on another number of processes.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _PART = re.compile(r"(?:wan\.)?blocks\.(\d+)\.self_attn\.(extras|gates)\.(.+)")
 
 
 class States:
-    """`state-*.pt` in the folder of a run: what learns, its averages, the optimizer's memory, and the steps done."""
+    """`state-*.pt` in a run's folder: learning parameters, their averages, the optimizer's state, the step count."""
 
     def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, averages: AveragedWeights):
         self._folder, self._model, self._optimizer, self._averages = folder, model, optimizer, averages
 
     def save(self, step: int, writes: bool, data: str) -> None:
-        """After so many steps; older states than the newest `KEPT` are removed. All processes call this, one writes.
+        """Save the state after `step` steps and remove all but the newest `KEPT`. All processes must call this.
 
-        data: the fingerprint of the cache.
+        writes: whether this process writes the file. data: the fingerprint of the cache.
         """
         state = {"step": step, "data": data, "model": get_model_state_dict(self._model, options=LEARNING)}
         state["optimizer"] = get_optimizer_state_dict(self._model, self._optimizer, options=LEARNING)
         with self._averages.applied():
-            # Copies: what is gathered of a model on the CPU are its own tensors, which are about to change back.
+            # Clone: on the CPU these are the model's own tensors, which change back below.
             state["averages"] = {k: v.clone() for k, v in get_model_state_dict(self._model, options=LEARNING).items()}
         if writes:
             with finished_file(self._folder / f"state-{step:06}.pt") as part:
@@ -59,12 +59,12 @@ class States:
                 path.unlink()
 
     def newest(self) -> dict | None:
-        """What the last call of `save` wrote."""
+        """Read the newest state, None if there is none."""
         found = self._all()
         return torch.load(found[-1], map_location="cpu", weights_only=True) if found else None
 
     def restore(self, state: dict) -> None:
-        """Every process reads the same file."""
+        """Load a state into model, averages and optimizer. All processes must call this with the same state."""
         set_model_state_dict(self._model, state["averages"], options=SET)
         self._averages.take_over()
         set_model_state_dict(self._model, state["model"], options=SET)
@@ -75,11 +75,11 @@ class States:
 
 
 def publish(folder: Path, step: int, wrapped: nn.Module, model: Velocity, recipe: Recipe, writes: bool) -> None:
-    """Write the weights as they are now, in the precision of the base's file.
+    """Write the current weights in the dtype of the base's file. All processes must call this.
 
-    "full": a whole checkpoint in the published key format, or a plain Wan one for a dense model. "extras": an
-    extras-only file. "lora": a LoRA for ComfyUI's loader. All processes call this, one writes.
-    wrapped: the model as accelerate prepared it.
+    What is written depends on `recipe.trains`. "full": a whole checkpoint in the published key format, or in Wan's for
+    a dense model. "extras": an extras-only file. "lora": a LoRA for ComfyUI's loader.
+    wrapped: the model as accelerate prepared it. writes: whether this process writes the file.
     """
     state = get_model_state_dict(wrapped, options=WHOLE if recipe.trains != "lora" else LEARNING)
     if not writes:

@@ -44,37 +44,39 @@ def _cache_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with videos/ and captions.json")
     parser.add_argument("--vae", type=Path, required=True, help="Wan's VAE")
     parser.add_argument(
-        "--text-encoder", required=True, help="UMT5-XXL, or 'words': random vectors for a model of your own"
+        "--text-encoder",
+        required=True,
+        help="UMT5-XXL file, or 'words': a random vector per word, for a model trained from nothing",
     )
     parser.add_argument("--width", type=int, default=1920)
     parser.add_argument("--height", type=int, default=1088)
     parser.add_argument("--frames", type=int, default=81)
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame of the videos")
+    parser.add_argument("--stride", type=int, default=1, help="use every n-th frame of the videos")
     parser.add_argument("--out", type=Path, required=True, help="folder")
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="Wan text-to-video or UltraGen checkpoint")
-    parser.add_argument("--extras", type=Path, help="extras-only file to go on from, where the checkpoint has none")
-    parser.add_argument("--cache", type=Path, required=True, help="folder that the cache command filled")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint of Wan text-to-video or UltraGen")
+    parser.add_argument("--extras", type=Path, help="extras-only file to start from, if the checkpoint has no extras")
+    parser.add_argument("--cache", type=Path, required=True, help="folder that the cache command wrote")
     parser.add_argument("--micro-batch", type=int, default=1, help="clips that a process computes at once")
     parser.add_argument("--keep-activations", action="store_true", help="no gradient checkpointing: faster, larger")
-    parser.add_argument("--vae", type=Path, help="decodes the previews")
-    _fields(parser.add_argument_group("what is kept", Keeping.__doc__), Keeping)
+    parser.add_argument("--vae", type=Path, help="Wan's VAE, for previews")
+    _fields(parser.add_argument_group("output", Keeping.__doc__), Keeping)
     _fields(parser.add_argument_group("recipe", Recipe.__doc__), Recipe)
 
 
 def _fields(group, settings: type) -> None:
-    """An option for every field of a dataclass of settings."""
+    """Add an option for every field of a settings dataclass."""
     types = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        kind = {"type": types[field.name]}
+        accepted = {"type": types[field.name]}
         if typing.get_origin(types[field.name]) is tuple:
-            kind = {"nargs": "*", "choices": typing.get_args(typing.get_args(types[field.name])[0])}
+            accepted = {"nargs": "*", "choices": typing.get_args(typing.get_args(types[field.name])[0])}
         elif choices := typing.get_args(types[field.name]):
-            kind = {"choices": choices}
+            accepted = {"choices": choices}
         name = f"--{field.name.replace('_', '-')}"
-        group.add_argument(name, default=field.default, help=field.metadata["help"], **kind)
+        group.add_argument(name, default=field.default, help=field.metadata["help"], **accepted)
 
 
 def _settings(settings: type, options: argparse.Namespace):
@@ -83,7 +85,7 @@ def _settings(settings: type, options: argparse.Namespace):
 
 
 def cache(options: argparse.Namespace) -> None:
-    """Encode videos and captions: what training reads."""
+    """Encode videos and captions for training."""
     size = VideoSize(options.width, options.height, options.frames)
     vae = encoders.load_vae(options.vae)
     wanted = round_up(size, vae.spacial_compression_encode())
@@ -97,10 +99,12 @@ def cache(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train, or go on with the run in --out."""
+    """Train, or continue the run in --out."""
     recipe, keeping = _settings(Recipe, options), _settings(Keeping, options)
     if keeping.preview_every and options.vae is None:
-        raise Trouble("Previews are decoded: name Wan's VAE in --vae, or leave --preview-every at 0.")
+        raise Trouble(
+            "--preview-every needs a VAE to decode previews. Name Wan's VAE in --vae, or set --preview-every 0."
+        )
     state = read_state_dict(options.model)
     if options.extras:
         added = read_state_dict(options.extras)
@@ -111,7 +115,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def new_base(options: argparse.Namespace) -> None:
-    """Write a small Wan 2.1 model with random weights, to train from nothing with --rule dense."""
+    """Write a small random Wan 2.1 model, to train from nothing with --rule dense."""
     state = random_base(options.width, options.blocks, options.ffn, options.seed)
     with finished_file(options.out) as part:
         save_file(state, part)

@@ -1,4 +1,4 @@
-"""The loss over a run, as a table and as a picture."""
+"""The loss curve of a run, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ultragen_core.storage.files import finished_file
 
 WIDTH, HEIGHT, LEFT, MARGIN = 720, 320, 60, 30  # pixels
 FONT = 'font-family="sans-serif" font-size="12"'
-SMOOTHED = 0.95  # share of the old average in the bold line, a step
+SMOOTHED = 0.95  # share of the old average in the bold line, per step
 
 
 class Row(NamedTuple):
-    """One step, counted from 1. gradient: its norm before it was clipped. seconds: what the step took."""
+    """One step, counted from 1. gradient: its norm before clipping. seconds: duration of the step."""
 
     step: int
     loss: float
@@ -39,7 +39,7 @@ class Curve:
             ]
 
     def begin(self, step: int) -> None:
-        """Forget what came after so many steps: the run goes on from there."""
+        """Drop the rows after `step`, where the run continues."""
         kept = [row for row in self.rows() if row.step <= step]
         with finished_file(self._table) as part, part.open("w", newline="") as file:
             csv.writer(file).writerows([Row._fields, *kept])
@@ -54,7 +54,7 @@ class Curve:
 
 
 def picture(rows: Sequence[Row]) -> str:
-    """SVG: the loss of every step, pale, and its running average."""
+    """Draw the loss of every step, pale, and its running average as SVG."""
     first, last, highest = rows[0].step, max(rows[-1].step, rows[0].step + 1), max(row.loss for row in rows)
 
     def line(values: Sequence[float], style: str) -> str:
@@ -88,7 +88,7 @@ def picture(rows: Sequence[Row]) -> str:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Running averages, each of all values before it with weights that fall off."""
+    """Return the exponential running average at every value."""
     made, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = SMOOTHED * total + value, SMOOTHED * weight + 1

@@ -1,4 +1,4 @@
-"""The running average of the weights that learn."""
+"""Exponential moving averages (EMA) of the learning parameters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def decay_at(step: int, decay: float) -> float:
-    """The share of the old average; small at first, so that the average forgets where training started."""
+    """Return the EMA decay of a step: small at first, so that the average forgets the initial weights."""
     return min(decay, (1 + step) / (10 + step))
 
 
 class AveragedWeights:
-    """Averages beside parameters, on the same device and, where those are sharded, sharded like them."""
+    """Averages of parameters, on the same device and sharded in the same way."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]):
         self._parameters = list(parameters)
@@ -27,13 +27,13 @@ class AveragedWeights:
 
     @torch.no_grad()
     def take_over(self) -> None:
-        """The parameters' values are the averages from now on."""
+        """Set the averages to the parameters' current values."""
         for average, parameter in zip(self._averages, self._parameters, strict=True):
             average.copy_(parameter)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the parameters hold their averages."""
+        """Put the averages into the parameters inside the context."""
         self._swap()
         try:
             yield

@@ -1,4 +1,4 @@
-"""The run: accelerate spreads it over what there is, this says what a step is and what is kept of it."""
+"""The training run: its steps, and what it saves. accelerate distributes it over devices and processes."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ BETAS = 0.9, 0.95
 
 @dataclass(frozen=True)
 class Keeping:
-    """What a run leaves in its folder, and when; none of it changes the weights."""
+    """What a run saves, and when. None of this changes the weights."""
 
-    out: Path = option(Path("training"), "folder of the run; one that has begun there goes on")
-    minutes: float = option(0.0, "end in order after so many, to go on when called again; 0: run to the last step")
-    state_every: int = option(100, "steps from one state, to go on from, to the next")
-    publish_every: int = option(0, "steps from one weights file to the next; 0: at the end alone")
-    preview_every: int = option(0, "steps from one video to the next; 0: none")
-    preview_clips: int = option(1, "captions that are previewed, the first of the cache")
+    out: Path = option(Path("training"), "folder of the run; a run that is there continues")
+    minutes: float = option(0.0, "stop after so many minutes, to be continued; 0: run to the last step")
+    state_every: int = option(100, "steps between states to continue from")
+    publish_every: int = option(0, "steps between weights files; 0: only at the end")
+    preview_every: int = option(0, "steps between preview videos; 0: none")
+    preview_clips: int = option(1, "how many captions to preview, the first of the cache")
     preview_steps: int = option(30, "sampling steps of a preview")
     preview_cfg: float = option(5.0, "classifier-free guidance of a preview")
     fps: float = option(15.0, "frames a second of a preview")
 
 
 class Training:
-    """One run, from its newest state on.
+    """One run, continued from its newest state.
 
-    micro_batch: clips that a process computes at once. vae: decodes the previews.
+    micro_batch: clips that a process computes at once. vae: a comfy.sd.VAE for previews.
     """
 
     def __init__(self, recipe: Recipe, keeping: Keeping, model: Velocity, cache: Cache, micro_batch: int = 1, vae=None):
@@ -72,8 +72,9 @@ class Training:
         together = processes * self.micro_batch
         if self.recipe.batch % together:
             raise Trouble(
-                f"A batch is shared evenly: {self.recipe.batch} clips do not divide by {processes} processes with"
-                f" {self.micro_batch} at once. Set --batch to a multiple of {together}, or --micro-batch to another."
+                f"The batch must be a multiple of processes times micro-batch, got {self.recipe.batch} clips on"
+                f" {processes} processes with {self.micro_batch} at once. Set --batch to a multiple of {together}, or"
+                " change --micro-batch."
             )
         return self.recipe.batch // together
 
@@ -83,14 +84,14 @@ class Training:
             return 0
         if state["data"] != self.cache.fingerprint():
             raise Trouble(
-                f"A run goes on with the clips that it began with, {self.cache.folder} holds others now. Give it the"
-                " same ones, or name another folder in --out."
+                f"A run must continue with the clips that it began with, but {self.cache.folder} has changed. Restore"
+                " its clips, or name another folder in --out."
             )
         self.states.restore(state)
         return state["step"]
 
     def run(self) -> bool:
-        """Every step that is left, or those that the time allows. Returns whether the run is at its end."""
+        """Run the remaining steps, or as many as the time allows. Returns whether the run is complete."""
         main, keeping, line = self.accelerator.is_main_process, self.keeping, ProgressLine()
         if main:
             self.curve.begin(self.step)
@@ -118,14 +119,14 @@ class Training:
         return last
 
     def _is_up(self, ends: float) -> bool:
-        """By the clock of the first process, so that all end after the same step."""
+        """Whether the time is up, by the first process's clock, so that all processes stop after the same step."""
         if not self.keeping.minutes:
             return False
         up = torch.tensor(time.monotonic() >= ends, device=self.accelerator.device)
         return bool(broadcast(up))
 
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """This process's micro-batches of all steps that are left, read ahead by a worker."""
+        """Iterate over this process's micro-batches of all remaining steps, read ahead by a worker."""
         batch, rank, processes = self.recipe.batch, self.accelerator.process_index, self.accelerator.num_processes
         steps = range(self.step, self.recipe.steps)
         numbers = [step * batch + place for step in steps for place in range(rank, batch, processes)]
@@ -147,7 +148,7 @@ class Training:
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
                 if self.accelerator.sync_gradients:
-                    # Of all parameters: accelerate knows a sharded model by its whole list of them.
+                    # All parameters: accelerate recognises a sharded model by its complete list.
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -161,7 +162,7 @@ class Training:
         return f"step {self.step}/{steps}, loss {row.loss:.4f}, {row.seconds:.2f} s a step, {left}"
 
     def _preview(self) -> None:
-        """All processes sample, as a sharded model needs, and one writes."""
+        """Write a preview video. All processes sample, as a sharded model requires; one writes."""
         device, shape = self.accelerator.device, (1, *self.cache.latent_shape())
         choice, latents = (self.keeping.preview_steps, self.recipe.shift, self.keeping.preview_cfg), []
         with self.averages.applied(), self.accelerator.autocast():
@@ -175,10 +176,10 @@ class Training:
 
 
 def _accelerator() -> Accelerator:
-    """As accelerate is configured; what it shards computes in the precision of an unsharded run.
+    """Create the Accelerator, so that sharded models compute in the precision of unsharded ones.
 
-    For that, models run inside `Accelerator.autocast`, which accelerate leaves out where FSDP2 shards them; its own
-    policy there would round gates, norms and times as well, which the model has in float32.
+    With FSDP2 accelerate replaces autocast by a policy of its own, which rounds all weights; but gates, norms and time
+    embeddings need float32. Without that policy, models run inside `Accelerator.autocast` as usual.
     """
     accelerator = Accelerator()
     if accelerator.distributed_type == DistributedType.FSDP:

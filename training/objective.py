@@ -1,6 +1,6 @@
-"""Flow matching: what a step sees and what it should answer, as functions of the seed and the sample's number alone.
+"""Flow matching: a step's inputs and loss, as functions of the seed and the samples' numbers alone.
 
-So a run ends with the same weights however often it was interrupted and on however many processes it ran.
+So a run ends with the same weights however often it was interrupted, on any number of processes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ TEXT_TOKENS = 512
 
 
 def generator(device: torch.device, *what: object) -> torch.Generator:
-    """Random numbers that belong to `what` alone."""
+    """Create a generator whose numbers depend on `what` alone."""
     digest = hashlib.sha256(repr(what).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 class Sample(NamedTuple):
-    """number: of the sample since the run began. latent: (c, t, h, w). text: as of a Clip."""
+    """number: counts the run's samples from 0. latent: (c, t, h, w). text: (tokens, text channels)."""
 
     number: int
     latent: Tensor
@@ -35,15 +35,15 @@ class Sample(NamedTuple):
 
 
 def padded(texts: Tensor) -> Tensor:
-    """(b, tokens, text channels) -> (b, 512, text channels) in float32, as Wan takes texts: zeros after their ends.
+    """Pad (b, tokens, text channels) with zeros to (b, 512, text channels) float32, Wan's text input.
 
-    On the model's device, because most of what is made here is zeros.
+    Call it on the model's device: most of the result is zeros.
     """
     return F.pad(texts.float(), (0, 0, 0, TEXT_TOKENS - texts.shape[1]))
 
 
 class Samples(torch.utils.data.Dataset):
-    """The samples of a whole run by number: every clip once before any comes again, each time in another order."""
+    """All samples of a run by number: each epoch has every clip once, in another order."""
 
     def __init__(self, cache: Cache, recipe: Recipe):
         self.cache, self.recipe, self.empty = cache, recipe, cache.empty_text()
@@ -57,7 +57,7 @@ class Samples(torch.utils.data.Dataset):
 
     @staticmethod
     def together(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-        """Numbers (b,), latents (b, c, t, h, w) and texts (b, tokens of the longest, text channels) for `padded`."""
+        """Collate: numbers (b,), latents (b, c, t, h, w), texts (b, tokens of the longest, text channels)."""
         numbers, latents, texts = zip(*samples, strict=True)
         return torch.tensor(numbers), torch.stack(latents), pad_sequence(texts, batch_first=True)
 
@@ -66,14 +66,14 @@ class Samples(torch.utils.data.Dataset):
 
 
 def shifted(s: Tensor, shift: float) -> Tensor:
-    """Noise levels from evenly spread ones, as in sampling."""
+    """Shift uniform noise levels s in 0..1 as in sampling (flow shift)."""
     return shift * s / (1 + (shift - 1) * s)
 
 
 def loss_of(model: nn.Module, numbers: Sequence[int], latents: Tensor, texts: Tensor, recipe: Recipe) -> Tensor:
-    """The mean squared error of the velocity, which should be noise - latent.
+    """Return the mean squared error of the predicted velocity against noise - latent.
 
-    latents: (b, c, t, h, w). texts: (b, 512, text channels).
+    model: velocity(x, t, text). numbers: the samples' (b,). latents: (b, c, t, h, w). texts: (b, 512, text channels).
     """
     drawn = [generator(latents.device, recipe.seed, "noise", int(number)) for number in numbers]
     s = torch.cat([torch.rand(1, generator=g, device=latents.device) for g in drawn])

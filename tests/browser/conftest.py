@@ -1,12 +1,12 @@
-"""One browser, and one server for each frontend."""
+"""One browser and one page for each frontend and renderer: loading ComfyUI's page takes ten seconds of a CPU."""
 
 from __future__ import annotations
 
 import pytest
 
 
-# Playwright's event loop would be in the way of other tests, so the browser lives as long as one file's tests.
-@pytest.fixture(scope="module")
+# Playwright's event loop would disturb other tests, so the browser is closed after this folder's tests.
+@pytest.fixture(scope="package")
 def chromium():
     from helpers.canvas import FLAGS
     from playwright.sync_api import sync_playwright
@@ -22,7 +22,7 @@ def chromium():
         running.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def newest_server(new_server):
     """The same ComfyUI with the newest frontend."""
     from tools import browser
@@ -34,34 +34,38 @@ def newest_server(new_server):
         yield running
 
 
-def pytest_generate_tests(metafunc):
-    if "any_canvas" in metafunc.fixturenames:
-        from helpers.canvas import FRONTENDS, RENDERERS
-
-        names = [f"{frontend}-{renderer}" for frontend in FRONTENDS for renderer in RENDERERS]
-        metafunc.parametrize("any_canvas", names, indirect=True, scope="module")
-
-
-@pytest.fixture(scope="module")
-def any_canvas(request, chromium):
-    """Each frontend in both renderers."""
-    yield from opened(request, chromium, request.param)
-
-
-@pytest.fixture(scope="module")
-def canvas(request, chromium):
-    """What most people have: the frontend that ComfyUI asks for, in its default renderer."""
-    yield from opened(request, chromium, "pinned-litegraph")
-
-
-def opened(request, chromium, name: str):
+@pytest.fixture(scope="package")
+def loaded_page(request, chromium):
+    """The page of a frontend in a renderer. Tests are sorted by it: each is loaded once, and one is open at a time."""
     from helpers.canvas import Canvas
 
-    frontend, renderer = name.split("-")
+    frontend, renderer = request.param.split("-")
     server = request.getfixturevalue("server" if frontend == "pinned" else "newest_server")
-    page = chromium.new_page(viewport={"width": 1600, "height": 1000})  # and nobody's memory of earlier pages
-    canvas = Canvas(page, server, name)
+    page = chromium.new_page(viewport={"width": 1600, "height": 1000})  # with a profile of its own
+    canvas = Canvas(page, server, request.param)
     canvas.start(vue=renderer == "vue")
     yield canvas
     page.close()
-    assert not canvas.errors
+
+
+def pytest_generate_tests(metafunc):
+    if "loaded_page" in metafunc.fixturenames:
+        from helpers.canvas import FRONTENDS, RENDERERS
+
+        names = [f"{frontend}-{renderer}" for frontend in FRONTENDS for renderer in RENDERERS]
+        names = names if "any_canvas" in metafunc.fixturenames else names[:1]
+        metafunc.parametrize("loaded_page", names, indirect=True, scope="package")
+
+
+@pytest.fixture
+def any_canvas(loaded_page):
+    """Each frontend in both renderers."""
+    yield loaded_page
+    assert not loaded_page.errors
+
+
+@pytest.fixture
+def canvas(loaded_page):
+    """What most people have: the frontend that ComfyUI asks for, in its default renderer."""
+    yield loaded_page
+    assert not loaded_page.errors

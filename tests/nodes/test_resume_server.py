@@ -23,7 +23,7 @@ from ultragen_core.video.latents import load_latent
 # More kills take half a minute each, and tools/endurance has many. A failure prints its seed.
 KILLS = int(os.environ.get("ULTRAGEN_KILLS", "1"))
 SEED = int(os.environ.get("ULTRAGEN_KILL_SEED", time.time_ns() % 10**6))
-STEP_COUNT = 30
+STEP_COUNT = 20
 GOING_ON = re.compile(rf"UltraGen: continuing after step (\d+) of {STEP_COUNT}")
 
 

@@ -74,7 +74,7 @@ def test_damaged_download_is_refused_and_removed(release, tmp_path):
     def download(_, folder: Path) -> None:
         (folder / release.archive).write_bytes(b"half a fi")
 
-    with pytest.raises(Trouble, match="made-up-1.0.whl is damaged .* run the command again"):
+    with pytest.raises(Trouble, match="made-up-1.0.whl is damaged .* Run the command again"):
         comfyui.install_tree(release, tmp_path / "cache", download)
     assert not (tmp_path / "cache" / "downloads" / release.archive).exists()
     assert not comfyui.tree_of(release, tmp_path / "cache").exists()

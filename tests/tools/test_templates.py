@@ -1,4 +1,4 @@
-"""What lies in workflows/ and subgraphs/ is what `tools/dev.py templates` writes."""
+"""The files in workflows/ and subgraphs/ are what `tools/dev.py templates` writes."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_rates_rise_and_fall():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"trains": "extras", "rule": "dense"}, "Extras belong to the rule ultragen"),
+    ({"trains": "extras", "rule": "dense"}, "Only the rule ultragen has extras"),
     ({"batch": 0}, "batch must be at least 1, got 0"),
     ({"dense_blocks": "3-1"}, "from lower to higher"),
     ({"gate": 1.0}, "gate must be between 0 and 1, got 1.0"),

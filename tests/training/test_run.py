@@ -178,5 +178,5 @@ def test_the_recipe_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(training, tmp_path):
-    with pytest.raises(Trouble, match="4 clips do not divide by 1 processes with 3 at once"):
+    with pytest.raises(Trouble, match="got 4 clips on 1 processes with 3 at once"):
         training(tmp_path, micro_batch=3)

@@ -48,5 +48,5 @@ if __name__ == "__main__":
     sharded("no", "--minutes", "1e-6")  # ends after one step
     if os.environ["RANK"] == "0":
         shutil.copytree(Path(sys.argv[1], "sharded-no"), Path(sys.argv[1], "cut"))
-    sharded("no")  # goes on from its state
+    sharded("no")  # continues from its state
     sharded("bf16")

@@ -1,11 +1,13 @@
-"""Stand-ins for models that are too large for the demo: UMT5-XXL, Wan 2.2's VAE; a quicker convolution on CPUs. Linked
-into the demo's folder only.
+"""Stand-ins for models that are too large for the demo (UMT5-XXL, Wan 2.2's VAE), and a faster convolution on CPUs.
+
+Linked into the custom_nodes of the demo and the tests only.
 """
 
 import sys
 from pathlib import Path
 
-# The stand-in for the text encoder knows the words that the miniature was trained on.
+# ComfyUI imports this folder alone, and the stand-in for the text encoder needs the captions of `training.miniature`.
+# Last on the path, so that it hides nothing of ComfyUI's.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 

@@ -1,7 +1,7 @@
-"""A quicker 3D convolution on CPUs, for tests and the demo only: the pack itself takes PyTorch's choice.
+"""A faster 3D convolution on CPUs, for tests and the demo only. The pack itself leaves the choice to PyTorch.
 
-PyTorch gives narrow 3D convolutions of one video to its own kernel, which takes up to 17 times as long as oneDNN's.
-All sizes go to oneDNN, for one kernel on both sides: a tile then has the bits of the whole frame, as with PyTorch's.
+PyTorch computes narrow 3D convolutions with a kernel that takes up to 17 times as long as oneDNN's. Here oneDNN
+computes all sizes, so that a tile and the whole frame go through one kernel and agree bit for bit, as in PyTorch's.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def install() -> None:
-    """Let F.conv3d, and with it every nn.Conv3d, use oneDNN wherever it can: in float32 on a CPU."""
+    """Make F.conv3d, and so every nn.Conv3d, use oneDNN where it can: in float32 on a CPU."""
     F.conv3d = conv3d
 
 
 def conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1, groups: int = 1
 ) -> Tensor:
-    """F.conv3d of the same arguments; the sum's order, and so the last bits, may differ."""
+    """Compute F.conv3d. Sums are in another order, so the last bits may differ."""
     if torch.compiler.is_compiling() or not _suits(input, weight) or isinstance(padding, str):
         return torch.conv3d(input, weight, bias, stride, padding, dilation, groups)
     sizes = (_triple(padding), _triple(stride), _triple(dilation))

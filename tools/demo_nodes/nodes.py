@@ -1,4 +1,4 @@
-"""The nodes of the stand-ins."""
+"""Nodes that stand in for the text encoder and for Wan 2.2's VAE."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class UltraGenDemoVAE22(io.ComfyNode):
             node_id="UltraGenDemoVAE22",
             display_name="Demo VAE (stand-in for Wan 2.2's)",
             category="UltraGen/demo",
-            description="ComfyUI's own class of Wan 2.2's VAE, as narrow as the file.",
+            description="ComfyUI's class for Wan 2.2's VAE, as narrow as the file.",
             inputs=[io.Combo.Input("vae_name", options=folder_paths.get_filename_list("vae"))],
             outputs=[io.Vae.Output()],
         )
@@ -48,8 +48,8 @@ class UltraGenDemoVAE22(io.ComfyNode):
     @classmethod
     def execute(cls, vae_name):
         weights = comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise("vae", vae_name))
-        width, made = weights["decoder.head.0.gamma"].shape[0], vae2_2.WanVAE
-        with patch.object(vae2_2, "WanVAE", lambda **config: made(**config | {"dim": width, "dec_dim": width})):
+        width, wan_vae = weights["decoder.head.0.gamma"].shape[0], vae2_2.WanVAE
+        with patch.object(vae2_2, "WanVAE", lambda **config: wan_vae(**config | {"dim": width, "dec_dim": width})):
             return io.NodeOutput(comfy.sd.VAE(sd=weights))
 
 

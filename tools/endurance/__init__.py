@@ -1,1 +1,1 @@
-"""Long runs on a real server that ought to lose nothing: kills, faults, and two servers on one folder."""
+"""Endurance runs on a real server, which must lose nothing: kills, faults, and two servers on one folder."""

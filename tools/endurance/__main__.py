@@ -1,4 +1,4 @@
-"""Long runs that ought to lose nothing.
+"""Endurance runs, which must lose nothing.
 
     python -m tools.endurance faults [--prompts 500]
     python -m tools.endurance kills [--kills 20]

@@ -1,6 +1,8 @@
-"""Prompts of all templates while files are replaced, removed and damaged, disks fill up, runs are interrupted and a
-second server on the same folders is killed: the server never dies, memory and open files do not grow, and every prompt
-ends in a video or in a sentence.
+"""Run prompts of all templates while things go wrong.
+
+Files are replaced, removed and damaged, disks fill up, runs are interrupted, and a second server on the same folders is
+killed. The server must survive, memory and open files must not grow, and every prompt must end in a video or in an
+error with an explanation.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from tools.endurance.graphs import model_files, templates
 from tools.server import Failed, Refused, Server
 from tools.workflow import KEPT_LATENT
 
-# What Python raises where nobody thought of a case.
+# Errors that show a case nobody handled.
 RAW = ("KeyError", "IndexError", "AttributeError", "TypeError", "AssertionError", "UnboundLocalError", "struct.error")
 SMALL_DISK = "full"  # below the output folder
 GROWTH = 100 * 2**20
@@ -33,14 +35,14 @@ KILL_EVERY = 50  # prompts; each takes a second server
 
 @dataclass
 class Report:
-    """How prompts ended, and what the server held after some of them: {prompts: (bytes, open files)}."""
+    """How prompts ended, and what the server held after some of them: {number of prompts: (bytes, open files)}."""
 
     ends: Counter = field(default_factory=Counter)
     held: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 class Mischief:
-    """Faults that befall one prompt; files are as before when it has ended."""
+    """Faults during one prompt. Afterwards the files are restored."""
 
     def __init__(self, server: Server, chance: random.Random):
         self.server, self.chance = server, chance
@@ -54,7 +56,7 @@ class Mischief:
 
     @contextmanager
     def replaced(self, graph: dict) -> Iterator[None]:
-        """A download over the old file while the prompt runs: cut to nothing, then written piece by piece."""
+        """Truncate and rewrite a model file during the prompt, as a download over it does."""
         path = self.chance.choice(model_files(self.server.base))
         with self._meanwhile(self._rewrite, path):
             yield
@@ -126,8 +128,10 @@ class Mischief:
 def run(
     new_server: Callable[..., Server], prompts: int, seed: int, say: Callable[[str], None], measured: tuple[int, ...]
 ) -> Report:
-    """Queue `prompts` prompts. new_server: makes servers on one base folder. measured: after which of them memory and
-    open files are read. Raises AssertionError.
+    """Queue `prompts` prompts. Raises AssertionError.
+
+    new_server: makes servers on one base folder. measured: numbers of prompts after which to read the server's memory
+        and open files.
     """
     chance, report = random.Random(seed), Report()
     with new_server() as server, _small_disk(server.base / "output" / SMALL_DISK):
@@ -179,7 +183,7 @@ def _kill_another(other: Server, graph: dict, chance: random.Random) -> None:
 
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[None]:
-    """A disk of 1 MB, where this system lets us make one."""
+    """Mount a disk of 1 MB on `folder`, if this system permits it."""
     folder.mkdir(parents=True, exist_ok=True)
     mount = shutil.which("mount")
     made = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False)

@@ -1,4 +1,4 @@
-"""What a server has left behind: its videos by content, its log, its memory and open files."""
+"""Inspect a server: its files by content, its memory, its open files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def digests(folder: Path) -> dict[Path, str]:
-    """sha256 of every file below a folder."""
+    """Return the sha256 of every file below a folder."""
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def frames(video: Path) -> Iterator[np.ndarray]:
-    """The decoded frames, (height, width, 3) uint8. Raises av.FFmpegError for a damaged file."""
+    """Yield the decoded frames, (height, width, 3) uint8. Raises av.FFmpegError for a damaged file."""
     with av.open(str(video)) as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
@@ -30,15 +30,15 @@ def frames_digest(video: Path) -> str:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process and nothing that it shares with files. Linux only."""
+    """Return the private memory of a process, without mapped files. Linux only."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
-    raise ValueError(f"process {pid} does not say how much memory it takes")
+    raise ValueError(f"/proc/{pid}/status has no RssAnon line.")
 
 
 def open_files(pid: int) -> list[str]:
-    """What the regular files are that a process has open. Linux only."""
+    """Return the regular files that a process has open. Linux only."""
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:

@@ -1,4 +1,4 @@
-"""The graphs that the long runs queue: the templates at toy size."""
+"""The graphs that endurance runs queue: the templates at toy size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH, HEIGHT, FRAMES, STEPS = 96, 64, 5, 4
 
 
 def templates(server: Server) -> dict[str, dict]:
-    """Every template by its name."""
+    """Return {name: graph} of every template."""
     object_info = server.get("/object_info")
     return {file.stem: _small(workflow.to_api(file, object_info)) for file in sorted(ROOT.glob("workflows/*.json"))}
 
@@ -22,8 +22,9 @@ def _small(graph: dict, seed: int = 1) -> dict:
 
 
 def two_stages(server: Server, prompts: list[str], seed: int, prefix: str) -> dict:
-    """A list of prompts, each through two samplers (a single-step one with UltraGen Resume and a multistep one), to
-    lossless videos.
+    """Build a graph that makes a lossless video of each prompt.
+
+    Each passes through two samplers: a single-step one with UltraGen Resume, and a multistep one.
     """
     graph = _small(workflow.to_api(workflow.SHIPPED, server.get("/object_info")), seed)
     graph["prompts"] = {"class_type": "UltraGenPrompts", "inputs": {"text": "\n".join(prompts), "file": "none"}}
@@ -44,7 +45,7 @@ def two_stages(server: Server, prompts: list[str], seed: int, prefix: str) -> di
 
 
 def decode_only(server: Server, prefix: str) -> dict:
-    """A kept latent to a video."""
+    """Build a graph that decodes the kept latent to a video."""
     graph = templates(server)["ultragen_decode_only"]
     graph[workflow.only(graph, "UltraGenSaveVideo")]["inputs"]["filename_prefix"] = prefix
     return graph

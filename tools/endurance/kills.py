@@ -1,7 +1,7 @@
-"""SIGKILL at random moments of a list of prompts with two sampler stages: nothing that was finished is lost.
+"""Kill a server at random moments of a list of prompts with two sampler stages: nothing finished may be lost.
 
-Queued again after each kill, a list must end with the frames of an undisturbed run, every video that was finished
-before must still be there, untouched, and no finished sampling may be sampled again.
+The list is queued again after each kill. In the end its frames must be those of an undisturbed run, every finished
+video must be unchanged, and no finished sampling may have run again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STAGES = 2
 
 @dataclass
 class Report:
-    """What the runs showed: when each kill fell, in seconds after queueing, and how many lists came to their end."""
+    """moments: of the kills, in seconds after queueing. lists: how many were completed."""
 
     moments: list[float] = field(default_factory=list)
     lists: int = 0
@@ -36,7 +36,7 @@ class Report:
 def run(
     new_server: Callable[[], Server], kills: int, seed: int, say: Callable[[str], None], prompts: int = 5
 ) -> Report:
-    """Kill `kills` times. new_server: makes a server on one and the same base folder. Raises AssertionError."""
+    """Kill servers `kills` times. Raises AssertionError. new_server: makes servers on one base folder."""
     chance, report, names = random.Random(seed), Report(), PROMPTS[:prompts]
     while len(report.moments) < kills:
         with new_server() as server:
@@ -56,7 +56,7 @@ def _kill_until_done(
     expected: list[str],
     say: Callable[[str], None],
 ) -> list[float]:
-    """Queue one list again and again, killed at `moments`, until a run of it comes to its end; the kills' moments."""
+    """Queue one list, killing the server at each of `moments`, until a run completes. Returns the kills' moments."""
     samplings, kills = 0, []
     while True:
         moment = next(moments, None)
@@ -79,12 +79,12 @@ def _kill_until_done(
     assert samplings <= most, f"{samplings} samplings were made, the list has {most}"
     made = sorted(path for path in after if path not in before and path.suffix == ".mkv")
     assert [frames_digest(path) for path in made] == expected, f"other frames than undisturbed: {made}"
-    say(f"ended after {len(kills)} kills: {len(made)} videos as undisturbed, {samplings} samplings in all")
+    say(f"completed after {len(kills)} kills: {len(made)} correct videos, {samplings} samplings in all")
     return kills
 
 
 def _wait_until_empty(folder: Path) -> None:
-    """What a prompt has kept goes soon after it has succeeded; parts of killed processes stay for a day."""
+    """Wait until the states of a successful prompt are removed. Parts of killed processes may stay."""
     end = time.monotonic() + 10
     while kept := [path for path in folder.glob("*") if _is_finished(path)]:
         assert time.monotonic() < end, f"files of a prompt that has succeeded are still there: {kept}"
@@ -96,7 +96,7 @@ def _is_finished(path: Path) -> bool:
 
 
 def _undisturbed(server: Server, graph: dict) -> tuple[list[str], float]:
-    """The frames of each video, nothing kept, and the seconds that the list takes."""
+    """Run the list without kills and without keeping states. Returns each video's digest, and the seconds it took."""
     plain = copy.deepcopy(graph)
     plain[only(plain, "UltraGenLoadModel")]["inputs"]["keep_gb"] = 0
     save = plain[only(plain, "UltraGenSaveVideo")]["inputs"]
@@ -108,7 +108,7 @@ def _undisturbed(server: Server, graph: dict) -> tuple[list[str], float]:
 
 
 def _killed(server: Server, graph: dict, moment: float | None) -> bool:
-    """Run the graph and kill the server after `moment` seconds; whether it was killed before the end."""
+    """Run the graph, killing the server after `moment` seconds. Returns whether it was killed before the end."""
     timer = threading.Timer(moment or 0, server.process.kill)
     try:
         if moment is not None:

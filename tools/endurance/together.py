@@ -1,4 +1,4 @@
-"""Two servers that write into one folder at once: every video gets a name of its own."""
+"""Let two servers write into one folder at once: every video must get its own name."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ FOLDER = "together"
 
 
 def run(servers: tuple[Server, Server], videos: int, say: Callable[[str], None]) -> int:
-    """Save `videos` videos with each of two servers that run on one base folder; how many files there are then. Raises
-    AssertionError.
+    """Save `videos` videos with each of two servers on one base folder. Returns the number of files.
+
+    Raises AssertionError.
     """
     failures: list[BaseException] = []
 
@@ -23,7 +24,7 @@ def run(servers: tuple[Server, Server], videos: int, say: Callable[[str], None])
         try:
             for number in range(videos):
                 graph = decode_only(server, f"{FOLDER}/video")
-                # Another rate each time, or ComfyUI would take the outputs that it has cached.
+                # A different rate each time, or ComfyUI would return cached outputs.
                 graph[only(graph, "UltraGenSaveVideo")]["inputs"] |= {
                     "fps": 10.0 + number,
                     "codec": "FFV1 lossless RGB",

@@ -1,4 +1,4 @@
-"""Every template: its graph, its settings and the words that go with it. Each function returns the text of its note."""
+"""Every template: its graph, settings and note. Each function adds the nodes and returns the note's text."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from tools.templates.layout import Layout, ModelFile
 from tools.templates.parts import (
     CAUSVID,
     CLIP_H,
+    LOG,
     NEGATIVE_ULTRAGEN,
     NEGATIVE_WAN,
     PRESET_4K,
     PRESET_1080P,
     PROMPT_I2V,
     PROMPTS,
+    RESUME,
+    T3_LINKS,
     T3_WAN21,
     T3_WAN22,
     ULTRAGEN,
+    ULTRAGEN_LINKS,
     VAE21,
     VAE22,
     WAN_I2V,
@@ -29,18 +33,6 @@ from tools.templates.parts import (
     load_models,
     load_vae,
     note,
-)
-
-RESUME = (
-    "**Cut off?** Queue the same prompt again: UltraGen Resume goes on after the last step that it kept. And the latent"
-    " is saved before it is decoded: UltraGen Load Latent brings it back."
-)
-LOG = "**What ran** is in ComfyUI's log, one line a run: rule, blocks and windows."
-ULTRAGEN_LINKS = (
-    "[UltraGen's paper](https://arxiv.org/abs/2510.18775) - [published code](https://github.com/sjtuplayer/UltraGen)"
-)
-T3_LINKS = (
-    "[T3-Video's paper](https://arxiv.org/abs/2512.13492) - [published code](https://github.com/zhangzjn/T3-Video)"
 )
 
 
@@ -69,8 +61,8 @@ def t3_4k_wan21(layout: Layout) -> str:
     return note(
         layout,
         "T3-Video: native 4K text to video, Wan 2.1 1.3B",
-        "T3-Video's weights and attention make 3840x2176, 81 frames, at 30 fps in one go: no upscaler. The file is cut"
-        " to 3840x2160.",
+        "T3-Video's weights and attention make 3840x2176, 81 frames, at 30 fps in one go: no upscaler. The video is"
+        " cropped to 3840x2160.",
         _T3_SETTINGS,
         "**Time and memory.** About 11 minutes for the 50 steps on an H200 (extrapolated from two steps, random weights"
         " of real size). 16 GB cards are enough.",
@@ -85,11 +77,11 @@ def t3_4k_wan22(layout: Layout) -> str:
     return note(
         layout,
         "T3-Video: native 4K text to video, Wan 2.2 5B",
-        "The larger of T3-Video's two models: 3840x2176, 81 frames, at 30 fps in one go. The file is cut to 3840x2160."
-        " Time and memory were not measured on a GPU.",
+        "The larger of T3-Video's two models: 3840x2176, 81 frames, at 30 fps in one go. The video is cropped to"
+        " 3840x2160. Time and memory were not measured on a GPU.",
         _T3_SETTINGS,
-        "**The VAE is another one**: Wan 2.2's, with 48 channels at a sixteenth of the size. It must be connected to"
-        " UltraGen Empty Latent too, which takes channels and ratio from it.",
+        "**This model needs Wan 2.2's VAE**, with 48 channels at a sixteenth of the size. Connect it to UltraGen Empty"
+        " Latent too, which takes channels and ratio from it.",
         RESUME,
         LOG,
         T3_LINKS,
@@ -98,8 +90,8 @@ def t3_4k_wan22(layout: Layout) -> str:
 
 _T3_SETTINGS = (
     "**Settings** are the published ones: 50 steps of euler, CFG 5, shift 5 and Wan's Chinese negative prompt. The"
-    " weights know this one size; others are experimental. Keep the file's name: the attention rule is known by it (or"
-    " set attention_rule to *t3*)."
+    " weights were trained at this size alone; others are experimental. Keep the file's name: the attention rule is"
+    " chosen by it (or set attention_rule to *t3*)."
 )
 
 
@@ -154,14 +146,14 @@ def i2v_1080p(layout: Layout) -> str:
     return note(
         layout,
         "Any Wan model: 1080P image to video (experimental)",
-        "UltraGen's attention on a Wan model that was not trained for it: no extra weights, average pooling, fixed"
+        "UltraGen's attention on a Wan model that was not trained for it: no extras, average pooling, fixed"
         " gates. **Its quality is unmeasured.** It shows what the attention alone can do, here with Wan 2.1 I2V 14B.",
         "**Another Wan model** goes into *Load Wan model*, from any loader, GGUF too. Text to video works the same:"
         " *UltraGen Apply* after the loader, attention_rule *ultragen*.",
         "**start_percent** is 0.2: the first fifth of the run, which decides the layout, keeps full attention at full"
         " cost. Lower is faster; raise it when subjects appear twice.",
-        "**Settings** are Wan's own: 40 steps, shift 5, CFG 5, 16 fps. The image is cut to the shape of the video."
-        " *UltraGen Exact VAE Tiling* keeps its encoding small too.",
+        "**Settings** are Wan's own: 40 steps, shift 5, CFG 5, 16 fps. The image is cropped to the video's"
+        " shape. *UltraGen Exact VAE Tiling* encodes it in bounded memory too.",
         RESUME,
         LOG,
         ULTRAGEN_LINKS,
@@ -184,11 +176,11 @@ def two_pass_1080p(layout: Layout) -> str:
         layout,
         "Two passes: 1080P from a smaller video (experimental)",
         "Plain Wan 2.1 1.3B makes 960x544 with full attention, which sees the whole frame. The latent is enlarged to"
-        " 1920x1088, noise is added, and UltraGen samples the last 40 % of its steps: it draws the detail, the layout"
-        " is that of the first pass. Quality is unmeasured.",
-        "**denoise** (*SplitSigmasDenoise*) decides who wins. Higher: more new detail, more freedom for UltraGen."
-        " Lower: nearer to the first pass, and softer.",
-        "**Only the first pass?** Its latent goes into *UltraGen Save Video* as it is: a quick look at the layout.",
+        " 1920x1088, noise is added, and UltraGen samples the last 40 % of its steps: it adds detail and keeps the"
+        " layout of the first pass. Quality is unmeasured.",
+        "**denoise** (*SplitSigmasDenoise*) sets how much UltraGen may change. Higher: more new detail. Lower: closer"
+        " to the first pass, and softer.",
+        "**Only the first pass?** Connect its latent to *UltraGen Save Video* for a quick look at the layout.",
         RESUME,
         LOG,
         ULTRAGEN_LINKS,
@@ -201,20 +193,20 @@ def batch_1080p(layout: Layout) -> str:
     latent = layout.add("UltraGenEmptyLatent", preset=PRESET_1080P, vae=vae)
     layout.group("List", 440)
     prompts = layout.add("UltraGenPrompts", text=PROMPTS, index=0, negative=NEGATIVE_ULTRAGEN)
-    prompts.node["widgets_values"][4] = "increment"  # what index does after each run
+    prompts.node["widgets_values"][4] = "increment"  # index's "control after generate"
     conds = add_prompts(layout, clip, prompts._replace(slot=1), prompts)
     samples = add_sampling(layout, model, conds, latent, seed=prompts._replace(slot=2))
     add_video(layout, samples, vae, "ultragen_batch", details=prompts._replace(slot=4))
     return note(
         layout,
         "UltraGen: one video for each prompt of a list",
-        "**Press *queue all prompts*** on *UltraGen Prompts*, or set the number beside Run to the length of the list"
+        "**Press *queue all prompts*** on *UltraGen Prompts*, or set the number next to Run to the length of the list"
         " (here 3) and run. Each entry of the queue makes the video of one prompt and saves it before the next begins."
         " `index` counts them, from 0.",
         "**Your list** is text, one prompt a line, or a `.txt`, `.csv` or `.json` file in ComfyUI's `input` folder:"
-        " press R and choose it in `file`. A table with the columns `prompt`, `negative`, `seed` gives each video its"
-        " own; what it leaves empty comes from the node.",
-        "**Cut off?** What is saved stays. Set `index` to the prompt that was cut off and queue the rest again.",
+        " press R and choose it in `file`. A table with the columns `prompt`, `negative`, `seed` sets them for each"
+        " video; empty cells take the node's values.",
+        "**Interrupted?** Saved videos stay. Set `index` to the interrupted prompt and queue the rest again.",
         "**Settings** are the published ones, as in ultragen_t2v_1080p.",
         LOG,
         ULTRAGEN_LINKS,
@@ -224,14 +216,14 @@ def batch_1080p(layout: Layout) -> str:
 def decode_only(layout: Layout) -> str:
     layout.group("Latent and VAE", 440)
     samples = layout.add("UltraGenLoadLatent")
-    samples.node["widgets_values"].clear()  # without a value it takes the first choice: the newest latent
+    samples.node["widgets_values"].clear()  # without a value it takes the newest latent
     vae = load_vae(layout)
     add_video(layout, samples, vae, "ultragen_rescued", keep_latent="off")
     return note(
         layout,
         "Rescue: a video from a latent that was kept",
         "The decode was killed, the disk was full, or you want the same video in another codec? *UltraGen Save Video*"
-        " kept the latent in `output/latents` before it began. No model and no sampling here.",
+        " kept the latent in `output/latents` before the decode began. This graph needs no model and no sampling.",
         "**Which latent?** The newest is chosen when this opens. Press R to see newer ones.",
         "**Which VAE?** The one that the video was sampled with: `wan_2.1_vae` for 16 channels, `wan2.2_vae` for 48"
         " (the 5B model). The frame rate is your choice again: UltraGen 15, T3-Video 30, Wan 16.",

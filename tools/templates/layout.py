@@ -1,4 +1,4 @@
-"""One graph in the format that ComfyUI's canvas saves: nodes stacked in columns of titled groups, linked by name."""
+"""Build a graph in the canvas's file format: nodes stacked in columns of titled groups, linked by input name."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import uuid
 from typing import NamedTuple
 
 GAP, TITLE, MARGIN, TOP = 40, 80, 20, 60
-VIEW_WIDTH, SIDEBAR = 1400, 90  # pixels of the screen that the graph is shown in, and those left of it
-SHORTEST = 800  # of a column, in pixels
+VIEW_WIDTH, SIDEBAR = 1400, 90  # screen pixels: for the graph, and left of it
+SHORTEST = 800  # height of the shortest column in pixels
 NOTE_WIDTH = 480
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-# Pixels that a node takes in the taller one of the two renderers.
+# Node heights in pixels, in the taller of the two renderers.
 HEIGHTS = {
     "CFGGuider": 110, "CLIPLoader": 120, "CLIPTextEncode": 200, "CLIPVisionEncode": 90, "CLIPVisionLoader": 60,
     "KSamplerSelect": 60, "LatentUpscaleBy": 100, "LoadImage": 320, "LoraLoaderModelOnly": 100, "RandomNoise": 100,
@@ -26,7 +26,7 @@ COLORS = {"Prompt": GREEN, "Negative prompt": RED}
 
 
 class ModelFile(NamedTuple):
-    """Where a loader's file comes from, and the folder under models/ that it goes into."""
+    """A model file: its download address and its folder under models/."""
 
     url: str
     directory: str
@@ -37,14 +37,14 @@ class ModelFile(NamedTuple):
 
 
 class Out(NamedTuple):
-    """An output of a node, to be linked to inputs."""
+    """An output of a node, to link to inputs."""
 
     node: dict
     slot: int
 
 
 class Layout:
-    """Add groups from left to right and nodes to the last group, then `workflow` for the file's content."""
+    """Add groups from left to right, nodes to the last group, then call `workflow` for the file's content."""
 
     def __init__(self, name: str, object_info: dict, files: list[ModelFile]):
         self.name, self.object_info = name, object_info
@@ -54,7 +54,7 @@ class Layout:
         self.x, self.y, self.width = 0, 0, 0
 
     def group(self, title: str, width: int | None = None) -> None:
-        """width: of its nodes in pixels, in a new column to the right; without it the group goes under the last."""
+        """Begin a group: in a new column with nodes of `width` pixels, or without it below the last group."""
         if width is not None:
             self.x += self.width + GAP + MARGIN if self.groups else 0
             self.y, self.width = TOP, width
@@ -65,7 +65,10 @@ class Layout:
         self.groups.append({"title": f"{len(self.groups) + 1}  {title}", "bounding": bounding})
 
     def add(self, kind: str, title: str = "", **inputs) -> Out:
-        """Its first output. inputs: for each name an Out to link, or a widget's value; others keep their default."""
+        """Add a node and return its first output.
+
+        inputs: an Out to link, or a widget's value. Other widgets keep their default.
+        """
         schema = self.object_info[kind]
         specs = {name: (spec, group) for group in ("required", "optional")
                  for name, spec in schema["input"].get(group, {}).items()}  # fmt: skip
@@ -125,13 +128,13 @@ class Layout:
         box[3] = bottom - box[1]
 
     def workflow(self, note: str) -> dict:
-        """What the file holds. note: Markdown, shown at the left; `used` has the files to name in it."""
+        """Return the file's content. note: Markdown, shown at the left; it should name the files in `used`."""
         bottom = max(TOP + SHORTEST, *(node["pos"][1] + node["size"][1] for node in self.nodes))
         for group in self.groups:
             if not group["bounding"][3]:
                 group["bounding"][3] = bottom + MARGIN - group["bounding"][1]
         for node in self.nodes:
-            if not node["size"][1]:  # it shows a video: all the room that there is
+            if not node["size"][1]:  # it shows a video: use the rest of the column
                 node["size"][1] = bottom - node["pos"][1]
         identity, left, right = len(self.nodes) + 1, -NOTE_WIDTH - GAP, self.x + self.width + MARGIN
         read_me = {

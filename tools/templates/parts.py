@@ -1,4 +1,4 @@
-"""What the templates have in common: model files, prompts, and the groups of nodes that most graphs have."""
+"""Parts that templates share: model files, prompts, and groups of nodes."""
 
 from __future__ import annotations
 
@@ -42,6 +42,18 @@ NEGATIVE_WAN = (
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
     "杂乱的背景，三条腿，背景人很多，倒着走"
 )
+# Paragraphs of notes.
+RESUME = (
+    "**Interrupted?** Queue the same prompt again: UltraGen Resume continues after the last step that it kept. The"
+    " latent is saved before it is decoded: UltraGen Load Latent loads it."
+)
+LOG = "**What ran** is in ComfyUI's log, one line per run: rule, blocks and windows."
+ULTRAGEN_LINKS = (
+    "[UltraGen's paper](https://arxiv.org/abs/2510.18775) - [published code](https://github.com/sjtuplayer/UltraGen)"
+)
+T3_LINKS = (
+    "[T3-Video's paper](https://arxiv.org/abs/2512.13492) - [published code](https://github.com/zhangzjn/T3-Video)"
+)
 
 
 def load_models(layout: Layout, model_file: ModelFile, vae_file: ModelFile = VAE21) -> tuple[Out, Out, Out]:
@@ -82,7 +94,7 @@ def add_sampling(
 
 
 def add_refining(layout: Layout, model: Out, conds: dict[str, Out], latent: Out) -> Out:
-    """The last part of a run, from a latent that is a video already."""
+    """Add the last part of a sampling run, which refines the latent of a finished video."""
     sampling = layout.add("UltraGenModelSampling", model=model, shift=5, steps=30)
     split = layout.add("SplitSigmasDenoise", sigmas=sampling._replace(slot=1), denoise=0.4)
     return _sampler(layout, sampling, split._replace(slot=1), conds, latent)
@@ -110,7 +122,7 @@ def add_video(
 
 
 def note(layout: Layout, title: str, *paragraphs: str) -> str:
-    """The title, the first paragraph, the files that the graph needs, the other paragraphs."""
+    """Return a note: title, first paragraph, the files that the graph needs, the other paragraphs."""
     links = [f"- [{file.name}]({file.url}) in `models/{file.directory}`" for file in dict.fromkeys(layout.used)]
     files = ["**Files** (the nodes show a download button when one is missing)", "\n".join(links)] if links else []
     return "\n\n".join([f"# {title}", paragraphs[0], *files, *paragraphs[1:]]) + "\n"

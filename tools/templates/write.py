@@ -1,5 +1,6 @@
-"""The `templates` command: workflows/*.json anew, each with a thumbnail from a small run of that very graph, and what
-is made of them: the blueprint in subgraphs/ and the examples in API format in docs/headless."""
+"""The `templates` command. It writes workflows/*.json, each with a thumbnail from a small run of the same graph, and
+derives from them the blueprint in subgraphs/ and the examples in API format in docs/headless.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +21,20 @@ from tools.templates.parts import FILES
 FOLDER = ROOT / "workflows"
 BLUEPRINT = ROOT / "subgraphs" / f"{blueprint.NAME}.json"
 HEADLESS = [ROOT / "docs" / "headless" / f"{name}.json" for name in ("ultragen_t2v_1080p", "ultragen_t3_4k_wan21_1_3b")]
-WIDTH, HEIGHT = 512, 288  # of a thumbnail
-BAND = 64  # rows at its bottom, for its title
+WIDTH, HEIGHT = 512, 288  # thumbnail, in pixels
+BAND = 64  # height of the title below it
 
 
 class Look(NamedTuple):
-    """How templates are run for their thumbnails. model: what the demo has in the model's place. size: width, height,
-    frames and steps.
-    """
+    """How to run a template for its thumbnail. model: words for the model. size: width, height, frames, steps."""
 
     model: str
     size: tuple[int, int, int, int]
 
 
-PAINTED = Look("tiny", (640, 352, 17, 14))  # the trained model, at the size that it knows
-CLOUDS = Look("untrained", (WIDTH, HEIGHT, 5, 6))  # of colour
-# Templates that run on UltraGen's checkpoint alone, which is the trained one.
+PAINTED = Look("tiny", (640, 352, 17, 14))  # the trained model, at the size it was trained at
+CLOUDS = Look("untrained", (WIDTH, HEIGHT, 5, 6))  # the random model paints clouds of colour
+# Templates that need no model but UltraGen's checkpoint, the trained one.
 LOOKS = dict.fromkeys(TEMPLATES, CLOUDS) | dict.fromkeys(
     ("ultragen_t2v_1080p", "ultragen_batch_1080p", "ultragen_few_steps_1080p"), PAINTED
 )
@@ -69,7 +68,7 @@ def write(file: Path, content: dict) -> None:
 
 
 def make(name: str, object_info: dict) -> dict:
-    """The content of workflows/`name`.json. object_info: of a ComfyUI with the pack."""
+    """Return the content of workflows/`name`.json. object_info: from a ComfyUI with the pack."""
     layout = Layout(name, object_info, FILES)
     return layout.workflow(TEMPLATES[name](layout))
 
@@ -78,12 +77,12 @@ def small_run(server: Server, file: Path, look: Look, object_info: dict, seed: i
     graph = workflow.make_small(workflow.to_api(file, object_info), *look.size, seed)
     for node in graph.values():
         if node["class_type"] == "UltraGenPrompts":
-            node["inputs"]["index"] = -1  # the whole list
+            node["inputs"]["index"] = -1  # all prompts of the list
     return demo.saved_videos(server, server.run(workflow.with_stand_ins(graph)))
 
 
 def thumbnail(videos: Sequence[Path], content: dict, label: str):
-    """The last frame of each video side by side, above the title of the graph's note and `label`: a PIL image."""
+    """Draw each video's last frame side by side, above the note's title and `label`. Returns a PIL image."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     title = content["nodes"][-1]["widgets_values"][0].splitlines()[0].removeprefix("# ")

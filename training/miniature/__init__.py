@@ -1,6 +1,6 @@
-"""A miniature of the whole pipeline: painted landscape videos to train small models on, and to judge them by."""
+"""A miniature of the whole pipeline: painted landscape videos, small models trained on them, and their evaluation."""
 
 from pathlib import Path
 
-# What the recipe made. A run whose folder holds vae.safetensors goes on from there.
+# Made by the recipe in make.py. A run whose folder has vae.safetensors continues from there.
 WEIGHTS = Path(__file__).resolve().parent / "weights"

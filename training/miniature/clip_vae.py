@@ -1,6 +1,6 @@
-"""ComfyUI's Wan 2.1 VAE over whole clips, for training: its own loops go chunk by chunk and remember in lists.
+"""Wan 2.1's VAE over whole clips, for training: ComfyUI's own loops work in chunks with feature caches.
 
-A clip has 1 + 4n frames. Only the modules' weights are used, so that both ComfyUI versions give the same.
+A clip has 1 + 4n frames. Only the modules' weights are used, so that all ComfyUI versions give the same.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 CHANNELS = 16
 CONSTANT, LOGVAR = 4.0, -6.0
-NOISE = 0.1  # of the weights that a new VAE starts with, as a share of what keeps a signal's size
+NOISE = 0.1  # scale of a new VAE's random weights, as a share of what preserves a signal's size
 SHAPE = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "temperal_downsample": [False, True, True]}
 
 
 @torch.no_grad()
 def new_vae(width: int) -> nn.Module:
-    """Where training starts: colours are averaged on the way down and repeated on the way up, as UltraGen's coarse
-    branches start, and all else is small random weights.
+    """Create a VAE to train: it averages colours on the way down and repeats them on the way up.
 
-    Residual blocks add nothing yet and latents are hardly noisy. At the two ends, where norms take away how large
-    channels are, half of them are constant and so keep it.
+    UltraGen's coarse branches start like this too. All other weights are small and random, residual blocks add nothing
+    yet, and latents have little noise. At the two ends, where norms remove the channels' scale, half of the channels
+    are constant, which preserves it.
     """
     vae = comfy.ldm.wan.vae.WanVAE(dim=width, z_dim=CHANNELS, **SHAPE)
     for module in vae.modules():
@@ -50,7 +50,7 @@ def new_vae(width: int) -> nn.Module:
 
 
 def _carry(conv: nn.Module) -> None:
-    """Small random weights, and through them each channel handed on, as the mean over what the stride joins."""
+    """Initialise with small random weights plus an identity on channels, averaging over the stride."""
     nn.init.kaiming_uniform_(conv.weight, nonlinearity="linear")
     conv.weight *= NOISE
     nn.init.zeros_(conv.bias)
@@ -61,7 +61,7 @@ def _carry(conv: nn.Module) -> None:
 
 
 def _taps(conv: nn.Module) -> Iterator[slice]:
-    """Where a kernel meets what it makes one of: in time the newest frames, in space the pixel, or it and the next."""
+    """Yield the kernel positions, per axis, that a stride joins: the newest frames, the pixel or it and the next."""
     in_time = len(conv.kernel_size) - 2
     for axis, (size, stride) in enumerate(zip(conv.kernel_size, conv.stride, strict=True)):
         start = size - stride if axis < in_time else 0 if stride > 1 else size // 2
@@ -69,9 +69,9 @@ def _taps(conv: nn.Module) -> Iterator[slice]:
 
 
 def encode(vae: nn.Module, clip: Tensor, branches: bool = True) -> tuple[Tensor, Tensor]:
-    """(b, 3, frames, height, width) in -1..1 -> means and logarithms of variances, each (b, 16, t, h, w).
+    """Encode (b, 3, frames, height, width) in -1..1 to means and log variances, each (b, 16, t, h, w).
 
-    branches: without them residual blocks and the attention hand on what they get.
+    branches: if False, residual blocks and the attention pass their input through.
     """
     x = _blocks(vae.encoder.downsamples, causal(vae.encoder.conv1, clip), branches)
     x = _middle(vae.encoder, x) if branches else x
@@ -79,14 +79,14 @@ def encode(vae: nn.Module, clip: Tensor, branches: bool = True) -> tuple[Tensor,
 
 
 def decode(vae: nn.Module, latent: Tensor, branches: bool = True) -> Tensor:
-    """(b, 16, t, h, w) -> (b, 3, frames, height, width), around -1..1."""
+    """Decode (b, 16, t, h, w) to (b, 3, frames, height, width), about -1..1. branches: as in `encode`."""
     x = causal(vae.decoder.conv1, causal(vae.conv2, latent))
     x = _middle(vae.decoder, x) if branches else x
     return _end(vae.decoder, _blocks(vae.decoder.upsamples, x, branches))
 
 
 def causal(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """Zeros before the first frame and around each."""
+    """Apply a causal convolution: zeros before the first frame and around each frame."""
     rows, columns = (side // 2 for side in conv.kernel_size[1:])
     return F.conv3d(F.pad(x, (columns, columns, rows, rows, conv.kernel_size[0] - 1, 0)), conv.weight, conv.bias)
 
@@ -125,8 +125,9 @@ def _end(coder: nn.Module, x: Tensor) -> Tensor:
 
 
 def _resampled(module: nn.Module, x: Tensor) -> Tensor:
-    """Each frame by the module's own layers. The clip's first frame stays one frame, and what doubles the others does
-    not see it; what halves them does.
+    """Resample each frame by the module's layers, and in time where it does so.
+
+    The first frame stays one frame. Doubling in time does not see it; halving does.
     """
     if module.mode == "upsample3d" and x.shape[2] > 1:
         doubled = causal(module.time_conv, x[:, :, 1:]).unflatten(1, (2, -1)).movedim(1, 3).flatten(2, 3)
@@ -147,10 +148,10 @@ def _clips(frames: Tensor, batch: int) -> Tensor:
 
 
 def folded(vae: nn.Module, mean: Tensor, deviation: Tensor) -> dict[str, Tensor]:
-    """The VAE's weights, with latents that have Wan 2.1's published means and deviations where they had these.
+    """Return the VAE's state with latents shifted and scaled to Wan 2.1's published means and deviations.
 
-    A change of scale and offset per channel, folded into the two 1x1x1 convolutions beside the latents, so that the
-    narrow VAE runs wherever Wan 2.1's does.
+    The change per channel is folded into the two 1x1x1 convolutions next to the latents, so that the narrow VAE runs
+    wherever Wan 2.1's does. mean, deviation: of the present latents, (16,).
     """
     published = comfy.latent_formats.Wan21()
     target, spread = published.latents_mean.flatten(), published.latents_std.flatten()

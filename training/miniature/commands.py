@@ -18,16 +18,18 @@ from .table import table
 def add_to(commands: argparse._SubParsersAction) -> None:
     _add(commands, "miniature", miniature)
     parser = _add(commands, "ablation", ablation)
-    parser.add_argument("--seeds", type=int, nargs="+", default=Study.seeds, help="several processes may share them")
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="these as well")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=Study.seeds, help="seeds to run; several processes may share them"
+    )
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="variants to train and judge")
 
 
 def _add(commands: argparse._SubParsersAction, name: str, run: Callable) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=run.__doc__, description=run.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder; what is there already is done")
-    parser.add_argument("--minutes", type=float, default=10_000, help="end in order after so many")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results; existing results are kept")
+    parser.add_argument("--minutes", type=float, default=10_000, help="stop after so many minutes, to be continued")
     parser.set_defaults(run=run)
     return parser
 
@@ -38,12 +40,12 @@ def _making(options: argparse.Namespace) -> Making:
 
 
 def miniature(options: argparse.Namespace) -> None:
-    """Train the small VAE and models of the demo on painted landscapes, or go on with it."""
+    """Train the demo's small VAE and models on painted landscapes, or continue."""
     _making(options).run()
 
 
 def ablation(options: argparse.Namespace) -> None:
-    """Compare UltraGen's parts on the finished miniature, or go on with it."""
+    """Run the ablation of UltraGen's parts on the finished miniature, or continue."""
     study = Ablation(Study(tuple(options.variants), seeds=tuple(options.seeds)), _making(options))
     if study.run() and set(options.variants) == set(VARIANTS):
         study.draw(options.out / "ablation.jpg")

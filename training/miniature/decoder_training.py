@@ -1,7 +1,7 @@
-"""Trains the VAE's decoder once more, on latents as the finished model paints them.
+"""Train the VAE's decoder again, on latents that the finished model painted.
 
-Painted latents are a little off everywhere. A decoder that has only seen encoded clips shows that as grain, most of all
-in first frames. The encoder stays what it is, and so do latents.
+Painted latents are slightly off everywhere. A decoder that has only seen encoded clips turns this into grain, most of
+all in first frames. The encoder, and so the latents, stay unchanged.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .latents import Latents, raw
 from .painter import paint
 from .vae_training import BETAS, distance
 
-RATIO = SPATIAL_RATIO[clip_vae.CHANNELS]  # pixels of a latent one
+RATIO = SPATIAL_RATIO[clip_vae.CHANNELS]  # pixels per latent pixel
 
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """clips: that are painted again, `at_once` together, by the last 2 to `last_steps` of `sampling_steps`.
-    side: in latent pixels, of the squares that are cut out; `margin` of them at each edge that is not the frame's is
-    not judged, because the decoder sees less around it than in whole frames. clean: share of squares that are of
-    encoded clips instead. slopes: how much differences between neighbours count beside the pixels themselves.
+    """clips: number to repaint, `at_once` together, with the last 2 to `last_steps` of `sampling_steps`.
+    side: of the training squares, in latent pixels. margin: latent pixels at a square's edge that do not count, unless
+    the frame ends there, because the decoder sees less context there than in whole frames. clean: share of squares from
+    encoded clips. slopes: weight of differences between neighbouring pixels against the pixels themselves.
     """
 
     clips: int = 512
@@ -55,7 +55,7 @@ class DecoderRecipe:
     seed: int = 0
 
     def rate(self, step: int) -> float:
-        """Rises over the warm-up, then falls to nothing in a straight line."""
+        """Return the learning rate: linear warm-up, then linear decay to 0."""
         return self.learning_rate * min((step + 1) / self.warmup, 1 - step / self.steps)
 
 
@@ -63,9 +63,9 @@ class DecoderRecipe:
 def repainted(
     model: Callable, latents: Latents, recipe: DecoderRecipe, shift: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Encoded clips (n, 16, t, h, w) in half precision, and what the model makes of them: noise is added, as much as
-    there is before one of the last steps of sampling, and these steps take it away again.
+    """Return encoded clips and repainted ones, each (n, 16, t, h, w) float16.
 
+    Repainting adds the noise of one of the last sampling steps and removes it with the remaining steps.
     model: velocity(x, t, text), as training.model.Velocity.
     """
     sigmas, line = flow_sigmas(recipe.sampling_steps, shift).to(device), ProgressLine()
@@ -81,7 +81,7 @@ def repainted(
         painted = denoised(model, torch.lerp(some, noise, last[0]), text, torch.zeros_like(text), last, CFG)
         clean.append(some.half())
         made.append(painted.half())
-        line.show(f"{start + len(clips)}/{recipe.clips} clips painted again")
+        line.show(f"{start + len(clips)}/{recipe.clips} clips repainted")
     line.end()
     return torch.cat(clean), torch.cat(made)
 
@@ -89,7 +89,7 @@ def repainted(
 def tuned(
     vae: nn.Module, pairs: Sequence[Tensor], numbers: Sequence[int], size: VideoSize, recipe: DecoderRecipe
 ) -> dict[str, Tensor]:
-    """The state of a VAE after its decoder was trained. pairs: of `repainted`. numbers, size: of their clips."""
+    """Train the decoder and return the VAE's state. pairs: from `repainted`. numbers, size: of their clips."""
     device = pairs[0].device
     say(f"Painting {len(numbers)} clips ...")
     clips = torch.stack([quantise(paint(number, *size, device=device), 8) for number in numbers])
@@ -119,15 +119,15 @@ def tuned(
 
 
 def _batch(pairs: Sequence[Tensor], clips: Tensor, recipe: DecoderRecipe, step: int) -> tuple[Tensor, ...]:
-    """Of a step: squares of latents (batch, 16, t, side, side), of pixels (batch, 3, frames, ...) in -1..1, and which
-    pixels are judged (batch, 1, 1, ...).
+    """Return a step's squares: latents (batch, 16, t, side, side), pixels (batch, 3, frames, ...) in -1..1, and which
+    pixels count (batch, 1, 1, ...).
     """
     random = generator(torch.device("cpu"), recipe.seed, "squares", step)
     made = []
     for _ in range(recipe.batch):
         source = pairs[0] if torch.rand(1, generator=random).item() < recipe.clean else pairs[1]
         index = int(torch.randint(len(source), (1,), generator=random))
-        rows, columns = (_cut(length, recipe, random) for length in source.shape[-2:])
+        rows, columns = (_span(length, recipe, random) for length in source.shape[-2:])
         judged = rows.judged[:, None] & columns.judged
         pixels = clips[index, :, rows.pixels, columns.pixels].movedim(-1, 0)
         made.append((source[index, ..., rows.latents, columns.latents], pixels, judged[None, None]))
@@ -135,7 +135,7 @@ def _batch(pairs: Sequence[Tensor], clips: Tensor, recipe: DecoderRecipe, step: 
     return squares.float(), wanted.float() / 127.5 - 1, judged.to(squares.device)
 
 
-class Cut(NamedTuple):
+class Span(NamedTuple):
     """One axis of a square."""
 
     latents: slice
@@ -143,11 +143,11 @@ class Cut(NamedTuple):
     judged: Tensor  # (pixels,)
 
 
-def _cut(length: int, recipe: DecoderRecipe, random: torch.Generator) -> Cut:
-    """Of an axis of so many latent pixels; a fair share lies at the frame's edges."""
+def _span(length: int, recipe: DecoderRecipe, random: torch.Generator) -> Span:
+    """Draw a span of an axis of `length` latent pixels; the frame's edges get a fair share."""
     side, margin, last = recipe.side, recipe.margin, length - recipe.side
     drawn = int(torch.randint(-margin, last + margin + 1, (1,), generator=random))
     first = min(max(drawn, 0), last)
     judged = torch.zeros(side * RATIO, dtype=torch.bool)
     judged[0 if first == 0 else margin * RATIO : side * RATIO if first == last else (side - margin) * RATIO] = True
-    return Cut(slice(first, first + side), slice(first * RATIO, (first + side) * RATIO), judged)
+    return Span(slice(first, first + side), slice(first * RATIO, (first + side) * RATIO), judged)

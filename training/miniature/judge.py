@@ -1,7 +1,7 @@
-"""What a model's videos are worth: whether they show what their captions say, and the paper's metrics with stand-ins.
+"""Evaluate a model's videos: whether they show what their captions say, and the paper's metrics with stand-ins.
 
-The networks that the metrics look through (I3D, LPIPS) are not there where the miniature is made. Fixed random
-convolutions take their places: distances between videos of one kind, comparable with each other and with nothing else.
+The metrics' networks (I3D, LPIPS) are not available where the miniature is made. Fixed random convolutions stand in for
+them: the distances are comparable with each other and with nothing else.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def videos(
     schedule: tuple[int, float],
     device: torch.device,
 ) -> Iterator[Tensor]:
-    """What a model paints for the captions of scenes: (frames, height, width, 3) each, in 0..1.
+    """Paint the captions of scenes: yields (frames, height, width, 3) in 0..1.
 
-    model: velocity(x, t, text), as training.model.Velocity. shape: of a latent, (c, t, h, w). schedule: steps and
-    shift. Noise belongs to the scene's number, so that models are compared on the same.
+    model: velocity(x, t, text), as training.model.Velocity. numbers: of the scenes. shape: of a latent, (c, t, h, w).
+    schedule: steps and shift. The noise depends on the scene's number, so all models start from the same.
     """
     for start in range(0, len(numbers), AT_ONCE):
         some = numbers[start : start + AT_ONCE]
@@ -60,7 +60,7 @@ def videos(
 
 
 class Patched:
-    """velocity(x, t, text) of a ComfyUI model, through its patches, as a sampler evaluates it."""
+    """velocity(x, t, text) of a patched ComfyUI model, as a sampler evaluates it."""
 
     def __init__(self, model):
         self._model = model
@@ -93,22 +93,22 @@ def agreement(seen: Sequence[dict[str, str]], numbers: Iterable[int]) -> dict[st
 
 
 def seam_ratio(frames: Tensor, borders: set[int]) -> float:
-    """How much more pixels differ across `borders`, columns of tokens, than across other borders of tokens.
+    """Return how much more pixels differ across `borders`, columns of tokens, than across other token borders.
 
-    frames: (frames, height, width, 3). 1: no seams. Painted clips of 640x352 have 1.16 (the mean of 96), because the
-    sun stands where windows meet. Rows are left out: horizons lie along them.
+    frames: (frames, height, width, 3). 1 means no seams. Painted clips of 640x352 have 1.16 (the mean of 96), because
+    the sun stands where windows meet. Rows are left out because horizons run along them.
     """
     differences = frames.diff(dim=2).abs().mean((0, 1, 3)).tolist()  # [i]: from column i to i + 1
     others = set(range(1, frames.shape[2] // TOKEN)) - borders
     seams, elsewhere = (
-        statistics.mean(differences[TOKEN * border - 1] for border in kind) for kind in (borders, others)
+        statistics.mean(differences[TOKEN * border - 1] for border in some) for some in (borders, others)
     )
     return seams / elsewhere
 
 
-@functools.lru_cache(maxsize=1)  # of one seed, which all of its models are compared with
+@functools.lru_cache(maxsize=1)  # all models of a seed are compared with the same
 def originals(numbers: range, size: VideoSize, device: torch.device) -> list[VideoScores]:
-    """Features of the painted clips of scenes, for HD-FVD."""
+    """Return the features of the scenes' painted clips, the reference of HD-FVD."""
     networks = stand_ins(device)
     return [score_video(paint(number, *size, device=device), {HD_FVD}, networks) for number in numbers]
 
@@ -139,7 +139,7 @@ class RandomFeatures(nn.Module):
 
 
 def stand_ins(device: torch.device) -> Networks:
-    """For HD-LPIPS and HD-FVD. Temporal consistency is left out: through random networks it is 1 for every model."""
+    """Create random networks for HD-LPIPS and HD-FVD. Temporal consistency would be 1 for every model."""
     flat, deep = RandomFeatures(2).to(device).eval(), RandomFeatures(3).to(device).eval()
 
     @torch.no_grad()

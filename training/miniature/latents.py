@@ -1,4 +1,4 @@
-"""Painted clips as latents: what the trainer reads, in one file for each size."""
+"""Latents of painted clips for the trainer, one file per size."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from .painter import paint
 
 
 class Latents:
-    """The clips of a file that `write` made; it takes the place of a training.cache.Cache."""
+    """The clips of a file from `write`, with the interface of training.cache.Cache."""
 
     def __init__(self, file: Path):
-        self.folder = file  # what messages name
+        self.folder = file  # named in error messages
         with safe_open(file, "pt") as held:
             self._latents, self._metadata = held.get_tensor("latents"), held.metadata()
         self.names = [str(number) for number in json.loads(self._metadata["numbers"])]
@@ -50,20 +50,20 @@ class Latents:
 
 @functools.cache
 def words(caption: str) -> Tensor:
-    """The demo's text tensor up to the caption's end, in bfloat16 as a cache holds it."""
+    """Return the demo's text tensor up to the caption's end, in bfloat16 as in a cache."""
     return word_vectors(caption)[: len(caption.split())].bfloat16()
 
 
 @torch.no_grad()
 def encoded(vae: nn.Module, numbers: range, size: VideoSize, device: torch.device, batch: int = 4) -> Iterator[Tensor]:
-    """Latents (b, 16, t, h, w) of painted clips, as the VAE gives them."""
+    """Yield the VAE's latents (b, 16, t, h, w) of painted clips."""
     for start in range(0, len(numbers), batch):
         clips = torch.stack([paint(number, *size, device=device) for number in numbers[start : start + batch]])
         yield clip_vae.encode(vae, clips.movedim(-1, 1) * 2 - 1)[0]
 
 
 def normalised(latents: Tensor) -> Tensor:
-    """From what the VAE gives to what the transformer takes."""
+    """Convert latents of the VAE to inputs of the transformer."""
     return latent_format(clip_vae.CHANNELS).process_in(latents)
 
 

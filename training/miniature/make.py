@@ -1,8 +1,8 @@
-"""The miniature from nothing: VAE, a dense model at low resolution, UltraGen's layers at high resolution, and the
-VAE's decoder once more, for what that model paints.
+"""Make the miniature from nothing.
 
-Each part goes on where it was, and a part whose result is there is done. What is made lies in one folder, with recipes
-and losses.
+In turn: a VAE, a dense model at low resolution, UltraGen's layers at high resolution, and the VAE's decoder again, on
+what that model paints. Each part continues where it stopped, and is skipped if its result exists. One folder holds all
+results, with recipes and losses.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from .vae_training import VAERecipe, VAETraining
 
 @dataclass(frozen=True)
 class Miniature:
-    """channels, blocks, ffn_channels: of the transformer. low, high: sizes, with how many clips of each are seen.
-    dense: the recipe at low resolution. ultragen: the one that follows at high resolution. measured: clips of each size
-    that tell what latents are like. shift: of the noise levels when a model paints. decoder: the last recipe.
+    """channels, blocks, ffn_channels: of the transformer. low, high: the two sizes; low_clips, high_clips: how many
+    clips of each. dense, ultragen: recipes at low and at high resolution. measured: clips of each size from which the
+    latents' means and deviations are taken. shift: flow shift when painting. vae, decoder: recipes of the VAE.
     """
 
     vae: VAERecipe = VAERecipe()
@@ -57,7 +57,7 @@ class Miniature:
 
 
 class Making:
-    """The parts in order, for so many minutes at most."""
+    """Makes the parts in order, for `minutes` at most."""
 
     def __init__(self, recipe: Miniature, folder: Path, device: torch.device, minutes: float):
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,13 +79,13 @@ class Making:
         return self.folder / recipe.rule / f"full-{recipe.steps:06}.safetensors"
 
     def run(self) -> bool:
-        """Returns whether all is done."""
+        """Run all parts. Returns whether everything is done."""
         done = self._vae() and self._dense() and self._ultragen() and self._decoder()
-        say(f"Everything is in {self.folder}." if done else "The time is up; the same command goes on.")
+        say(f"Everything is in {self.folder}." if done else "The time is up. Run the same command to continue.")
         return done
 
     def vae(self) -> nn.Module:
-        """With the decoder that was trained last, where that is done; the encoder is always the same."""
+        """Load the VAE, with the retrained decoder if it exists. The encoder is the same."""
         vae = clip_vae.new_vae(self.recipe.vae.width)
         finished = self.finished_vae_file.is_file()
         vae.load_state_dict(load_file(self.finished_vae_file if finished else self.vae_file))
@@ -114,7 +114,7 @@ class Making:
         return self._train(recipe.ultragen, recipe.high, recipe.high_clips, base)
 
     def _decoder(self) -> bool:
-        """Minutes at most, so it is not cut off."""
+        """Train the decoder again. This takes a few minutes and ignores the time limit."""
         if self.finished_vae_file.is_file():
             return True
         recipe, vae = self.recipe, self.vae()
@@ -137,12 +137,12 @@ class Making:
         return Training(recipe, keeping, model, latents.Latents(self.latents_file(size)), recipe.batch).run()
 
     def minutes_left(self) -> float:
-        """Some time is always left: every part that is begun makes a step."""
+        """Return the minutes left, never 0, so that every part that begins makes a step."""
         return max((self._ends - time.monotonic()) / 60, 1e-9)
 
 
 def _statistics(groups: Iterable[Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel of latents (b, c, t, h, w); every group counts alike."""
+    """Return mean and deviation per channel of latents (b, c, t, h, w). Every group has the same weight."""
     flat = [torch.cat([x.transpose(0, 1).flatten(1) for x in group], dim=1) for group in groups]
     mean, square = (torch.stack([power.mean(1) for power in powers]).mean(0) for powers in (flat, [x**2 for x in flat]))
     return mean, (square - mean**2).sqrt()

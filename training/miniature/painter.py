@@ -1,4 +1,4 @@
-"""Paints scenes: layered ridges under a sky, soft and slowly moving, the same at every size.
+"""Paint scenes: layered ridges under a sky, soft and slowly moving, the same at every size.
 
 Edges are as soft as a pixel is high. Canvases are (3, frames, height, width).
 """
@@ -21,14 +21,14 @@ GRAIN = 64  # cells of a texture, along each side
 
 
 def paint(number: int, width: int, height: int, frames: int, device: torch.device | str = "cpu") -> Tensor:
-    """The video of a number at 15 frames a second: (frames, height, width, 3), float32 in 0..1."""
+    """Paint the video of a scene's number at 15 fps: (frames, height, width, 3) float32 in 0..1."""
     return picture(scene(number), number, width, height, frames, device)
 
 
 def picture(
     shown: Scene, number: int, width: int, height: int, frames: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """A chosen scene with the shapes of a number, as `paint` gives it."""
+    """Paint a given scene with the shapes of a number. Returns the same as `paint`."""
     view = View(shown, number, width, height, frames, torch.device(device))
     canvas = _sky(view)
     canvas = _shine(view, _clouds(view, canvas))
@@ -40,7 +40,7 @@ def picture(
 
 
 def _step(value: Tensor, softness: float) -> Tensor:
-    """0 below 0, 1 above, with a smooth edge as wide as `softness`."""
+    """Smoothstep from 0 to 1 around 0, as wide as `softness`."""
     share = (value / softness + 0.5).clamp(0, 1)
     return share * share * (3 - 2 * share)
 
@@ -61,7 +61,7 @@ def _stars(view: View, sky: Tensor) -> Tensor:
 
 
 def _texture(view: View, purpose: int, x: Tensor, y: Tensor, smooth: float) -> Tensor:
-    """Clouds of noise around 0 with deviation 1 that repeat every 4 heights: as x and y are broadcast."""
+    """Sample cloudy noise at x, y: mean 0, deviation 1, period of 4 heights. Shape of x and y broadcast."""
     wave = torch.fft.fftfreq(GRAIN, 1 / GRAIN)
     length = torch.hypot(wave[:, None], wave)
     power = length.clamp(min=1) ** -smooth * (length >= 2)
@@ -80,7 +80,7 @@ def _clouds(view: View, canvas: Tensor) -> Tensor:
     y = view.seen_y.expand(view.frames, -1, -1)
     thick = _texture(view, 2, x, 2 * y, 2.1)
     above = _texture(view, 2, x, 2 * y - 0.09, 2.1)
-    # As many clouds in every sky.
+    # Give every sky the same amount of clouds.
     first = thick[0, : view.height // 2]
     thick, above = ((layer - first.mean()) / first.std() for layer in (thick, above))
     # The sun stays in view: clouds thin out around it.
@@ -91,7 +91,7 @@ def _clouds(view: View, canvas: Tensor) -> Tensor:
 
 
 def _shine(view: View, canvas: Tensor) -> Tensor:
-    """The sun or the moon with the glow around it."""
+    """Paint the sun or the moon and its glow."""
     night = view.shown.time == "night"
     radius = 0.042 if night else 0.05
     beyond = (view.light_distance - radius).clamp(min=0)
@@ -101,7 +101,7 @@ def _shine(view: View, canvas: Tensor) -> Tensor:
 
 
 def _profile(view: View, layer: int, x: Tensor) -> Tensor:
-    """The line of a ridge, about -1..1: fractal, of round waves or of pointed ones."""
+    """Return the height profile of a ridge, about -1..1: a fractal of round or pointed waves."""
     phases = view.chance(10 + layer, 5)
     peaks = view.shown.ridges == "peaks"
     line = torch.zeros_like(x)
@@ -128,7 +128,7 @@ def _ridges(view: View, canvas: Tensor) -> Tensor:
 
 
 def _swells(view: View, canvas: Tensor) -> Tensor:
-    """Open ground: three swells, brighter at the crest and on the side of the sun."""
+    """Paint open ground: three swells, brighter at the crest and towards the sun."""
     for layer, top in enumerate((SHORE, 0.71, 0.83)):
         x = view.panned(0.6 + 0.2 * layer)
         phase = (3.9 - 0.7 * layer) * x + view.chance(20 + layer)
@@ -161,10 +161,10 @@ def _fog(view: View, canvas: Tensor) -> Tensor:
 
 
 def _shade(view: View, canvas: Tensor) -> Tensor:
-    """The left lies in the shadow of a cloud by day, in mist by night.
+    """Shade the left: a cloud's shadow by day, mist by night.
 
-    Wan's transformer knows places only relative to each other. Where nothing tells left from right before the sun
-    appears out of the noise, a model does not learn the side that captions name: it paints the sun anywhere.
+    Wan's transformer knows only relative positions. If nothing tells left from right before the sun appears out of the
+    noise, a model does not learn the side that captions name and paints the sun anywhere.
     """
     share = 0.6 * (1 - _step(view.x / ASPECT - 0.25, 0.5))
     share = share * (1 - 0.9 * torch.exp(-((view.light_distance / 0.2) ** 2)))

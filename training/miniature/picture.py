@@ -1,4 +1,4 @@
-"""Strips of frames under each other, each with its name: models side by side."""
+"""Compare models in one picture: labelled strips of frames below each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WIDTH, LABEL, GAP = 1280, 26, 8  # pixels
 
 
 def draw_rows(strips: Mapping[str, Path], file: Path) -> None:
-    """strips: {name: picture}, of one size. file: a .jpg or .png."""
+    """Draw strips below each other. strips: {name: picture}, all of one size. file: a .jpg or .png."""
     rows = [Image.open(strip).convert("RGB") for strip in strips.values()]
     height = round(rows[0].height * WIDTH / rows[0].width)
     step = LABEL + height + GAP

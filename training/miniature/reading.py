@@ -1,9 +1,8 @@
-"""Reads a painted landscape back: what its caption says, from the pixels alone, of real and of generated videos.
+"""Read the caption's attributes back from the pixels of a landscape video, painted or generated.
 
-Everything is measured on a small picture of ROWS x COLUMNS cells that is the mean of the middle frames, so that neither
-size nor blur nor noise matters much. The colours named here are means of painted videos: the sky's and the ground's
-with their light, haze and reflections, not the palettes of the painter. Colours are read on the right, where nothing
-lies in the shade.
+All measures are taken on a small picture of ROWS x COLUMNS cells, the mean of the middle frames, so that size, blur and
+noise matter little. The colours below are means over painted videos, of sky and ground with their light, haze and
+reflections; they are not the painter's palettes. Colours are read on the right, where there is no shade.
 
     python -m training.miniature.reading VIDEO
 """
@@ -19,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ROWS, COLUMNS = 36, 64
-MIDDLE = 9  # frames: clouds stay within a few cells
+MIDDLE = 9  # frames, in which clouds move by a few cells
 SKY = slice(0, 12)  # rows above every ridge
 RIDGES = slice(16, 24)
 GROUND = slice(30, ROWS)
-LIGHT = slice(3, 11)  # where the sun or the moon stands
-RING = 5  # cells: beyond the rim of the sun or the moon
+LIGHT = slice(3, 11)  # rows of the sun or the moon
+RING = 5  # cells, beyond the rim of the sun or the moon
 
 # Medians of the upper and the lower sky, which the sun does not move: of clear, cloudy and foggy videos.
 SKIES = {
@@ -39,14 +38,14 @@ GROUNDS = {
     "dusk": {"meadow": "56662d", "desert": "b65d30", "lake": "623e66", "snow": "b996ae"},
     "night": {"meadow": "1c432f", "desert": "524230", "lake": "1d2b51", "snow": "677591"},
 }
-# What tells the weathers apart, half way between painted videos: how uneven a sky with clouds is (0.0155 and more,
-# others up to 0.0138), how much contrast sky and ridges have without fog (most: 0.158 and more, in fog up to 0.155).
+# Thresholds half way between painted videos. CLOUDS: unevenness of the sky (cloudy: 0.0155 and more, others up to
+# 0.0138). CLEAR: contrast of sky and ridges (most without fog: 0.158 and more, in fog up to 0.155).
 CLOUDS = 0.0147
 CLEAR = 0.1565
 
 
 def read(frames: Tensor) -> dict[str, str]:
-    """{attribute: word} of CHECKED, from a video (frames, height, width, 3) in 0..1 or in 8 bits."""
+    """Return {attribute: word} for CHECKED. frames: (frames, height, width, 3), float in 0..1 or uint8."""
     cells = _cells(frames)
     sunlit = cells[..., COLUMNS // 2 :]
     time = _time(sunlit)
@@ -60,7 +59,7 @@ def read(frames: Tensor) -> dict[str, str]:
 
 
 def _cells(frames: Tensor) -> Tensor:
-    """(3, ROWS, COLUMNS)"""
+    """Reduce a video to (3, ROWS, COLUMNS) in 0..1."""
     first = max(len(frames) - MIDDLE, 0) // 2
     middle = frames[first : first + MIDDLE].float().movedim(-1, 1)
     cells = F.adaptive_avg_pool2d(middle, (ROWS, COLUMNS)).mean(0).cpu()
@@ -68,7 +67,7 @@ def _cells(frames: Tensor) -> Tensor:
 
 
 def _color(text: str) -> Tensor:
-    """Of one or several colours: (3 * colours,)."""
+    """Parse one or several hex colours to (3 * colours,) in 0..1."""
     return torch.tensor(list(bytes.fromhex(text))) / 255
 
 
@@ -83,12 +82,12 @@ def _time(cells: Tensor) -> str:
 
 
 def _around(cells: Tensor, wide: int) -> Tensor:
-    """The mean of the cells around each cell, `wide` (odd) each way; fewer at the rim."""
+    """Average over wide x wide cells (odd) around each cell, fewer at the rim."""
     return F.avg_pool2d(cells[None], wide, 1, wide // 2, count_include_pad=False)[0]
 
 
 def _light_column(cells: Tensor) -> int:
-    """Where the sky is brighter than all around at a distance of RING: clouds are wider than the sun and lose."""
+    """Find the column of the sun or moon: brighter than everything at a distance of RING, which clouds are not."""
     sky = _around(cells[:, SKY].mean(0, keepdim=True), 3)
     high, wide = sky.shape[1:]
     rim = F.pad(sky[None], (RING,) * 4, mode="replicate")[0]
@@ -113,7 +112,7 @@ def _weather(cells: Tensor, sunlit: Tensor, column: int) -> str:
 
 
 def frames_of(video_file: str | Path) -> Tensor:
-    """(frames, height, width, 3) in 8 bits."""
+    """Decode a video file to (frames, height, width, 3) uint8."""
     import av
 
     with av.open(str(video_file)) as container:

@@ -1,4 +1,4 @@
-"""What a painted landscape shows: a few attributes, each one word of its caption."""
+"""Scenes of painted landscapes: a few attributes, each one word of the caption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-# In the order of the caption's words. No word stands for two attributes, so words are understood in any order.
+# In the order of the caption's words. No word belongs to two attributes, so prompts may use any order.
 VALUES = {
     "weather": ("clear", "cloudy", "foggy"),
     "time": ("dawn", "noon", "dusk", "night"),
@@ -18,7 +18,7 @@ VALUES = {
     "side": ("left", "middle", "right"),
     "pan": ("westward", "eastward"),
 }
-# What `training.miniature.reading.read` reads back from pixels.
+# Attributes that `training.miniature.reading.read` reads back from pixels.
 CHECKED = ("weather", "time", "ground", "side")
 SYNONYMS = {
     synonym: word
@@ -37,7 +37,7 @@ ATTRIBUTE_OF = {word: name for name, words in VALUES.items() for word in words}
 
 @dataclass(frozen=True)
 class Scene:
-    """One value of VALUES for each attribute; `side` is where the sun or the moon stands."""
+    """One of VALUES for each attribute. `side`: position of the sun or the moon."""
 
     weather: str
     time: str
@@ -57,33 +57,32 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """Seven words, such as "clear dusk lake peaks sun left eastward"."""
+        """The caption of seven words, such as "clear dusk lake peaks sun left eastward"."""
         return f"{self.weather} {self.time} {self.ground} {self.ridges} {self.light} {self.side} {self.pan}"
 
 
 def scene(number: int) -> Scene:
-    """The scene of a number, the same on every machine; every scene is equally likely."""
+    """Return the scene of a number, the same on every machine. All scenes are equally likely."""
     chance = random.Random(number)
     return Scene(**{name: chance.choice(words) for name, words in VALUES.items()})
 
 
 def every_scene() -> Iterator[Scene]:
-    """All scenes, in the order of VALUES."""
+    """Yield all scenes, in the order of VALUES."""
     return (Scene(*words) for words in product(*VALUES.values()))
 
 
 def parse(text: str) -> dict[str, str]:
-    """{attribute: word} of what a text says, in any order of words; the first word of an attribute counts, and words of
-    VALUES before their synonyms.
+    """Return {attribute: word} for the attributes that a text names, in any order.
 
-    Other words are ignored: an attribute that is not spoken of is missing.
+    An attribute's first word counts, and words of VALUES before their synonyms. Other words are ignored.
     """
-    spoken = re.findall("[a-z]+", re.sub("[a-z]+-(covered|capped)", "", text.lower()))
-    meant = [*spoken, *(SYNONYMS[word] for word in spoken if word in SYNONYMS)]
+    words = re.findall("[a-z]+", re.sub("[a-z]+-(covered|capped)", "", text.lower()))
+    meant = [*words, *(SYNONYMS[word] for word in words if word in SYNONYMS)]
     return {ATTRIBUTE_OF[word]: word for word in reversed(meant) if word in ATTRIBUTE_OF}
 
 
 def understood(text: str) -> Scene | None:
-    """The scene that a prompt asks for; what it leaves open is chosen by the text. None where it speaks of nothing."""
-    said = parse(text)
-    return replace(scene(zlib.crc32(text.encode(errors="replace"))), **said) if said else None
+    """Return the scene that a prompt asks for, or None if it names no attribute. The rest is chosen by a hash."""
+    named = parse(text)
+    return replace(scene(zlib.crc32(text.encode(errors="replace"))), **named) if named else None

@@ -1,4 +1,4 @@
-"""The results of the ablation as a table for people."""
+"""The ablation's results as a Markdown table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from training.miniature.scenes import CHECKED
 from ultragen_core.metrics.scores import HD_FVD, HD_LPIPS, HD_MSE
 
-# Column, digits after the point.
+# {measure: (heading, digits)}.
 COLUMNS = {
     "loss": ("held-out loss", 4),
     "agreement": ("caption", 3),
@@ -28,11 +28,11 @@ GROUPS = {
 
 
 def table(results: Iterable[dict], variants: Sequence[str], reference: str) -> str:
-    """Markdown: mean and standard deviation over the seeds; bold is what differs from the reference on the same seeds
-    by more than twice the deviation of that difference.
+    """Return mean and standard deviation over the seeds, as Markdown.
 
-    results: of Ablation.results(). variants: names in the order of the rows. reference: the one that is trained to the
-    steps and the time that all others get.
+    Bold marks a difference from the reference, on the same seeds, of more than twice the deviation of that difference.
+    results: from Ablation.results(). variants: in the order of the rows. reference: the variant whose steps and time
+    all others get.
     """
     results = [{"agreement": statistics.mean(row[name] for name in CHECKED)} | row for row in results]
     measured = [column for column in COLUMNS if all(column in row for row in results)]

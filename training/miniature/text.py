@@ -1,4 +1,4 @@
-"""What takes the place of UMT5-XXL's text tensor."""
+"""A stand-in for UMT5-XXL's text tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TOKENS, CHANNELS = 512, 4096
 
 
 def word_vectors(text: str) -> torch.Tensor:
-    """(512, 4096): one fixed random vector a word, then zeros, as after the end of a UMT5 prompt."""
+    """Return (512, 4096): a fixed random vector per word, then zeros, as after the end of a UMT5 prompt."""
     tokens = torch.zeros(TOKENS, CHANNELS)
     for position, word in enumerate(text.lower().split()[:TOKENS]):
         tokens[position] = torch.randn(CHANNELS, generator=torch.Generator().manual_seed(_seed(word)))

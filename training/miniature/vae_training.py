@@ -1,4 +1,4 @@
-"""Trains the narrow VAE on painted clips."""
+"""Train the narrow VAE on painted clips."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ ROUNDED = 1e-3  # differences below this count by their square alone
 
 @dataclass(frozen=True)
 class VAERecipe:
-    """sizes: of the clips that are painted, each a share of the batch. side: of the square that is cut out of each.
-    linear_steps: the first ones, without residual branches, which are four fifths of the work.
-    first_frame: how much more the first frame counts, which has latents of its own. kl: weight of the divergence of the
-    latents from a normal distribution, which keeps them dense enough to be painted.
+    """sizes: of the painted clips, in equal shares of a batch. side: of the square cropped from each, in pixels.
+    linear_steps: initial steps without residual branches, which are four fifths of the work. first_frame: weight of the
+    first frame, which has its own latents. kl: weight of the latents' divergence from a normal distribution, which
+    keeps them dense enough for a model to paint.
     """
 
     width: int = 8
@@ -48,13 +48,13 @@ class VAERecipe:
     seed: int = 0
 
     def rate(self, step: int) -> float:
-        """Rises over the warm-up, then falls to nothing in a straight line."""
+        """Return the learning rate: linear warm-up, then linear decay to 0."""
         left = (self.steps - step) / max(self.steps - self.warmup, 1)
         return self.learning_rate * min((step + 1) / self.warmup, left)
 
 
 class Clips:
-    """Painted clips in the device's memory, in 8 bits; training cuts squares out of them."""
+    """Painted clips as uint8 in the device's memory; training crops squares from them."""
 
     def __init__(self, recipe: VAERecipe, device: torch.device):
         self.recipe, self.device = recipe, device
@@ -65,12 +65,12 @@ class Clips:
         ]
 
     def batch(self, step: int) -> Tensor:
-        """(batch, 3, frames, side, side) in -1..1, the same for a step whenever it comes."""
+        """Return a step's batch, (batch, 3, frames, side, side) in -1..1."""
         random = generator(torch.device("cpu"), self.recipe.seed, "crops", step)
-        cut = [self._cut(self.painted[place % len(self.painted)], random) for place in range(self.recipe.batch)]
-        return torch.stack(cut).movedim(-1, 1).float() / 127.5 - 1
+        crops = [self._crop(self.painted[place % len(self.painted)], random) for place in range(self.recipe.batch)]
+        return torch.stack(crops).movedim(-1, 1).float() / 127.5 - 1
 
-    def _cut(self, clips: Tensor, random: torch.Generator) -> Tensor:
+    def _crop(self, clips: Tensor, random: torch.Generator) -> Tensor:
         side = self.recipe.side
 
         def drawn(end: int) -> int:
@@ -81,7 +81,7 @@ class Clips:
 
 
 def loss_of(vae: nn.Module, clips: Tensor, recipe: VAERecipe, random: torch.Generator, branches: bool) -> Tensor:
-    """How far clips (b, 3, frames, height, width) in -1..1 are from what they decode to, and the divergence."""
+    """Return reconstruction error plus weighted KL divergence of clips (b, 3, frames, height, width) in -1..1."""
     mean, logvar = encode(vae, clips, branches)
     logvar = logvar.float().clamp(-20, 10)
     noise = torch.randn(mean.shape, generator=random, device=mean.device)
@@ -91,7 +91,7 @@ def loss_of(vae: nn.Module, clips: Tensor, recipe: VAERecipe, random: torch.Gene
 
 
 def distance(made: Tensor, clips: Tensor, first_frame: float) -> Tensor:
-    """The mean difference of clips (b, 3, frames, height, width); the first frame counts `first_frame` times."""
+    """Return the mean (smooth) L1 distance of clips (b, 3, frames, height, width), the first frame weighted."""
     off = ((made.float() - clips).square() + ROUNDED**2).sqrt().mean((0, 1, 3, 4))
     weights = torch.ones_like(off)
     weights[0] = first_frame
@@ -99,7 +99,7 @@ def distance(made: Tensor, clips: Tensor, first_frame: float) -> Tensor:
 
 
 class VAETraining:
-    """One run in a folder, from its newest state on."""
+    """One run in a folder, continued from its newest state."""
 
     def __init__(self, recipe: VAERecipe, folder: Path, device: torch.device):
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class VAETraining:
             self._restore(torch.load(self.state_file, map_location="cpu", weights_only=True))
 
     def run(self, minutes: float) -> bool:
-        """Go on for so many minutes at most. Returns whether every step is done."""
+        """Train for `minutes` at most. Returns whether all steps are done."""
         if self.step == self.recipe.steps:
             return True
         ends, line = time.monotonic() + 60 * minutes, ProgressLine()
@@ -168,7 +168,7 @@ class VAETraining:
 
 @torch.no_grad()
 def psnr(vae: nn.Module, clips: Tensor) -> Tensor:
-    """Of each frame, in dB; clips (b, frames, height, width, 3) in 0..1."""
+    """Return the PSNR of each frame in dB. clips: (b, frames, height, width, 3) in 0..1."""
     source = clips.movedim(-1, 1)
     made = (decode(vae, encode(vae, source * 2 - 1)[0]).float() / 2 + 0.5).clamp(0, 1)
     return -10 * F.mse_loss(made, source, reduction="none").mean((0, 1, 3, 4)).log10()

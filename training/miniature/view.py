@@ -1,7 +1,7 @@
-"""Where each pixel of a painted scene looks, and what differs from number to number.
+"""The geometry and colours of a painted scene, and its random variations by number.
 
-A picture is 1 high and ASPECT wide, measured from its upper left corner. Colours are those of screens (sRGB). What is
-drawn is drawn on the CPU, so that every device paints the same scene.
+A picture is 1 high and ASPECT wide, measured from the upper left corner. Colours are sRGB. Random numbers come from the
+CPU, so that every device paints the same scene.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from training.miniature.scenes import Scene
 
 ASPECT, FPS = 16 / 9, 15
 HORIZON = 0.62
-PAN = 0.08  # of the nearest ground, in heights a second
-SIDES = {"left": 0.2, "middle": 0.5, "right": 0.8}  # of the width
-LIGHTS = {"dawn": 0.22, "noon": 0.15, "dusk": 0.23, "night": 0.16}  # from the top down
+PAN = 0.08  # speed of the nearest ground, in heights per second
+SIDES = {"left": 0.2, "middle": 0.5, "right": 0.8}  # share of the width
+LIGHTS = {"dawn": 0.22, "noon": 0.15, "dusk": 0.23, "night": 0.16}  # height, from the top
 
-# Hexadecimal: three of the sky from the top down, light, ridges, fog, clouds, then each ground.
+# Hex colours: sky from top to bottom (3), light, ridges, fog, clouds.
 PALETTES = {
     "dawn": "6f86cf e3a9cf ffdcae fff1dc 6a6299 e3cbd4 f7dfe0".split(),
     "noon": "2f7bdc 6fb4f3 cde9fb fffbe6 4a7a9c c9d7e0 f0f4fa".split(),
@@ -38,7 +38,7 @@ GROUNDS = {
 
 @dataclass(frozen=True)
 class View:
-    """Where each pixel of each frame looks, and what differs from number to number."""
+    """A scene of a given number, seen at a size."""
 
     shown: Scene
     number: int
@@ -62,7 +62,7 @@ class View:
 
     @cached_property
     def seen_y(self) -> Tensor:
-        """The height at which a pixel looks: a lake shows what is above it, upside down and trembling."""
+        """The height that a pixel shows: a lake mirrors what is above it, with ripples."""
         if self.shown.ground != "lake":
             return self.y
         depth = (self.y - HORIZON).clamp(min=0)
@@ -70,7 +70,7 @@ class View:
 
     @cached_property
     def ripples(self) -> Tensor:
-        """Waves of -1..1, longer the nearer they are: (frames, height, width)."""
+        """Waves in -1..1, longer when nearer: (frames, height, width)."""
         depth = (self.y - HORIZON).clamp(min=0)
         x = self.panned(0.8) - ASPECT / 2
         rows = 22 * torch.log(depth + 0.14)
@@ -78,7 +78,7 @@ class View:
         return torch.sin(rows + 1.2 * bend - 3 * self.seconds + self.chance(7))
 
     def panned(self, nearness: float) -> Tensor:
-        """x within a layer that moves at this share of the nearest one's pace: (frames, 1, width)."""
+        """Return x in a layer that moves at `nearness` times the nearest layer's speed: (frames, 1, width)."""
         pace = PAN if self.shown.pan == "eastward" else -PAN
         return self.x + pace * nearness * self.seconds
 
@@ -86,7 +86,7 @@ class View:
         return chance(self.number, purpose, *shape).to(self.device)
 
     def color(self, text: str) -> Tensor:
-        """(3, 1, 1, 1), a little different with every number."""
+        """Return a hex colour as (3, 1, 1, 1), slightly varied by the number."""
         plain = torch.tensor([int(text[i : i + 2], 16) / 255 for i in (0, 2, 4)], device=self.device)
         return (plain * (0.975 + 0.05 / (2 * math.pi) * self.chance(0, 3)))[:, None, None, None]
 
@@ -104,12 +104,12 @@ class View:
 
     @cached_property
     def light_distance(self) -> Tensor:
-        """From the centre of the sun or the moon: (height, width), of a lake (frames, height, width)."""
+        """Distance from the sun or moon: (height, width), with a lake (frames, height, width)."""
         light_y = LIGHTS[self.shown.time] + 0.03 * torch.sin(self.chance(5))
         return torch.hypot(self.x - self.light_x, self.seen_y - light_y)
 
 
 def chance(number: int, purpose: int, *shape: int) -> Tensor:
-    """Uniform in 0..2 pi, the same for a number and a purpose, on the CPU."""
+    """Return uniform random values in 0..2 pi, fixed by number and purpose, on the CPU."""
     generator = torch.Generator().manual_seed(number * 64 + purpose)
     return torch.rand(shape, generator=generator) * (2 * math.pi)

@@ -1,1 +1,1 @@
-"""Saves sampling runs on disk until their prompts have succeeded."""
+"""Keeps sampling runs on disk until their prompts have succeeded."""
