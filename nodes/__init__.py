@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension
 
-from . import config, kept, metrics, model, plan, prompts, resume, sampling, vae, video
+from . import config, load_latent, metrics, model, plan, prompts, resume, sampling, vae, video
 
-ROOMS = model, config, sampling, prompts, resume, vae, video, kept, metrics, plan
-NODES = [node for room in ROOMS for node in room.NODES]
+MODULES = model, config, sampling, prompts, resume, vae, video, load_latent, metrics, plan
+NODES = [node for module in MODULES for node in module.NODES]
 
 
 class UltraGenExtension(ComfyExtension):

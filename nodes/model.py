@@ -8,8 +8,8 @@ from comfy_api.latest import io, ui
 
 from ..ultragen_core.host.attention.load import RULES, load_extras_file, load_model
 from ..ultragen_core.host.attention.patch import Settings, apply
-from ..ultragen_core.host.resume.keeping import DEFAULT_GB
-from ..ultragen_core.host.resume.results import keep_results
+from ..ultragen_core.host.resume.results import save_results_
+from ..ultragen_core.host.resume.run_file import DEFAULT_GB
 from ..ultragen_core.printable import printable
 from ..ultragen_core.weights.extras_file import extract
 from .base import Node
@@ -90,7 +90,7 @@ class UltraGenLoadModel(Node):
     @classmethod
     def execute(cls, checkpoint, attention_rule, weight_dtype, keep_gb=DEFAULT_GB) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", checkpoint)
-        return io.NodeOutput(keep_results(load_model(path, attention_rule, WEIGHT_DTYPES[weight_dtype]), keep_gb))
+        return io.NodeOutput(save_results_(load_model(path, attention_rule, WEIGHT_DTYPES[weight_dtype]), keep_gb))
 
 
 class UltraGenApply(Node):
@@ -190,7 +190,7 @@ class UltraGenApply(Node):
         loaded = (
             None if extras == NONE else load_extras_file(folder_paths.get_full_path_or_raise("model_patches", extras))
         )
-        return io.NodeOutput(keep_results(apply(model, settings, loaded), keep_gb))
+        return io.NodeOutput(save_results_(apply(model, settings, loaded), keep_gb))
 
 
 class UltraGenExtractWeights(Node):

@@ -1,4 +1,4 @@
-"""Questions of the canvas: they wait for one another, and never for ComfyUI's own requests."""
+"""Questions that the canvas asks the server. One thread answers them, so that ComfyUI's own requests never wait."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_question(path: str, answer: Callable[[object], dict]) -> None:
 
 
 def mapping(name: str, value: object) -> Mapping:
-    """Return the value. Raises ValueError where it is no mapping."""
+    """Return `value`. Raises ValueError unless it is a mapping."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} must be names with values, got a value of type {type(value).__name__}.")
     return value

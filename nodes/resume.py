@@ -1,12 +1,12 @@
-"""Sampling that survives a crash."""
+"""The node UltraGen Resume: sampling that survives a crash."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..ultragen_core.host.resume.fingerprint import model_files
-from ..ultragen_core.host.resume.keeping import DEFAULT_GB, FOLDER, GB, default_folder
-from ..ultragen_core.host.resume.stepwise import MINUTES, STEPS, Keeping, resumable
+from ..ultragen_core.host.resume.run_file import DEFAULT_GB, FOLDER, GB, default_folder
+from ..ultragen_core.host.resume.stepwise import MINUTES, STEPS, ResumeOptions, resumable
 from .base import Node
 
 
@@ -18,8 +18,8 @@ def keep_gb_input(smallest: int = 0) -> io.Int.Input:
         min=smallest,
         max=100_000,
         tooltip=(
-            f"GB of disk that output/{FOLDER} may take for samplings whose prompt has not succeeded; beyond it the"
-            " oldest go, but never those of queued prompts. A finished 4K sampling of 81 frames takes 360 MB."
+            f"GB of disk that output/{FOLDER} may take for samplings whose prompt has not succeeded. Beyond it the"
+            " oldest are removed, but never those of queued prompts. A finished 4K sampling of 81 frames takes 360 MB."
             + ("" if smallest else " 0: keep none.")
         ),
     )
@@ -33,16 +33,16 @@ class UltraGenResume(Node):
             display_name="UltraGen Resume",
             category="UltraGen",
             description=(
-                "Keeps the state of an unfinished sampling in output/ultragen_resume. The same prompt, queued again"
-                " after a crash, an interrupt or an out-of-memory, continues from there to the same video. The file is"
+                "Saves the state of an unfinished sampling in output/ultragen_resume. After a crash, an interrupt or an"
+                " out-of-memory, queue the same prompt again: it continues from there to the same video. The file is"
                 " removed when its prompt has succeeded."
             ),
             inputs=[
                 io.Sampler.Input(
                     "sampler",
                     tooltip=(
-                        "euler or another one that needs nothing of earlier steps but the latent; others are refused,"
-                        " with a list of those that work."
+                        "A single-step sampler such as euler, whose only state is the latent. Others are refused, with"
+                        " a list of those that work."
                     ),
                 ),
                 io.Int.Input(
@@ -51,8 +51,8 @@ class UltraGenResume(Node):
                     min=1,
                     max=1000,
                     tooltip=(
-                        "How many minutes or steps of work a crash may cost. An interrupt or an out-of-memory costs"
-                        " none but the step that it falls into."
+                        "Minutes or steps between two saves: what a crash may cost. An interrupt or an out-of-memory"
+                        " costs only the step that it stops."
                     ),
                 ),
                 io.Combo.Input(
@@ -71,7 +71,8 @@ class UltraGenResume(Node):
 
     @classmethod
     def execute(cls, sampler, every, unit, keep_gb=DEFAULT_GB) -> io.NodeOutput:
-        return io.NodeOutput(resumable(sampler, Keeping(default_folder(), every, unit, model_files, keep_gb * GB)))
+        options = ResumeOptions(default_folder(), every, unit, model_files, keep_gb * GB)
+        return io.NodeOutput(resumable(sampler, options))
 
 
 NODES = [UltraGenResume]

@@ -1,4 +1,4 @@
-"""Which errors mean that the computer's memory ran out, on any system."""
+"""Which errors mean that RAM ran out, on any system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WORDS = ("defaultcpuallocator", "out_of_host_memory", "host_allocation_failed",
 
 
 def is_host_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the computer (RAM) ran out."""
+    """Whether an error means that the host's memory (RAM) ran out."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):

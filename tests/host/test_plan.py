@@ -161,7 +161,7 @@ def test_an_outline_is_read_again_only_when_the_file_changed(tmp_path, tiny_path
     path = tmp_path / "model.safetensors"
     shutil.copy(tiny_path, path)
     read = []
-    monkeypatch.setattr(preview_module, "read_outline", lambda path: read.append(path) or load_file(path))
+    monkeypatch.setattr(preview_module, "read_shapes", lambda path: read.append(path) or load_file(path))
     for _ in range(3):
         assert outline_of(path)
     save_file({"head.modulation": torch.zeros(4)}, path)

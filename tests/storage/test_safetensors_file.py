@@ -40,7 +40,7 @@ def test_reads_what_the_library_reads(mapped):
     assert all(tensors[key].dtype == expected[key].dtype for key in expected)
     with safetensors.safe_open(TINY, "pt") as file:
         assert metadata == (file.metadata() or {})
-    assert {name: slot.shape for name, slot in read_header(TINY).slots.items()} == {
+    assert {name: entry.shape for name, entry in read_header(TINY).entries.items()} == {
         key: tuple(value.shape) for key, value in expected.items()
     }
 
@@ -85,7 +85,7 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path, monkeypatch):
         return read(file, slot)
 
     monkeypatch.setattr(safetensors_file, "_read", slowly)
-    with pytest.raises(DamagedFile, match="was written to while it was read"):
+    with pytest.raises(DamagedFile, match="was overwritten while it was read"):
         read_tensors(path)
 
     def cut_off(file, slot):
@@ -101,24 +101,24 @@ LIES = {
     "nothing": (b"", "ends early"),
     "a length alone": (file_of(b"", length=9), "header should be 9 bytes long, the file has 8"),
     "a huge length": (file_of({}, length=2**63), "header should be 9,223,372,036,854,775,808 bytes"),
-    "no JSON": (file_of(b"{nothing}"), "header is no JSON"),
-    "no UTF-8": (file_of(b'{"\xff": 1}'), "header is no JSON"),
-    "deep JSON": (file_of(b'{"a":' + b"[" * 100_000), "header is no JSON"),
-    "a list": (file_of([]), "no table of tensors"),
-    "metadata of numbers": (file_of({"__metadata__": {"a": 1}}), "metadata are no table of texts"),
-    "no entry": (file_of({"a": None}), "no dtype, shape and place for the tensor 'a'"),
-    "one offset": (file_of({"a": entry() | {"data_offsets": [0]}}), "no dtype, shape and place"),
-    "an unknown dtype": (file_of({"a": entry(dtype="F3")}, b"1234"), "'a' is of the type 'F3'"),
-    "a dtype that is a list": (file_of({"a": entry(dtype=["F32"])}, b"1234"), "'a' is of the type"),
-    "2**63 rows": (file_of({"a": entry([2**63, 0], 0, 0)}), "no possible size"),
-    "overflowing strides": (file_of({"a": entry([2**40, 2**40, 0], 0, 0)}), "no possible size"),
-    "negative sizes": (file_of({"a": entry([-1, -1])}, b"1234"), "no possible size"),
-    "a fraction": (file_of({"a": entry([1.0])}, b"1234"), "no possible size"),
-    "true": (file_of({"a": entry([True])}, b"1234"), "no possible size"),
-    "a negative place": (file_of({"a": entry(start=-4, end=0)}, b"1234"), "no possible size"),
-    "many axes": (file_of({"a": entry([1] * 1000)}, b"1234"), "no possible size"),
+    "no JSON": (file_of(b"{nothing}"), "header is not JSON"),
+    "no UTF-8": (file_of(b'{"\xff": 1}'), "header is not JSON"),
+    "deep JSON": (file_of(b'{"a":' + b"[" * 100_000), "header is not JSON"),
+    "a list": (file_of([]), "not a table of tensors"),
+    "metadata of numbers": (file_of({"__metadata__": {"a": 1}}), "metadata is not a table of texts"),
+    "no entry": (file_of({"a": None}), "no dtype, shape and offsets for the tensor 'a'"),
+    "one offset": (file_of({"a": entry() | {"data_offsets": [0]}}), "no dtype, shape and offsets"),
+    "an unknown dtype": (file_of({"a": entry(dtype="F3")}, b"1234"), "'a' has the dtype 'F3'"),
+    "a dtype that is a list": (file_of({"a": entry(dtype=["F32"])}, b"1234"), "'a' has the dtype"),
+    "2**63 rows": (file_of({"a": entry([2**63, 0], 0, 0)}), "an impossible size"),
+    "overflowing strides": (file_of({"a": entry([2**40, 2**40, 0], 0, 0)}), "an impossible size"),
+    "negative sizes": (file_of({"a": entry([-1, -1])}, b"1234"), "an impossible size"),
+    "a fraction": (file_of({"a": entry([1.0])}, b"1234"), "an impossible size"),
+    "true": (file_of({"a": entry([True])}, b"1234"), "an impossible size"),
+    "a negative place": (file_of({"a": entry(start=-4, end=0)}, b"1234"), "an impossible size"),
+    "many axes": (file_of({"a": entry([1] * 1000)}, b"1234"), "an impossible size"),
     "another size": (file_of({"a": entry([2])}, b"1234"), r"\(2,\) takes 8 bytes, its header gives it 4"),
-    "beyond the end": (file_of({"a": entry()}, b"123"), r"should have \d+ bytes by its header"),
+    "beyond the end": (file_of({"a": entry()}, b"123"), r"by its header it should have \d+ bytes"),
     "overlap": (file_of({"a": entry(), "b": entry(start=2, end=6)}, b"123456"), "'a' and 'b' overlap"),
 }  # fmt: skip
 

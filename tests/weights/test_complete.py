@@ -11,7 +11,7 @@ from helpers.support import DATA
 from safetensors.torch import load_file
 
 from ultragen_core.weights.complete import check_complete
-from ultragen_core.weights.files import WeightsError, read_outline, read_state_dict
+from ultragen_core.weights.files import WeightsError, read_shapes, read_state_dict
 from ultragen_core.weights.published import split
 
 FLAT = load_file(DATA / "tiny_ultragen.safetensors")
@@ -89,13 +89,13 @@ def test_part_of_a_model_is_refused(name):
 )
 def test_a_model_of_no_possible_size_is_refused(shapes):
     state = PLAIN | {key: torch.zeros(shape) for key, shape in shapes.items()}
-    with pytest.raises(WeightsError, match="odd.ckpt is no Wan model of a possible size: .*modulation"):
+    with pytest.raises(WeightsError, match="odd.ckpt is a Wan model with impossible sizes: .*modulation"):
         check_complete(state, "odd.ckpt")
 
 
 @pytest.mark.parametrize("key", ["blocks.0.attn1.to_q.weight", "condition_embedder.time_proj.weight"])
 def test_names_of_diffusers_are_recognised(key):
-    with pytest.raises(WeightsError, match="names its tensors as the diffusers library does.*Comfy-Org"):
+    with pytest.raises(WeightsError, match="uses the tensor names of the diffusers library.*Comfy-Org"):
         check_complete({key: torch.zeros(1)}, "diffusion_pytorch_model.safetensors")
 
 
@@ -134,14 +134,14 @@ def test_any_piece_loads_the_whole_model(tmp_path, ending):
     for path in list(pieces(tmp_path, ending)):
         state = read_state_dict(path)
         assert state.keys() == FLAT.keys() and all(torch.equal(state[key], FLAT[key]) for key in FLAT)
-        assert {key: value.shape for key, value in read_outline(path).items()} == {k: v.shape for k, v in FLAT.items()}
+        assert {key: value.shape for key, value in read_shapes(path).items()} == {k: v.shape for k, v in FLAT.items()}
 
 
 def test_a_missing_piece_is_named(tmp_path):
     first, second, third = pieces(tmp_path, "safetensors")
     second.unlink()
-    for read in (read_state_dict, read_outline):
-        with pytest.raises(WeightsError, match="is one of 3 pieces.*wan-00002-of-00003.safetensors cannot be"):
+    for read in (read_state_dict, read_shapes):
+        with pytest.raises(WeightsError, match="is one of 3 shards.*wan-00002-of-00003.safetensors is missing"):
             read(third)
     first.rename(tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="holds only part of a Wan model"):

@@ -134,7 +134,7 @@ REFUSED = {
         "looks like a LoRA .*not an UltraGen checkpoint",
     ),
     "a VAE": ({"decoder.conv1.weight": torch.zeros(2)}, "looks like a VAE .*not an UltraGen checkpoint"),
-    "plain Wan": (split(FLAT, "tiny")[0], "is a Wan model without UltraGen's extra weights"),
+    "plain Wan": (split(FLAT, "tiny")[0], "is a Wan model without UltraGen's extras"),
     "something else": ({"emb.weight": torch.zeros(2)}, r"is an unknown file \(1 tensors, the first 'emb.weight'\)"),
     "a missing tensor": (
         broken("blocks.2.self_attn.upsample_conv.weight"),
@@ -147,7 +147,7 @@ REFUSED = {
     ),
     "another base": (
         {k: v[:128] if "blocks.0.self_attn.q.weight" in k else v for k, v in FLAT.items()},
-        "mixes two models: its extra keys are for 256 channels, its Wan keys for 128",
+        "mixes two models: its extras are for 256 channels, its base for 128",
     ),
 }
 
@@ -216,7 +216,7 @@ def test_a_truncated_file_is_refused(tmp_path, ending, keep):
     ("text", "what"),
     [
         ("<!DOCTYPE html><html>Access denied</html>", "it is a web page"),
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is the pointer that git-lfs leaves"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is a git-lfs pointer"),
         ("Repository not found", 'it is a text that begins "Repository not found"'),
         ("\x00\x01\x02notes", "it is in none of these formats"),
         ("GIF89a", "it is a picture"),

@@ -16,7 +16,7 @@ from helpers.support import DATA
 
 from ultragen_core.weights.complete import check_complete
 from ultragen_core.weights.extras_file import read_extras
-from ultragen_core.weights.files import WeightsError, read_metadata, read_outline, read_state_dict
+from ultragen_core.weights.files import WeightsError, read_metadata, read_shapes, read_state_dict
 
 SMALL = OrderedDict(
     (f"blocks.{block}.self_attn.q.{kind}", torch.zeros(shape, dtype=dtype))
@@ -37,10 +37,10 @@ ZIP, OLD = saved(), saved(_use_new_zipfile_serialization=False)
 def outcome(path):
     """Nothing but WeightsError leaves, from reading or from the checks, and every message can be printed."""
     errors = []
-    for use in (read_outline, read_state_dict, read_metadata, read_extras):
+    for use in (read_shapes, read_state_dict, read_metadata, read_extras):
         try:
             result = use(path)
-            if use in (read_outline, read_state_dict):
+            if use in (read_shapes, read_state_dict):
                 check_complete(result, "mutated")
         except WeightsError as error:
             errors.append(str(error))
@@ -70,7 +70,7 @@ def test_mutated_checkpoints_are_read_or_refused(tmp_path, whole):
 @pytest.mark.parametrize("cut", [1, 30, 100, 200, 300, 400, len(OLD) - 1])
 def test_an_old_file_that_is_cut_off_is_refused_by_its_index_too(tmp_path, cut):
     (tmp_path / "old.pth").write_bytes(OLD[:cut])
-    for read in (read_outline, read_state_dict):
+    for read in (read_shapes, read_state_dict):
         with pytest.raises(WeightsError, match="old.pth .* is damaged, incomplete or not a weights file"):
             read(tmp_path / "old.pth")
 
@@ -81,7 +81,7 @@ def test_the_index_tells_what_reading_gives(tmp_path, options):
     parts |= {"scalar": torch.tensor(1)} | ({} if options else {"fp8": torch.zeros(3).to(torch.float8_e4m3fn)})
     path = tmp_path / "all.pt"
     path.write_bytes(saved({"state_dict": parts, "epoch": 3, "size": torch.Size([1])}, **options))
-    index, read = read_outline(path), read_state_dict(path)
+    index, read = read_shapes(path), read_state_dict(path)
     assert index.keys() == read.keys() == parts.keys()
     for key, tensor in read.items():
         assert index[key].is_meta and (index[key].dtype, index[key].shape) == (tensor.dtype, tensor.shape)
@@ -91,7 +91,7 @@ def test_the_index_reads_no_tensors(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("read whole"))
     for content in (ZIP, OLD):
         (tmp_path / "file.ckpt").write_bytes(content)
-        assert read_outline(tmp_path / "file.ckpt").keys() == SMALL.keys()
+        assert read_shapes(tmp_path / "file.ckpt").keys() == SMALL.keys()
 
 
 def archive(path, index: bytes, compression=zipfile.ZIP_STORED, **parts):
@@ -114,7 +114,7 @@ def test_an_index_that_unpacks_to_much_is_not_unpacked(tmp_path, compression):
                 index.write(b"a" * 2**20)
             index.write(b"0}.")
     before = peak()
-    for read in (read_outline, read_state_dict):
+    for read in (read_shapes, read_state_dict):
         with pytest.raises(WeightsError, match="unpacks to|its index data.pkl has 52,428"):
             read(path)
     assert peak() - before < mib / 2
@@ -125,7 +125,7 @@ def test_a_memo_of_billions_takes_no_memory(tmp_path):
     before = peak()
     archive(tmp_path / "memo.ckpt", b"\x80\x02}r\xff\xff\xff\x7f.")
     with pytest.raises(WeightsError):
-        read_outline(tmp_path / "memo.ckpt")
+        read_shapes(tmp_path / "memo.ckpt")
     assert peak() - before < 25
 
 
@@ -148,7 +148,7 @@ def rebuilt(size, stride, length):
 
 def test_a_view_that_repeats_a_value_is_read(tmp_path):
     (tmp_path / "view.ckpt").write_bytes(saved({"weight": torch.zeros(1).expand(3, 2)}))
-    assert read_outline(tmp_path / "view.ckpt")["weight"].shape == (3, 2)
+    assert read_shapes(tmp_path / "view.ckpt")["weight"].shape == (3, 2)
     assert read_state_dict(tmp_path / "view.ckpt")["weight"].shape == (3, 2)
 
 
@@ -159,7 +159,7 @@ def test_a_view_that_repeats_a_value_is_read(tmp_path):
 )
 def test_an_index_that_claims_more_than_the_file_holds_is_refused(tmp_path, size, stride, length):
     archive(tmp_path / "claims.ckpt", rebuilt(size, stride, length), **{"data/0": bytes(4)})
-    for read in (read_outline, read_state_dict):
+    for read in (read_shapes, read_state_dict):
         with pytest.raises(WeightsError, match="is damaged, incomplete"):
             read(tmp_path / "claims.ckpt")
 
@@ -171,7 +171,7 @@ def test_the_index_looks_up_no_name_of_the_file(tmp_path):
 
     archive(tmp_path / "bad.ckpt", pickle.dumps({"weight": Touch()}, 2))
     with pytest.raises(WeightsError, match="holds Python objects other than tensors"):
-        read_outline(tmp_path / "bad.ckpt")
+        read_shapes(tmp_path / "bad.ckpt")
     assert not (tmp_path / "was_here").exists()
 
 
@@ -186,7 +186,7 @@ def test_what_is_no_file_or_must_not_be_read(tmp_path):
         "gone.ckpt": "cannot be read: No such file",
         "n" * 300: "cannot be read: File name too long",
     }.items():
-        for read in (read_outline, read_state_dict, read_metadata):
+        for read in (read_shapes, read_state_dict, read_metadata):
             with pytest.raises(WeightsError, match=found):
                 read(tmp_path / name)
 
@@ -204,5 +204,5 @@ def test_memory_that_runs_out_is_no_damage(tmp_path, monkeypatch):
 def test_bytes_after_the_last_tensor_are_no_damage(tmp_path):
     path = tmp_path / "longer.safetensors"
     path.write_bytes((DATA / "tiny_ultragen.safetensors").read_bytes() + bytes(100))
-    assert read_state_dict(path).keys() == read_outline(path).keys()
+    assert read_state_dict(path).keys() == read_shapes(path).keys()
     assert read_extras(path).trained

@@ -16,7 +16,7 @@ from ..rules.ultragen import Rule
 from ..sizes import SPATIAL_RATIO, VideoSize, round_up
 from ..wan import WAN_1_3B, WanShape
 from ..weights.complete import check_complete
-from ..weights.files import StateDict, read_outline
+from ..weights.files import StateDict, read_shapes
 from ..weights.published import Extras, describe, has_extras, split
 from ..weights.shards import shards_of
 from .attention.extras import LoadedExtras
@@ -128,4 +128,4 @@ def outline_of(path: Path) -> StateDict:
 
 @lru_cache(maxsize=16)
 def _outline(path: Path, facts: tuple) -> StateDict:
-    return read_outline(path)
+    return read_shapes(path)

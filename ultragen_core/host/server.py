@@ -1,4 +1,4 @@
-"""ComfyUI's queue: which node of which graph runs now, what else waits, and how a prompt has ended."""
+"""ComfyUI's server and its queue: the node that runs, the prompts that run or wait, and how a prompt ended."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from comfy_execution.graph_utils import is_link
 from comfy_execution.utils import get_executing_context
 
-SECONDS_BETWEEN_LOOKS = 0.5
+POLL_SECONDS = 0.5
 
 Graph = Mapping[str, Mapping]
 
 
 @dataclass(frozen=True)
 class RunningNode:
-    """The node that runs: its id, its position in a list that ComfyUI runs it over, and the queued graph around it.
+    """The node that runs.
 
-    graph: API format, {node id: {"class_type", "inputs"}}.
+    list_index: position in the list that ComfyUI runs the node over. graph: the queued graph in API format, {node id:
+    {"class_type", "inputs"}}.
     """
 
     node_id: str
@@ -28,9 +29,7 @@ class RunningNode:
 
     @property
     def upstream(self) -> dict[str, Mapping]:
-        """The part of the graph that the node depends on, itself included; the whole graph for a node made while
-        running.
-        """
+        """The part of the graph that the node depends on, itself included; all of it for a node made while running."""
         if self.node_id not in self.graph:
             return dict(self.graph)
         found, open_ids = {}, [self.node_id]
@@ -43,34 +42,37 @@ class RunningNode:
 
 
 def running_node() -> RunningNode | None:
-    """Ask ComfyUI what runs now (a SAMPLER that it has cached may serve many prompts); None outside its queue."""
+    """Ask ComfyUI which node runs now; None outside its queue. A cached SAMPLER may serve many prompts."""
     context = get_executing_context()
     graph = None if context is None else _running().get(context.prompt_id)
     return None if graph is None else RunningNode(context.node_id, context.list_index, graph, context.prompt_id)
 
 
 def graphs_in_progress() -> dict[str, Graph]:
-    """The graphs of all prompts that run or wait, by prompt id."""
+    """Return the graphs of all prompts that run or wait, by prompt id."""
     server = prompt_server()
     return {} if server is None else _by_id(*server.prompt_queue.get_current_queue_volatile())
 
 
 def when_ended(prompt_id: str, act: Callable[[bool], None]) -> None:
-    """Call act(succeeded), on the server's event loop, soon after a prompt that runs or waits has ended."""
+    """Call act(succeeded) on the server's event loop soon after a prompt has ended. It must run or wait now."""
     server = prompt_server()
 
-    def look() -> None:
+    def poll() -> None:
         if prompt_id in graphs_in_progress():
-            server.loop.call_later(SECONDS_BETWEEN_LOOKS, look)
+            server.loop.call_later(POLL_SECONDS, poll)
             return
         ended = server.prompt_queue.get_history(prompt_id, map_function=lambda prompt: prompt["status"])
         act((ended.get(prompt_id) or {}).get("status_str") == "success")
 
-    server.loop.call_soon_threadsafe(look)
+    server.loop.call_soon_threadsafe(poll)
 
 
 def prompt_server():
-    """ComfyUI's server; None in a program that uses ComfyUI as a library. Importing it here would start half of it."""
+    """Return ComfyUI's server; None in a program that uses ComfyUI as a library.
+
+    Looked up, not imported: importing it would load half of the server.
+    """
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 

@@ -1,1 +1,1 @@
-"""Files that survive crashes: names, whole-or-nothing writes, tensors read without mapping, saved states."""
+"""Files that survive crashes: atomic writes, new names, tensors read without mapping, states of sampling runs."""

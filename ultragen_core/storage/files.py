@@ -1,4 +1,4 @@
-"""Whole files or none: a file gets its name when it is complete."""
+"""Atomic writes: a file gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from pathlib import Path
 from ..printable import printable
 
 UNFINISHED = ".part"
-# Names that Windows gives to devices, with any ending.
+# Names that Windows reserves for devices, with any ending.
 WINDOWS_DEVICE = re.compile(
     r"(CON|PRN|AUX|NUL|CLOCK\$|CONIN\$|CONOUT\$|COM[0-9¹²³]|LPT[0-9¹²³]) *(\.|$)", re.IGNORECASE
 )
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_FSYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-# Virus scanners and network folders hold a new file for a moment. Seconds between attempts.
-_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)
+# Virus scanners and network folders lock a new file for a moment. Seconds between attempts.
+_RETRY_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)
 
 log = logging.getLogger(__name__)
 
 
 class NotPublished(OSError):
-    """A complete file that could not be given its name. It stays under the name that the message gives."""
+    """A complete file could not get its name; it stays under the temporary name in the message."""
 
 
 class NewFile:
-    """A file being written. Write to `part`; `path` is the name it will have, final once the context has ended."""
+    """A file being written. part: write here. path: the final name, which may still change until the context ends."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -43,31 +43,31 @@ class NewFile:
 
 
 def part_of(path: Path) -> Path:
-    """Name the file that holds the place of `path` until it is complete."""
+    """Return the temporary name of `path`, which also reserves `path` for one process."""
     return path.with_name(path.name + UNFINISHED)
 
 
 @contextmanager
 def finished_file(path: Path) -> Iterator[Path]:
-    """Yield a name in the same folder to write to; on success that file replaces `path` in one step.
+    """Yield a temporary name in the same folder to write to; on success that file atomically replaces `path`.
 
-    The name ends in `.part`, begins like `path`, and no other process has it. On any exception the part is removed; a
-    killed process leaves it. Either way what `path` held before stays.
+    The temporary name begins like `path`, ends in `.part` and is unique. On any exception the part is removed; a killed
+    process leaves it. Either way the former file `path` stays.
     """
-    part = path.with_name(f"{path.name[:80]}.{secrets.token_hex(4)}{UNFINISHED}")  # 80 letters of 3 bytes fit
+    part = path.with_name(f"{path.name[:80]}.{secrets.token_hex(4)}{UNFINISHED}")  # at most 255 bytes
     try:
         yield part
-        _patiently(lambda: _sync(part))
-        _patiently(lambda: os.replace(part, path))
+        _retry(lambda: _sync(part))
+        _retry(lambda: os.replace(part, path))
     except BaseException:
         _remove(part)
         raise
 
 
 def file_within(folder: Path, name: str) -> Path:
-    """Find a file by a name that leads into `folder`, where links work as for ComfyUI's own nodes.
+    """Return the file `name` within `folder`. Links are followed, as ComfyUI's own nodes do.
 
-    Raises ValueError where there is none, and for a name that leads elsewhere.
+    Raises ValueError where there is no such file, and for a name that leads out of `folder`.
     """
     path = Path(os.path.normpath(folder / name.replace("\\", "/"))) if "\0" not in name else folder
     if not os.path.isfile(path) or not path.is_relative_to(os.path.normpath(folder)):
@@ -77,11 +77,11 @@ def file_within(folder: Path, name: str) -> Path:
 
 @contextmanager
 def new_file(names: Iterable[Path]) -> Iterator[NewFile]:
-    """Take the first free one of `names`, exclusively among processes, and publish the file there on success.
+    """Reserve the first free one of `names` among all processes, and publish the file there on success.
 
-    Nothing that exists is ever replaced: if another program has taken the name meanwhile, the next free one is used.
-    On any exception the part is removed; a killed process leaves it, and nobody takes its name again. Raises OSError
-    where no name can be taken, NotPublished where the finished file cannot be renamed for some seconds.
+    No existing file is replaced: if another program takes the name meanwhile, the next free one is used. On any
+    exception the part is removed; a killed process leaves it, and its name is not used again. Raises OSError where no
+    name can be reserved, NotPublished where the finished file cannot be renamed for some seconds.
     """
     names = iter(names)
     file = _claim(names)
@@ -91,10 +91,10 @@ def new_file(names: Iterable[Path]) -> Iterator[NewFile]:
         _remove(file.part)
         raise
     try:
-        _patiently(lambda: _sync(file.part))
+        _retry(lambda: _sync(file.part))
         _publish(file, names)
     except OSError as error:
-        if is_full(error):  # what the disk had promised to take may be missing from the file
+        if is_full(error):  # buffered data may be missing from the file
             _remove(file.part)
             raise
         raise NotPublished(
@@ -109,7 +109,7 @@ def _claim(names: Iterator[Path]) -> NewFile:
         file = NewFile(path)
         try:
             os.close(os.open(file.part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        except FileExistsError:  # another process writes it, or was killed while it did
+        except FileExistsError:  # another process is writing it, or was killed meanwhile
             continue
         except OSError as error:
             raise OSError(
@@ -125,7 +125,7 @@ def _claim(names: Iterator[Path]) -> NewFile:
 def _publish(file: NewFile, names: Iterator[Path]) -> None:
     while True:
         try:
-            _patiently(lambda: _rename_to_new(file.part, file.path))
+            _retry(lambda: _rename_to_new(file.part, file.path))
             return
         except FileExistsError:
             taken = file.path
@@ -137,13 +137,13 @@ def _publish(file: NewFile, names: Iterator[Path]) -> None:
 
 
 def _rename_to_new(part: Path, path: Path) -> None:
-    """Rename a file; FileExistsError where the name is taken."""
+    """Rename a file. Raises FileExistsError where the name is taken."""
     try:
         os.link(part, path)
     except FileExistsError:
-        if not os.path.samefile(part, path):  # else the network folder answered an earlier attempt with an error
+        if not os.path.samefile(part, path):  # else an earlier attempt worked, though a network folder said no
             raise
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         os.rename(part, path)
@@ -159,8 +159,8 @@ def _sync(path: Path) -> None:
                 raise
 
 
-def _patiently(action: Callable[[], None]) -> None:
-    for pause in _PAUSES:
+def _retry(action: Callable[[], None]) -> None:
+    for pause in _RETRY_PAUSES:
         try:
             return action()
         except FileExistsError:
@@ -178,14 +178,14 @@ def _remove(part: Path) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk or a quota has no room left. PyAV's errors carry the same numbers."""
-    return isinstance(error, OSError) and error.errno in _NO_ROOM
+    """Whether an error means a full disk or quota. PyAV's errors have the same numbers."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL
 
 
 def check_folder(folder: Path, needed: int, purpose: str) -> None:
-    """Raise OSError, in a sentence, where a folder cannot be written to or its disk has fewer than `needed` bytes.
+    """Raise OSError where a folder is not writable or its disk has fewer than `needed` free bytes.
 
-    Network mounts may report no free bytes or none at all: unknown, and no error.
+    Network mounts may report 0 free bytes or fail: the space is then unknown, which is no error.
     """
     try:
         with tempfile.TemporaryFile(dir=folder):

@@ -1,5 +1,6 @@
-"""Sampling runs on disk: how far an unfinished one has come, or what a finished one has made. One file a run, whole or
-not there at all.
+"""Sampling runs on disk: the latest state of an unfinished run or the result of a finished one, one file each.
+
+A file is complete or absent: it is written under another name first (files.py).
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from torch import Tensor
 from .files import UNFINISHED, finished_file
 from .safetensors_file import read_header, read_tensors
 
-# Entries of a fingerprint that say where a run is: its node, and its graph whatever its lists hold. All others say what
-# it computes.
-PLACE, FAMILY = "node", "graph family"
-DAY = 24 * 3600
-SPARED = 10**9  # bytes of the disk that are left for what the sampling is for
+# Two entries of a fingerprint locate a run and do not identify it: its node with the position in ComfyUI's lists, and
+# its graph with the contents of lists left out. All others tell what the run computes.
+NODE, GRAPH_FAMILY = "node", "graph family"
+DAY = 24 * 3600  # seconds
+RESERVE = 10**9  # bytes of the disk that stay free for the video
 
 _SUFFIX = ".safetensors"
 _OURS = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}(.*{re.escape(UNFINISHED)})?")
@@ -36,8 +37,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class State:
-    """The latent `x`, of any shape, after `step` steps; `draws` counts the noise drawn in them. `denoised`: what the
-    last step's callback was given, where a finished run is kept.
+    """A sampling run after `step` steps.
+
+    x: the latent, of any shape. draws: how often noise was drawn so far. denoised: the latent that the last step's
+    callback got; finished runs only.
     """
 
     x: Tensor
@@ -47,7 +50,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Entry:
+class StateFile:
     """A file of the folder. size: bytes. saved: seconds since 1970, by the clock of the machine that wrote it."""
 
     path: Path
@@ -57,24 +60,27 @@ class Entry:
     fingerprint: Mapping[str, str]
 
 
-def computed(fingerprint: Mapping[str, str]) -> dict[str, str]:
-    """Drop the entries that say where a run is."""
-    return {name: value for name, value in fingerprint.items() if name not in (PLACE, FAMILY)}
+def identifying(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries that tell what a run computes."""
+    return {name: value for name, value in fingerprint.items() if name not in (NODE, GRAPH_FAMILY)}
 
 
 def identity(fingerprint: Mapping[str, str]) -> str:
-    """Hash what a run computes, wherever it is: 64 hex digits."""
-    return hashlib.sha256(json.dumps(computed(fingerprint), sort_keys=True).encode()).hexdigest()
+    """Hash what a run computes, whatever its node: 64 hex digits."""
+    return hashlib.sha256(json.dumps(identifying(fingerprint), sort_keys=True).encode()).hexdigest()
 
 
 class StateFolder:
-    """Files named after the identity of their run. Other files are never touched, and damaged ones are no states."""
+    """The state files in `folder`, named after the identity of their run.
+
+    Other files are never touched. Damaged state files are ignored.
+    """
 
     def __init__(self, folder: Path):
         self._folder = folder
 
     def load(self, fingerprint: Mapping[str, str]) -> State | None:
-        """Read the state of this run into memory of its own, on the CPU; None where there is none that can be read."""
+        """Read the state of this run to the CPU, without mapping the file; None where no file can be read."""
         path = self._path(fingerprint)
         try:
             tensors, facts = read_tensors(path)
@@ -86,7 +92,7 @@ class StateFolder:
             return None
 
     def save(self, fingerprint: Mapping[str, str], state: State) -> None:
-        """Replace the former state of this run; on OSError that one stays."""
+        """Write the state of this run in place of its former one. Raises OSError; the former one then stays."""
         self._folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "step": str(state.step),
@@ -98,63 +104,64 @@ class StateFolder:
         # Clones, because safetensors refuses tensors that share memory.
         content = save({name: each.detach().cpu().contiguous().clone() for name, each in tensors.items()}, facts)
         free = shutil.disk_usage(self._folder).free
-        if 0 < free < len(content) + SPARED:  # 0 is what some network folders say
+        if 0 < free < len(content) + RESERVE:  # some network folders report 0
             raise OSError(errno.ENOSPC, f"{self._folder} has {free / 1e9:.1f} GB free, of which 1 GB stays for videos.")
         with finished_file(self._path(fingerprint)) as part:
-            # safetensors' own save_file leaves a file under a name that nobody knows when it is killed.
+            # When it is killed, safetensors' own save_file leaves a file under an unknown name.
             part.write_bytes(content)
 
     def remove(self, fingerprint: Mapping[str, str]) -> None:
+        """Remove the file of this run and what killed processes left of it. Raises OSError."""
         path = self._path(fingerprint)
         for file in (path, *self._folder.glob(f"{path.name}*{UNFINISHED}")):
             file.unlink(missing_ok=True)
 
-    def changes(self, fingerprint: Mapping[str, str], same: str = PLACE) -> tuple[int, list[str]] | None:
-        """(step, entries that differ) of the newest state that agrees with this run in the entry `same`."""
-        alike = [each for each in self._entries() if each.fingerprint.get(same) == fingerprint[same]]
-        if not alike:
+    def changes(self, fingerprint: Mapping[str, str]) -> tuple[int, list[str]] | None:
+        """Return step and differing entries of the newest state of the same node; None where it has no state."""
+        of_node = [file for file in self._state_files() if file.fingerprint.get(NODE) == fingerprint[NODE]]
+        if not of_node:
             return None
-        newest = max(alike, key=lambda entry: entry.saved)
-        changed = [name for name, value in computed(fingerprint).items() if newest.fingerprint.get(name) != value]
+        newest = max(of_node, key=lambda file: file.saved)
+        changed = [name for name, value in identifying(fingerprint).items() if newest.fingerprint.get(name) != value]
         return newest.step, changed
 
-    def evict(self, limit: int, is_needed: Callable[[Entry], bool]) -> None:
-        """Remove files, those saved first before others, until they take `limit` bytes or all that is left is needed.
+    def evict(self, limit: int, is_needed: Callable[[StateFile], bool]) -> None:
+        """Remove files that are not needed, oldest first, until all take at most `limit` bytes. Raises OSError.
 
-        What a killed process has left unfinished, and what cannot be read, goes after a day.
+        Unfinished files of killed processes and unreadable files are removed after a day.
         """
-        entries = sorted(self._entries(), key=lambda entry: entry.saved)
-        for path in set(self._files()) - {entry.path for entry in entries}:
+        files = sorted(self._state_files(), key=lambda file: file.saved)
+        for path in set(self._paths()) - {file.path for file in files}:
             if _age(path) > DAY and not path.is_dir():
                 path.unlink(missing_ok=True)
-        excess = sum(entry.size for entry in entries) - limit
-        for entry in entries:
+        excess = sum(file.size for file in files) - limit
+        for file in files:
             if excess <= 0:
                 return
-            if not is_needed(entry):
-                entry.path.unlink(missing_ok=True)
-                excess -= entry.size
+            if not is_needed(file):
+                file.path.unlink(missing_ok=True)
+                excess -= file.size
 
     def _path(self, fingerprint: Mapping[str, str]) -> Path:
         return self._folder / (identity(fingerprint) + _SUFFIX)
 
-    def _files(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
         return [path for path in self._folder.glob("*") if _OURS.fullmatch(path.name)]
 
-    def _entries(self) -> Iterator[Entry]:
-        for path in self._files():
+    def _state_files(self) -> Iterator[StateFile]:
+        for path in self._paths():
             if path.name.endswith(UNFINISHED):
                 continue
             try:
                 facts = read_header(path).metadata
                 fingerprint = dict(json.loads(facts["fingerprint"]))
-                yield Entry(path, path.stat().st_size, float(facts["saved"]), int(facts["step"]), fingerprint)
-            except (OSError, *_DAMAGED):  # damaged, or removed by another process meanwhile
+                yield StateFile(path, path.stat().st_size, float(facts["saved"]), int(facts["step"]), fingerprint)
+            except (OSError, *_DAMAGED):  # damaged, or just removed by another process
                 continue
 
 
 def _age(path: Path) -> float:
-    """Seconds since a file was written; 0 where it is gone."""
+    """Return the seconds since a file was written; 0 where it is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:

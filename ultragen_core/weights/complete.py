@@ -1,4 +1,4 @@
-"""Whether a file holds a whole Wan model. ComfyUI loads what is there, and leaves the rest as memory happened to be."""
+"""Checks that a file holds a complete Wan model: ComfyUI leaves missing tensors uninitialised without an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .files import StateDict
 
 _BLOCK_KEY = re.compile(r"((?:vace_)?blocks)\.(\d{1,4})\.(.+)")
 _LAYERS = r"(?:self_attn|cross_attn)\.(?:[qkvo]|norm_[qk]|[kv]_img|norm_k_img)|ffn\.[02]|norm3"
-# What every block of a kind has alike. Others, such as scales of quantised layers, some blocks may have alone.
+# Keys that all blocks share. Others, such as scales of quantised layers, may be in some blocks only.
 _BASE_KEY = re.compile(rf"(?:{_LAYERS})\.(?:weight|bias)|modulation")
 _IS_WAN = re.compile(r"(?:vace_)?blocks\.\d{1,4}\.(?:self_attn\.[qkvo]|ffn\.[02])\.weight|head\.modulation")
 _IS_DIFFUSERS = re.compile(r"(?:transformer\.)?(?:blocks\.\d+\.attn1\.|condition_embedder\.)")
@@ -26,17 +26,18 @@ HEAD_WIDTH = 128
 # Width -> blocks of every published Wan model.
 DEPTHS = {1536: 30, 3072: 30, 5120: 40}
 ELSEWHERE = (
-    "If the file is meant to be so, load it with ComfyUI's Load Diffusion Model and connect UltraGen Apply after it."
+    "If that is intended, load the file with ComfyUI's Load Diffusion Model and connect UltraGen Apply after it."
 )
 
 
 def check_complete(state: StateDict, name: str) -> None:
-    """Raise WeightsError where `state`, read whole or as an outline, is part of a Wan model only or of no possible
-    size. Models that are not Wan's, and UltraGen's added weights alone, pass.
+    """Raise WeightsError where `state`, with or without data, is an incomplete Wan model or has impossible sizes.
+
+    Models other than Wan, and files of extras alone, pass.
     """
     if any(map(_IS_DIFFUSERS.match, state)):
         raise WeightsError(
-            f"{name} names its tensors as the diffusers library does, expected Wan's own names. Get the model as one"
+            f"{name} uses the tensor names of the diffusers library, expected Wan's own names. Get the model as one"
             " file for ComfyUI, for Wan from huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged or"
             f" Wan_2.2_ComfyUI_Repackaged, UltraGen's from {SOURCE}."
         )
@@ -66,7 +67,7 @@ def _check_numbers(families: dict[str, dict[int, StateDict]], name: str) -> None
 
 
 def _check_alike(family: str, blocks: dict[int, StateDict], name: str) -> None:
-    """Every block against the first that has a key."""
+    """Compare every block with the first one that has a key."""
     shapes: dict[str, tuple[int, tuple[int, ...]]] = {}
     for index, block in blocks.items():
         for key, tensor in block.items():
@@ -83,7 +84,7 @@ def _check_alike(family: str, blocks: dict[int, StateDict], name: str) -> None:
 
 
 def _lacks(state: StateDict, key: str) -> bool:
-    """Whether a tensor is missing, and not kept under another name by a quantised layer."""
+    """Whether a tensor is missing; quantised layers may store it under another name."""
     layer, _, kind = key.rpartition(".")
     if key in state or kind != "weight":
         return key not in state
@@ -97,7 +98,7 @@ def _check_sizes(state: StateDict, name: str) -> None:
     possible = all(len(shape) == axes[key] and 0 not in shape for key, shape in shapes.items())
     if not possible or channels[0] % HEAD_WIDTH or shapes.get("patch_embedding.weight", channels)[0] != channels[0]:
         found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
-        raise WeightsError(f"{name} is no Wan model of a possible size: {found}. Get the model again from its source.")
+        raise WeightsError(f"{name} is a Wan model with impossible sizes: {found}. Download it again from its source.")
 
 
 def _check_depth(state: StateDict, blocks: int, vace_blocks: int, name: str) -> None:
@@ -111,8 +112,8 @@ def _check_depth(state: StateDict, blocks: int, vace_blocks: int, name: str) -> 
 
 def _incomplete(name: str, found: str) -> WeightsError:
     return WeightsError(
-        f"{name} holds only part of a Wan model: {found}. Download it again, whole; of a model in pieces all of them,"
-        f" under their own names. {ELSEWHERE}"
+        f"{name} holds only part of a Wan model: {found}. Download it again completely; of a sharded model, download"
+        f" all shards under their own names. {ELSEWHERE}"
     )
 
 

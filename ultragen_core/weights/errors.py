@@ -1,4 +1,4 @@
-"""The one error of this room, and its sentences for files that hold no weights."""
+"""WeightsError, and what it says about files that hold no weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..storage.safetensors_file import DamagedFile
 SOURCE = "huggingface.co/JTUplayer/Ultragen (ultragen_1080p.ckpt)"
 
 _BEGINNINGS = (
-    (b"version https://git-lfs", "it is the pointer that git-lfs leaves where the file was not fetched"),
+    (b"version https://git-lfs", "it is a git-lfs pointer: the file itself was not fetched"),
     (b"GGUF", "it is a GGUF file: load it with a GGUF loader (ComfyUI-GGUF) and connect UltraGen Apply after it"),
-    (b"PK", "its archive is cut off, or no PyTorch archive"),
+    (b"PK", "its archive is truncated or is not PyTorch's"),
     (b"<", "it is a web page"),
     (b"{", "it is JSON text"),
     (b"GIF8", "it is a picture"),
@@ -27,14 +27,12 @@ _TEXT = re.compile(rb"[\t\r\n\x20-\x7e]+")
 
 
 class WeightsError(ValueError):
-    """A weights file that cannot be used: the sentence says what was expected, what was found and where to get the
-    right one.
-    """
+    """A weights file that cannot be used. The message says what was found, what was expected and what to do."""
 
 
 @contextmanager
-def sentences(path: Path) -> Iterator[None]:
-    """Turn whatever reading `path` raises into a WeightsError. A parser of hostile bytes can raise anything."""
+def as_weights_errors(path: Path) -> Iterator[None]:
+    """Turn any exception of reading `path` into a WeightsError: parsers of hostile bytes can raise anything."""
     name = printable(path.name)
     try:
         yield
@@ -49,25 +47,25 @@ def sentences(path: Path) -> Iterator[None]:
         ) from error
     except Exception as error:
         if is_host_out_of_memory(error):
-            raise does_not_fit(path) from error
-        raise WeightsError(_damaged(path, what_it_is(path, error))) from error
+            raise too_large_for_ram(path) from error
+        raise WeightsError(_damaged(path, describe_file(path, error))) from error
 
 
-def does_not_fit(path: Path) -> WeightsError:
+def too_large_for_ram(path: Path) -> WeightsError:
     return WeightsError(
         f"{printable(path.name)} does not fit into memory. Close other programs, or use a smaller or quantised file."
     )
 
 
-def holds_objects(path: Path) -> WeightsError:
+def unsafe_pickle(path: Path) -> WeightsError:
     return WeightsError(
         f"{printable(path.name)} holds Python objects other than tensors and was not opened, because unpickling them"
-        " can run code. Expected a checkpoint of tensors only; a .safetensors of the same model is always one."
+        " can run code. Expected a checkpoint of tensors only: get the .safetensors of the same model."
     )
 
 
-def what_it_is(path: Path, error: Exception) -> str:
-    """Name a file that is no checkpoint from its first bytes; where they tell nothing, what its parser said."""
+def describe_file(path: Path, error: Exception) -> str:
+    """Say what a file that is no checkpoint is, by its first bytes; where they are unknown, quote its parser."""
     try:
         with path.open("rb") as file:
             start = file.read(80)
@@ -90,11 +88,11 @@ def _damaged(path: Path, reason: str) -> str:
         size = ""
     return (
         f"{printable(path.name)}{size} is damaged, incomplete or not a weights file: {reason}. Expected .safetensors or"
-        " a PyTorch checkpoint. Download it again from where it came."
+        " a PyTorch checkpoint. Download it again."
     )
 
 
 def _first_line(error: Exception) -> str:
-    # torch's own words advise to switch the protection off.
+    # torch's message advises to switch the protection off.
     line = next(iter(str(error).strip().splitlines()), "")
     return printable(line.rstrip("."), 200) if line and "weights_only" not in line else "it is in none of these formats"

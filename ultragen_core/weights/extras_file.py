@@ -1,6 +1,4 @@
-"""Our own format: UltraGen's added weights alone, as safetensors under their published keys, with metadata that says
-what they fit.
-"""
+"""The extras-only file: UltraGen's extras under their published keys, with metadata on their base model."""
 
 from __future__ import annotations
 
@@ -24,13 +22,11 @@ from .published import Extras, published_items, split
 
 FORMAT = "ultragen-extras"
 VERSION = "1"
-LONGEST_NAME = 200  # bytes; 255 with what is added to it
+MAX_NAME_BYTES = 200  # file systems take 255, numbers and endings included
 
 
 def save_extras(extras: Extras, path: str | Path) -> None:
-    """Write an extras-only file, in place of one of that name. Tensors keep their dtype, so that it gives the
-    checkpoint's results bit for bit.
-    """
+    """Write an extras-only file, replacing one of that name. Tensors keep their dtype, so results are bit-identical."""
     with finished_file(Path(path)) as part:
         _write(extras, part)
 
@@ -44,13 +40,13 @@ def _write(extras: Extras, path: Path) -> None:
         "blocks": json.dumps(list(extras.blocks)),
         "base_fingerprint": json.dumps(extras.fingerprint),
     }
-    # safetensors stores each tensor contiguous and alone.
+    # safetensors refuses tensors that share memory.
     tensors = {key: tensor.clone() for key, tensor in published_items(extras)}
     safetensors.torch.save_file(tensors, path, metadata)
 
 
 def read_extras(path: str | Path) -> Extras:
-    """The extras of an extras-only file or of a whole checkpoint. Raises `WeightsError`."""
+    """Read the extras of an extras-only file or of a whole checkpoint. Raises WeightsError."""
     path = Path(path)
     name, metadata = printable(path.name), read_metadata(path)
     version = metadata.get("format_version") if metadata.get("format") == FORMAT else None
@@ -66,7 +62,7 @@ def read_extras(path: str | Path) -> Extras:
 
 
 def _fingerprint(stored: str, name: str) -> dict[int, list[float]]:
-    """Of the metadata of an extras-only file. Raises `WeightsError`."""
+    """Parse the base_fingerprint of an extras-only file. Raises WeightsError."""
     try:
         return {int(index): [float(value) for value in values][:4] for index, values in json.loads(stored).items()}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -74,7 +70,7 @@ def _fingerprint(stored: str, name: str) -> dict[int, list[float]]:
 
 
 class Extracted(NamedTuple):
-    """A file of extras, how many blocks they are for, and whether it was written now or held just them already."""
+    """A file of extras, the number of its blocks, and whether it is new; else it held the same extras already."""
 
     path: Path
     blocks: int
@@ -82,9 +78,9 @@ class Extracted(NamedTuple):
 
 
 def extract(checkpoint: str | Path, folder: str | Path, name: str) -> Extracted:
-    """Write the extras of a checkpoint to `folder`/`name`.safetensors, or `name`_2, ... where another file has that.
+    """Write the extras of a checkpoint to `folder`/`name`.safetensors, or to `name`_2, ... where that is taken.
 
-    Raises `WeightsError`, and ValueError where `name` is more than a plain name.
+    Raises WeightsError, and ValueError where `name` is not a plain file name.
     """
     _check_name(name)
     extras = read_extras(checkpoint)
@@ -107,10 +103,10 @@ def _numbered(folder: Path, name: str) -> Iterator[Path]:
 def _check_name(name: str) -> None:
     odd = re.search(r'[<>:"/\\|?*]', name) or printable(name, len(name)) != name
     edges = name != name.strip() or name.startswith(".") or name.endswith(".") or not name
-    if odd or edges or WINDOWS_DEVICE.match(name) or len(os.fsencode(name)) > LONGEST_NAME:
+    if odd or edges or WINDOWS_DEVICE.match(name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
         raise ValueError(
             f'file_name must be a plain name that every system takes, without folders, the characters <>:"/\\|?* or a'
-            f" dot or blank at its ends, and at most {LONGEST_NAME} bytes long; got {printable(name, 80)!r}."
+            f" dot or blank at its ends, and at most {MAX_NAME_BYTES} bytes long; got {printable(name, 80)!r}."
         )
 
 

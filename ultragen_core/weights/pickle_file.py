@@ -1,6 +1,6 @@
-"""Checkpoints that torch.save wrote: what they hold from their index alone, and their tensors.
+"""Reads checkpoints written by torch.save: their index alone, or their tensors.
 
-Neither runs code from the file, and neither takes more memory than the file's size explains.
+Runs no code from the file, and takes no more memory than the file's size justifies.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ..storage.safetensors_file import DamagedFile, open_regular
-from .errors import holds_objects
+from .errors import unsafe_pickle
 
 # The index of a Wan checkpoint has 150 KiB; training states have some MiB.
-LONGEST_INDEX = 32 * 2**20
-LARGEST_VIEW = 2**30
-OLD_FORMAT = 0x1950A86A20F9469CFC6C  # what such a file begins with, then a version and the system that wrote it
+MAX_INDEX_BYTES = 32 * 2**20
+MAX_VIEW_BYTES = 2**30
+OLD_FORMAT = 0x1950A86A20F9469CFC6C  # the first pickle of such a file; a version and the writing system follow
 _STORAGES = {
     "Double": torch.float64,
     "Float": torch.float32,
@@ -39,36 +39,36 @@ _STORAGES = {
     "ComplexDouble": torch.complex128,
     "Untyped": torch.uint8,
 }
-# torch.load takes plain values from these beside tensors, such as the numbers of a training state.
+# Modules whose plain values torch.load takes besides tensors, such as the numbers of a training state.
 _HARMLESS = {"torch", "collections", "numpy", "_codecs", "pytorch_lightning"}
 _HARMLESS_BUILTINS = {"set", "bytearray", "complex", "slice"}
 
 
 def read_index(path: Path) -> object:
-    """The content of a checkpoint with tensors of no data (device meta); their data are not read.
+    """Return the content of a checkpoint with tensors without data (device meta).
 
-    Raises DamagedFile, WeightsError, and anything that hostile bytes provoke in the unpickler.
+    Raises DamagedFile, WeightsError, and whatever the unpickler raises on hostile bytes.
     """
     with open_regular(path) as file:
         if zipfile.is_zipfile(file):
-            return _of_archive(path, file)
+            return _archive_index(path, file)
         file.seek(0)
-        return _of_old_format(path, file)
+        return _old_format_index(path, file)
 
 
 def read_pickle(path: Path, mapped: bool = False) -> object:
-    """The content of a checkpoint, tensors on the CPU. Raises as `read_index`.
+    """Return the content of a checkpoint, tensors on the CPU. Raises as read_index does.
 
-    mapped: as for `read_tensors`; old-format files are read into memory all the same.
+    mapped: as for read_tensors; files in the old format are always read into memory.
     """
-    read_index(path)  # bounds what torch is asked to unpack
+    read_index(path)  # limits what torch unpacks
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise holds_objects(path) from error
+        raise unsafe_pickle(path) from error
 
 
-def _of_archive(path: Path, file: BinaryIO) -> object:
+def _archive_index(path: Path, file: BinaryIO) -> object:
     size = path.stat().st_size
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -79,10 +79,10 @@ def _of_archive(path: Path, file: BinaryIO) -> object:
             )
         index = next((entry for entry in archive.infolist() if entry.filename.split("/")[1:] == ["data.pkl"]), None)
         if index is None:
-            raise DamagedFile("it is an archive of another kind than PyTorch's: it has no data.pkl")
-        if index.file_size > LONGEST_INDEX:
-            raise DamagedFile(f"its index data.pkl has {index.file_size:,} bytes, at most {LONGEST_INDEX:,} are read")
-        unpickler = _Index(path, io.BytesIO(archive.read(index)), encoding="utf-8")
+            raise DamagedFile("its archive is not PyTorch's: it has no data.pkl")
+        if index.file_size > MAX_INDEX_BYTES:
+            raise DamagedFile(f"its index data.pkl has {index.file_size:,} bytes, at most {MAX_INDEX_BYTES:,} are read")
+        unpickler = _IndexUnpickler(path, io.BytesIO(archive.read(index)), encoding="utf-8")
     content = unpickler.load()
     sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
     folder = index.filename.split("/")[0]
@@ -93,15 +93,15 @@ def _of_archive(path: Path, file: BinaryIO) -> object:
     return content
 
 
-def _of_old_format(path: Path, file: BinaryIO) -> object:
-    index = io.BytesIO(file.read(LONGEST_INDEX))
-    if index.getvalue()[:1] != b"\x80" or _Index(path, index).load() != OLD_FORMAT:
+def _old_format_index(path: Path, file: BinaryIO) -> object:
+    index = io.BytesIO(file.read(MAX_INDEX_BYTES))
+    if index.getvalue()[:1] != b"\x80" or _IndexUnpickler(path, index).load() != OLD_FORMAT:
         raise ValueError
     for _ in ("version", "system"):
-        _Index(path, index).load()
-    unpickler = _Index(path, index, encoding="utf-8")
+        _IndexUnpickler(path, index).load()
+    unpickler = _IndexUnpickler(path, index, encoding="utf-8")
     content = unpickler.load()
-    _Index(path, index).load()  # the order of what follows: of each storage its length in 8 bytes, then its data
+    _IndexUnpickler(path, index).load()  # the order of the storages that follow, each with its length in 8 bytes
     whole = index.tell() + sum(8 + storage.nbytes for storage in unpickler.storages.values())
     if whole > (size := path.stat().st_size):
         raise DamagedFile(f"it should have {whole:,} bytes by its index, it has {size:,}")
@@ -118,8 +118,8 @@ class _Storage:
         return self.length * self.dtype.itemsize
 
 
-class _Plain:
-    """Stands in for what is neither tensor nor container."""
+class _Placeholder:
+    """Takes the place of anything but tensors and containers."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -137,10 +137,10 @@ class _Plain:
         pass
 
 
-class _Index(pickle._Unpickler):
-    """Builds tensors without data and dictionaries, and nothing else: no name in the file is ever looked up.
+class _IndexUnpickler(pickle._Unpickler):
+    """Builds nothing but dictionaries and tensors without data: no name in the file is looked up.
 
-    In plain Python, because the C unpickler allocates whatever number of slots a file asks for.
+    The pure Python unpickler, because the C one allocates as many memo slots as a file asks for.
     """
 
     def __init__(self, path: Path, file: BinaryIO, **options):
@@ -156,13 +156,13 @@ class _Index(pickle._Unpickler):
         if known := _BUILT.get((module, name)):
             return known
         if module.split(".")[0] in _HARMLESS or (module == "builtins" and name in _HARMLESS_BUILTINS):
-            return _Plain
-        raise holds_objects(self._path)
+            return _Placeholder
+        raise unsafe_pickle(self._path)
 
     def persistent_load(self, found: object) -> object:
         kind, *rest = found
         if kind != "storage":
-            return _Plain
+            return _Placeholder
         dtype, key, _, length = rest[:4]
         if not isinstance(dtype, torch.dtype) or type(length) is not int or length < 0:
             raise DamagedFile("its index describes no possible tensor")
@@ -174,8 +174,8 @@ def _tensor(storage: object, offset: int, size: tuple[int, ...], stride: object,
     dtype = next((each for each in rest if isinstance(each, torch.dtype)), None) or storage.dtype
     if any(type(length) is not int or length < 0 for length in size) or not isinstance(storage, _Storage):
         raise DamagedFile("its index describes no possible tensor")
-    # Views that repeat their values take more bytes than their storage has, once they are copied.
-    nbytes, most = math.prod(max(length, 1) for length in size) * dtype.itemsize, max(storage.nbytes, LARGEST_VIEW)
+    # A view with stride 0 takes more bytes than its storage once it is copied.
+    nbytes, most = math.prod(max(length, 1) for length in size) * dtype.itemsize, max(storage.nbytes, MAX_VIEW_BYTES)
     if nbytes > most or (stride and all(stride) and nbytes > storage.nbytes and 0 not in size):
         raise DamagedFile(f"its index describes a tensor of {tuple(size)} in {storage.nbytes:,} bytes")
     return torch.empty(tuple(size), dtype=dtype, device="meta")

@@ -1,8 +1,6 @@
-"""The published UltraGen checkpoint: a whole Wan state dict in Wan's own key names, plus extra keys in its hierarchical
-blocks.
+"""The published UltraGen checkpoint: a Wan state dict with Wan's key names, plus extras in its hierarchical blocks.
 
-Format of sjtuplayer/UltraGen (arXiv 2510.18775), spelling included. The blocks that lack the extra keys keep full
-attention.
+Format of sjtuplayer/UltraGen (arXiv 2510.18775), spelling included. Blocks without extras keep dense attention.
 """
 
 from __future__ import annotations
@@ -48,9 +46,10 @@ _EXTRA_KEY = re.compile(
 
 @dataclass(frozen=True)
 class Extras:
-    """The weights that UltraGen adds, per block and in our names: `blocks` feed BlockExtras, `gates` feed BlockGates.
+    """UltraGen's added weights by block index, under our names.
 
-    `fingerprint` recognises the base model that they were trained with; empty where it is not known.
+    blocks: state dicts of BlockExtras. gates: state dicts of BlockGates; empty for untrained extras. fingerprint:
+    identifies the base model that they were trained with; empty where that is unknown.
     """
 
     shape: ExtrasShape
@@ -62,8 +61,8 @@ class Extras:
     def trained(self) -> bool:
         return bool(self.gates)
 
-    def copied(self) -> Extras:
-        """The same weights in memory of their own."""
+    def cloned(self) -> Extras:
+        """Return the same weights in new memory."""
 
         def copies(states: dict[int, StateDict]) -> dict[int, StateDict]:
             return {index: {key: value.clone() for key, value in state.items()} for index, state in states.items()}
@@ -72,7 +71,7 @@ class Extras:
 
 
 def untrained(channels: int, blocks: list[int], global_ratio: int = 4) -> Extras:
-    """What a Wan model without UltraGen's weights runs on: average pooling and nothing else added."""
+    """Return untrained extras, for Wan models without UltraGen's: average pooling, zero LoRA, identity convolution."""
     shape = ExtrasShape(channels, global_ratio=global_ratio)
     return Extras(shape, {index: initial_block(shape) for index in blocks})
 
@@ -82,9 +81,9 @@ def has_extras(state_dict: StateDict) -> bool:
 
 
 def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
-    """Tell a checkpoint's base from its extras. The base is empty for an extras-only file.
+    """Split a checkpoint into base and extras. The base is empty for an extras-only file.
 
-    Raises `WeightsError` where there are no extras, or where they are incomplete or contradict each other or the base.
+    Raises WeightsError where extras are missing, incomplete, or do not fit each other or the base.
     """
     base: StateDict = {}
     per_block: dict[int, StateDict] = {}
@@ -96,7 +95,7 @@ def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
             base[key] = tensor
     if not per_block:
         raise WeightsError(
-            f"{name} {describe(state_dict)}, not an UltraGen checkpoint: its blocks have no extra keys such as "
+            f"{name} {describe(state_dict)}, not an UltraGen checkpoint: its blocks have no extras such as "
             f"blocks.3.self_attn.downsample_conv.weight. Get UltraGen's weights from {SOURCE}."
         )
     per_block = dict(sorted(per_block.items()))
@@ -104,8 +103,8 @@ def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
     width = base.get("blocks.0.self_attn.q.weight")
     if width is not None and width.shape[0] != shape.channels:
         raise WeightsError(
-            f"{name} mixes two models: its extra keys are for {shape.channels} channels, its Wan keys for"
-            f" {width.shape[0]}. Get a whole checkpoint from {SOURCE}."
+            f"{name} mixes two models: its extras are for {shape.channels} channels, its base for"
+            f" {width.shape[0]}. Get a complete checkpoint from {SOURCE}."
         )
     extras = Extras(
         shape,
@@ -117,7 +116,7 @@ def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
 
 
 def published_items(extras: Extras) -> Iterator[tuple[str, Tensor]]:
-    """The extras under their published keys."""
+    """Yield the extras under their published keys."""
     for states in (extras.blocks, extras.gates):
         for index, state in states.items():
             for key, tensor in state.items():
@@ -125,41 +124,39 @@ def published_items(extras: Extras) -> Iterator[tuple[str, Tensor]]:
 
 
 def _published(index: int, key: str) -> str:
-    """Our key of a block -> the published one."""
+    """Return the published key for our key of a block."""
     names = EXTRA_NAMES | GATE_NAMES
     module = next(module for module in names if key.startswith(module + "."))
     return f"blocks.{index}.self_attn.{names[module]}.{key.removeprefix(module + '.')}"
 
 
 def fingerprint(base: StateDict, blocks: list[int]) -> dict[int, list[float]]:
-    """A few norm weights of each block: loaders keep these tensors unquantised, so they recognise a base model in any
-    precision.
-    """
+    """Return four norm weights of each block. Loaders never quantise them, so they identify a base in any precision."""
     keys = {index: f"blocks.{index}.self_attn.norm_q.weight" for index in blocks}
     return {index: base[key][:4].float().tolist() for index, key in keys.items() if key in base}
 
 
 def same_base(a: dict[int, list[float]], b: dict[int, list[float]]) -> bool:
-    """Whether two fingerprints agree within the rounding of 16-bit formats, in the blocks that both know."""
+    """Whether two fingerprints agree within the rounding of 16-bit formats, in the blocks that both have."""
     return all(
         torch.allclose(torch.tensor(a[i]), torch.tensor(b[i]), rtol=1e-2, atol=1e-4) for i in a.keys() & b.keys()
     )
 
 
 def describe(state_dict: StateDict) -> str:
-    """What a state dict without extras looks like: the end of a sentence that starts with its name."""
+    """Say what a state dict without extras is: the end of a sentence that starts with its file's name."""
     keys = list(state_dict)
     if any("lora_" in key or ".alpha" in key or "_lora." in key for key in keys):
         return "looks like a LoRA (load it with a LoRA loader after the model)"
     if any(key.startswith("decoder.") for key in keys):
         return "looks like a VAE (load it with a VAE loader)"
     if any(key.startswith("blocks.0.self_attn") for key in keys):
-        return "is a Wan model without UltraGen's extra weights (the rule ultragen runs it all the same, experimental)"
+        return "is a Wan model without UltraGen's extras (attention_rule = ultragen runs it without them, experimental)"
     return f"is an unknown file ({len(keys)} tensors, the first {printable(keys[0], 120)!r})"
 
 
 def _validate(per_block: dict[int, StateDict], name: str) -> ExtrasShape:
-    """The one shape that all blocks share; the modules themselves say which keys and sizes belong to it."""
+    """Return the shape that all blocks share; the modules define its keys and sizes. Raises WeightsError."""
     shape = _shape_of(next(iter(per_block.values())))
     with torch.device("meta"):
         expected = BlockExtras(shape).state_dict() | BlockGates(shape.channels).state_dict()
@@ -169,13 +166,13 @@ def _validate(per_block: dict[int, StateDict], name: str) -> ExtrasShape:
             if sizes[0] != sizes[1]:
                 raise WeightsError(
                     f"{name} is not a complete UltraGen checkpoint: {_published(index, key)} should be {sizes[0]},"
-                    f" found {sizes[1]}. Get a whole one from {SOURCE}."
+                    f" found {sizes[1]}. Get a complete one from {SOURCE}."
                 )
     return shape
 
 
 def _shape_of(keys: StateDict) -> ExtrasShape:
-    """The sizes that a block's tensors have; 1 stands in where one that tells is missing or no such tensor."""
+    """Return the sizes of a block's tensors; 1 where the tensor is missing or has another number of axes."""
 
     def size(key: str, axis: int) -> int:
         return keys[key].shape[axis] if key in keys and keys[key].ndim > 1 and keys[key].numel() else 1

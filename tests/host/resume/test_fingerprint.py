@@ -278,6 +278,6 @@ def test_random_ids_and_models_do_not_count():
 
 
 def test_what_cannot_be_compared_is_never_the_same(monkeypatch):
-    monkeypatch.setattr("ultragen_core.host.resume.stepwise.digest.MOST_OBJECTS", 3)
+    monkeypatch.setattr("ultragen_core.host.resume.digest.MAX_OBJECTS", 3)
     endless = [SimpleNamespace(value=number) for number in range(9)]
     assert digest(endless) != digest(endless)

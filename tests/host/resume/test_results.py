@@ -12,15 +12,16 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from helpers.support import seeded
 
-import ultragen_core.host.resume.keeping as keeping_module
 import ultragen_core.host.resume.results as results_module
 from ultragen_core.host.attention.load import load_model
-from ultragen_core.host.resume.keeping import Kept
-from ultragen_core.host.resume.results import KEY, Results, keep_results
-from ultragen_core.host.resume.stepwise import Keeping, resumable
+from ultragen_core.host.resume.graph_digest import GraphDigest
+from ultragen_core.host.resume.prompt_files import PromptFiles
+from ultragen_core.host.resume.results import SavedResults, save_results_
+from ultragen_core.host.resume.run_file import RESULTS_KEY, RunFile
+from ultragen_core.host.resume.stepwise import MINUTES, ResumeOptions, resumable
 from ultragen_core.host.server import RunningNode
 from ultragen_core.sampling import flow_sigmas
-from ultragen_core.storage.states import FAMILY, State, StateFolder
+from ultragen_core.storage.states import GRAPH_FAMILY, State, StateFolder
 
 SHAPE = (1, 16, 2, 8, 8)
 STEPS = 3
@@ -38,8 +39,8 @@ class Sampling:
         self.path, self.folder = folder, StateFolder(folder)
         self.node, self.evaluations = RunningNode("5", 0, GRAPH), 0
         self.model = load_model(path, "auto", {"dtype": torch.float32})
-        results = Results(limit, lambda: self.folder, lambda name: [], lambda: self.node)
-        self.model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "results", results.outer_sample)
+        results = SavedResults(limit, lambda: self.folder, lambda name: [], lambda: self.node)
+        self.model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, RESULTS_KEY, results.outer_sample)
         self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "counted", self.counted)
 
     def counted(self, executor, *args, **kwargs):
@@ -116,26 +117,39 @@ def test_resume_changes_no_identity(sampling):
     states = StateFolder(sampling.path / "states")
     made, _, _ = sampling.run()
     for every in (1, 5):
-        keeping = Keeping(states, every, "steps", lambda name: [])
-        stepwise = resumable(comfy.samplers.sampler_object("euler"), keeping, lambda: sampling.node)
+        options = ResumeOptions(states, every, "steps", lambda name: [])
+        stepwise = resumable(comfy.samplers.sampler_object("euler"), options, lambda: sampling.node)
         again, _, evaluated = sampling.run(stepwise)
         assert not evaluated and torch.equal(again, made)
+
+
+@pytest.mark.parametrize(
+    ("limit", "written"), [(LIMIT, []), (0, [STEPS - 1])], ids=["result saved", "result not saved"]
+)
+def test_the_last_state_is_not_written_where_the_result_is(tiny_path, tmp_path, monkeypatch, limit, written):
+    """Both are as large as the latent, and the result removes the state."""
+    sampling, states = Sampling(tiny_path, tmp_path / "results", limit), StateFolder(tmp_path / "states")
+    steps = []
+    monkeypatch.setattr(states, "save", lambda fingerprint, state: steps.append(state.step))
+    options = ResumeOptions(states, 60, MINUTES, lambda name: [])
+    sampling.run(resumable(comfy.samplers.sampler_object("euler"), options, lambda: sampling.node))
+    assert steps == written
 
 
 def test_what_cannot_be_compared_is_sampled_all_the_same(sampling, monkeypatch, caplog):
     def broken(*_):
         raise RecursionError("maximum recursion depth exceeded")
 
-    monkeypatch.setattr(results_module, "of_guider", broken)
+    monkeypatch.setattr(results_module, "guider_values", broken)
     assert sampling.run()[2] and "nothing of this sampling is kept: RecursionError" in caplog.text
 
 
 def test_a_result_that_cannot_be_written_leaves_the_states(sampling, monkeypatch, caplog):
-    dropped = []
-    monkeypatch.setattr(Kept, "drop_states", lambda kept: dropped.append(kept))
+    removed = []
+    monkeypatch.setattr(RunFile, "remove_states", lambda file: removed.append(file))
     monkeypatch.setattr(StateFolder, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     sampling.run()
-    assert not dropped and "could not be written" in caplog.text
+    assert not removed and "could not be written" in caplog.text
 
 
 def test_what_was_cut_off_is_not_a_result(sampling):
@@ -161,16 +175,16 @@ def test_without_a_queue_or_a_limit_nothing_is_kept(tiny_path, tmp_path):
 
 def test_the_last_node_sets_the_limit(tiny_path):
     """keep_gb of UltraGen Apply replaces that of the loader."""
-    model = keep_results(keep_results(load_model(tiny_path), 3).clone(), 5)
-    (wrapper,) = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    model = save_results_(save_results_(load_model(tiny_path), 3).clone(), 5)
+    (wrapper,) = model.get_wrappers(WrappersMP.OUTER_SAMPLE, RESULTS_KEY)
     assert wrapper.__self__.limit == 5 * 10**9
 
 
 def test_values_that_are_not_finite_are_not_kept(tmp_path, caplog):
-    kept = Kept(StateFolder(tmp_path), {"node": "5 0", FAMILY: "f", "graph": "a"}, None, LIMIT)
-    kept.save(State(torch.zeros(2), 3))
-    kept.save(State(torch.tensor([0.0, float("nan")]), 4))
-    assert kept.load(torch.zeros(2), range(9)).step == 3
+    file = RunFile(StateFolder(tmp_path), {"node": "5 0", GRAPH_FAMILY: "f", "graph": "a"}, None, LIMIT)
+    file.save(State(torch.zeros(2), 3))
+    file.save(State(torch.tensor([0.0, float("nan")]), 4))
+    assert file.load(torch.zeros(2), range(9)).step == 3
     assert "after step 4 is not finite" in caplog.text
 
 
@@ -180,50 +194,57 @@ def test_values_that_are_not_finite_are_not_kept(tmp_path, caplog):
     ids=["shape", "dtype", "beyond the last step", "before the first"],
 )
 def test_what_another_run_has_left_is_not_taken(tmp_path, state, caplog):
-    folder, run = StateFolder(tmp_path), {"node": "5 0", FAMILY: "f", "graph": "a"}
+    folder, run = StateFolder(tmp_path), {"node": "5 0", GRAPH_FAMILY: "f", "graph": "a"}
     folder.save(run, state)
-    assert Kept(folder, run, None, LIMIT).load(torch.zeros(2), range(9)) is None
+    assert RunFile(folder, run, None, LIMIT).load(torch.zeros(2), range(9)) is None
     assert "does not belong to this run" in caplog.text
 
 
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
+class Process:
     """A process that has written nothing yet, with a queue and prompts that end when the test says so."""
-    graphs, endings = {}, {}
-    monkeypatch.setattr(keeping_module, "_held", {})
-    monkeypatch.setattr(keeping_module, "_written", set())
-    monkeypatch.setattr(keeping_module, "_families_known", {})
-    monkeypatch.setattr(keeping_module, "graphs_in_progress", lambda: graphs)
-    monkeypatch.setattr(keeping_module, "when_ended", lambda prompt_id, act: endings.update({prompt_id: act}))
-    return StateFolder(tmp_path), graphs, endings
+
+    def __init__(self, folder):
+        self.folder, self.graphs, self.endings = StateFolder(folder), {}, {}
+        self.restart()
+
+    def restart(self):
+        self._prompts = PromptFiles(lambda: self.graphs, lambda prompt_id, act: self.endings.update({prompt_id: act}))
+
+    def file(self, fingerprint, prompt, limit=LIMIT):
+        return RunFile(self.folder, fingerprint, prompt, limit, self._prompts)
+
+
+@pytest.fixture
+def process(tmp_path):
+    return Process(tmp_path)
 
 
 def run_of(number, family="f"):
-    return {"node": "result 5 0", FAMILY: family, "graph": str(number)}
+    return {"node": "result 5 0", GRAPH_FAMILY: family, "graph": str(number)}
 
 
 def saved(folder, number):
     return folder.load(run_of(number)) is not None
 
 
-def test_a_prompt_that_succeeds_takes_its_files_along_and_one_that_fails_leaves_them(fresh):
-    folder, _, endings = fresh
+def test_a_prompt_that_succeeds_takes_its_files_along_and_one_that_fails_leaves_them(process):
+    folder, endings = process.folder, process.endings
     for number, prompt in enumerate(("good", "good", "bad")):
-        Kept(folder, run_of(number), prompt, LIMIT).save(State(torch.zeros(2), 3))
+        process.file(run_of(number), prompt).save(State(torch.zeros(2), 3))
     # Taken from an earlier prompt: it belongs to this one now.
     folder.save(run_of(3), State(torch.zeros(2), 3))
-    assert Kept(folder, run_of(3), "good", LIMIT).load(torch.zeros(2), range(9))
+    assert process.file(run_of(3), "good").load(torch.zeros(2), range(9))
     endings["bad"](False)
     endings["good"](True)
     assert [saved(folder, number) for number in range(4)] == [False, False, True, False]
 
 
-def test_what_another_prompt_has_or_waits_for_stays(fresh):
-    folder, graphs, endings = fresh
-    family = keeping_module.GraphDigest(GRAPH, None).of("5")
-    Kept(folder, run_of(0), "first", LIMIT).save(State(torch.zeros(2), 3))
-    Kept(folder, run_of(0), "second", LIMIT).load(torch.zeros(2), range(9))
-    Kept(folder, run_of(1, family), "first", LIMIT).save(State(torch.zeros(2), 3))
+def test_what_another_prompt_has_or_waits_for_stays(process):
+    folder, graphs, endings = process.folder, process.graphs, process.endings
+    family = GraphDigest(GRAPH, None).of("5")
+    process.file(run_of(0), "first").save(State(torch.zeros(2), 3))
+    process.file(run_of(0), "second").load(torch.zeros(2), range(9))
+    process.file(run_of(1, family), "first").save(State(torch.zeros(2), 3))
     graphs["waits"] = GRAPH
     endings["first"](True)
     assert saved(folder, 0) and folder.load(run_of(1, family))
@@ -233,36 +254,36 @@ def test_what_another_prompt_has_or_waits_for_stays(fresh):
     assert not saved(folder, 0) and folder.load(run_of(1, family)) is None
 
 
-def test_a_result_takes_the_place_of_the_states_that_led_to_it(fresh):
-    folder, _, _ = fresh
+def test_a_result_takes_the_place_of_the_states_that_led_to_it(process):
+    folder = process.folder
     for number, place in enumerate(("state 5 0", "state 5 1", "result 5 0")):
-        Kept(folder, run_of(number) | {"node": place}, "prompt", LIMIT).save(State(torch.zeros(2), 3))
-    Kept(folder, run_of(2), "prompt", LIMIT).drop_states()
+        process.file(run_of(number) | {"node": place}, "prompt").save(State(torch.zeros(2), 3))
+    process.file(run_of(2), "prompt").remove_states()
     assert [saved(folder, number) for number in range(3)] == [False, True, True]
 
 
-def test_the_limit_spares_what_runs_waits_or_may_belong_to_another_server(fresh, monkeypatch):
-    folder, graphs, endings = fresh
+def test_the_limit_spares_what_runs_waits_or_may_belong_to_another_server(process, monkeypatch):
+    folder, graphs, endings = process.folder, process.graphs, process.endings
     day = 24 * 3600
     now = time.time()
 
     def save_at(seconds_ago, number, prompt=None, family="f"):
         monkeypatch.setattr(time, "time", lambda: now - seconds_ago)
-        kept = Kept(folder, run_of(number, family), prompt, LIMIT)
-        kept.save(State(torch.zeros(2), 3))
+        file = process.file(run_of(number, family), prompt)
+        file.save(State(torch.zeros(2), 3))
 
     save_at(900, 0, "failed")
     endings["failed"](False)
+    process.restart()
     save_at(800, 1, "runs")
     graphs["waits"] = GRAPH
-    save_at(700, 2, "failed", keeping_module.GraphDigest(GRAPH, None).of("5"))
+    save_at(700, 2, "failed", GraphDigest(GRAPH, None).of("5"))
     endings["failed"](False)
-    keeping_module._written.clear()  # as if the process had started anew
     save_at(600, 3, "failed")
     endings["failed"](False)
     monkeypatch.setattr(time, "time", lambda: now - 2 * day)
     folder.save(run_of(4), State(torch.zeros(2), 3))  # of another process, old
     monkeypatch.setattr(time, "time", lambda: now)
     folder.save(run_of(5), State(torch.zeros(2), 3))  # of another process, fresh
-    Kept(folder, run_of(6), "runs", 0).save(State(torch.zeros(2), 3))
+    process.file(run_of(6), "runs", limit=0).save(State(torch.zeros(2), 3))
     assert [saved(folder, number) for number in range(7)] == [True, True, True, False, False, True, True]

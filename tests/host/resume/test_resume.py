@@ -14,7 +14,7 @@ from helpers.support import seeded
 
 from ultragen_core.host.attention.load import load_model
 from ultragen_core.host.attention.patch import Settings, apply
-from ultragen_core.host.resume.stepwise import MINUTES, STEPS, Keeping, Stepwise, resumable
+from ultragen_core.host.resume.stepwise import MINUTES, STEPS, ResumeOptions, Stepwise, resumable
 from ultragen_core.host.server import RunningNode
 from ultragen_core.sampling import flow_sigmas
 from ultragen_core.storage.states import StateFolder
@@ -58,13 +58,13 @@ def kept(tmp_path):
     return lambda: sorted(path.name for path in (tmp_path / "states").glob("*"))
 
 
-def keeping(states, every=1, unit=STEPS, find_files=lambda name: []):
-    return Keeping(states, every, unit, find_files)
+def resume_options(states, every=1, unit=STEPS, find_files=lambda name: []):
+    return ResumeOptions(states, every, unit, find_files)
 
 
 def resuming(states, name="euler", node=NODE, **more):
     sampler = comfy.samplers.sampler_object(name) if isinstance(name, str) else name
-    return resumable(sampler, keeping(states, **more), lambda: node)
+    return resumable(sampler, resume_options(states, **more), lambda: node)
 
 
 def run(model, sampler, callback=None, seed=3, sigmas=SIGMAS, shape=SHAPE, latent=None, mask=None, noise=None, word=1):
@@ -111,7 +111,7 @@ def test_the_samplers_accepted_are_those_that_can_be_stepped(short, states, name
     if accepted(name):
         stepped = resuming(states, name)
     else:
-        stepwise = Stepwise(sampler.sampler_function, False, keeping(states), lambda: NODE)
+        stepwise = Stepwise(sampler.sampler_function, False, resume_options(states), lambda: NODE)
         stepped = comfy.samplers.KSAMPLER(stepwise, sampler.extra_options, sampler.inpaint_options)
     try:
         same = torch.equal(run(short, stepped), run(short, sampler))
@@ -268,7 +268,7 @@ def test_nodes_that_carry_more_than_the_latent_are_named(model, states, caplog):
 
 
 def test_a_run_that_was_not_queued_is_sampled_without_a_state(model, states, kept, caplog):
-    sampler = resumable(comfy.samplers.sampler_object("euler"), keeping(states))
+    sampler = resumable(comfy.samplers.sampler_object("euler"), resume_options(states))
     assert torch.equal(run(model, sampler), run(model, comfy.samplers.sampler_object("euler")))
     assert kept() == [] and "no state is kept" in caplog.text
 
@@ -283,7 +283,7 @@ def test_a_disk_that_fails_costs_the_state_and_not_the_run(model, tmp_path, capl
 @pytest.mark.parametrize("name", ["dpmpp_2m", "uni_pc", "dpmpp_sde", "heunpp2", "dpm_adaptive"])
 def test_other_samplers_are_refused_by_name(states, name):
     sampler = comfy.samplers.sampler_object(name)
-    with pytest.raises(ValueError, match=r"need nothing of earlier steps but the latent, got .*\. Choose euler, "):
+    with pytest.raises(ValueError, match=r"needs a single-step sampler, .* latent, got .*\. Choose euler, "):
         resuming(states, sampler)
 
 

@@ -14,13 +14,13 @@ import torch
 from ...out_of_ram import is_host_out_of_memory
 from ...printable import printable
 from ...weights.complete import check_complete
-from ...weights.errors import does_not_fit
+from ...weights.errors import too_large_for_ram
 from ...weights.extras_file import read_extras
 from ...weights.files import (
     SOURCE,
     StateDict,
     WeightsError,
-    contents_mark,
+    content_digest,
     file_bytes,
     read_metadata,
     read_state_dict,
@@ -60,7 +60,7 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
         return _patched(_load_base(state_dict, path, model_options), rule)
     base, extras = split_whole(state_dict, name)
     # Extras stay in memory of their own, whatever happens to the file.
-    loaded = _built(extras.copied() if mapped else extras, path) if rule == "ultragen" else None
+    loaded = _built(extras.cloned() if mapped else extras, path) if rule == "ultragen" else None
     return _patched(_load_base(base, path, model_options), rule, loaded)
 
 
@@ -120,18 +120,18 @@ def load_extras_file(path: str | Path) -> LoadedExtras:
 
 
 def _built(extras: Extras, path: Path) -> LoadedExtras:
-    return build(extras, partial(_reread_extras, path, contents_mark(dict(published_items(extras)))))
+    return build(extras, partial(_reread_extras, path, content_digest(dict(published_items(extras)))))
 
 
 def _reread_extras(path: Path, mark: str) -> Extras:
     extras = read_extras(path)
-    if contents_mark(dict(published_items(extras))) != mark:
+    if content_digest(dict(published_items(extras))) != mark:
         raise _replaced(path)
     return extras
 
 
 def _load_base(base: StateDict, path: Path, model_options: dict, **kwargs):
-    name, given, mark = printable(path.name), frozenset(base), contents_mark(base)
+    name, given, mark = printable(path.name), frozenset(base), content_digest(base)
     try:
         # The metadata of a quantised file holds what its scales belong to.
         model = comfy.sd.load_diffusion_model_state_dict(
@@ -141,7 +141,7 @@ def _load_base(base: StateDict, path: Path, model_options: dict, **kwargs):
         if is_out_of_memory(error):
             raise
         if is_host_out_of_memory(error):
-            raise does_not_fit(path) from error
+            raise too_large_for_ram(path) from error
         reason = printable(f"{type(error).__name__}: {error}", 500)
         raise WeightsError(f"ComfyUI cannot build a model from {name} ({reason}). {AGAIN}") from error
     if model is None:
@@ -170,7 +170,7 @@ def _reload_base(path: Path, model_options: dict, mark: str, **kwargs):
     """ComfyUI calls this for copies of the model on other GPUs, and with `disable_dynamic` for torch.compile."""
     state_dict, _ = _read(path)
     base = split(state_dict, printable(path.name))[0] if has_extras(state_dict) else state_dict
-    if contents_mark(base) != mark:
+    if content_digest(base) != mark:
         raise _replaced(path)
     return _load_base(base, path, model_options, **kwargs)
 

@@ -1,1 +1,1 @@
-"""Keeps sampling runs on disk until their prompts have succeeded."""
+"""Saves sampling runs on disk until their prompts have succeeded."""

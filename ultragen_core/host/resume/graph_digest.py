@@ -1,4 +1,4 @@
-"""Queued graphs by what their nodes compute."""
+"""Digests of queued graphs by what their nodes compute."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from ..server import Graph
 from .digest import digest
 
 RESUME_NODE, PROMPTS_NODE = "UltraGenResume", "UltraGenPrompts"
-# Inputs of this pack's nodes that change nothing in the video.
-KEEPING_INPUTS = {"every", "unit", "keep_gb"}
-# What each output of UltraGen Prompts gives of an item; others give all of it.
+# Inputs of this pack's nodes that do not change the video.
+STORAGE_INPUTS = {"every", "unit", "keep_gb"}
+# The fields of an item that each output of UltraGen Prompts returns; other outputs return all.
 ITEM_FIELDS = {0: ("prompt",), 1: ("negative",), 2: ("seed", "repeat"), 3: ("image",)}
 
 
 class _Key(NamedTuple):
-    """A node. whole_lists: a node further down takes its lists as a whole, so that the position is none in them.
-    output: of UltraGen Prompts, the one that is linked.
+    """A node to digest.
+
+    whole_lists: a later node takes its lists as a whole, so the position does not select one of their items. output:
+    the linked output of UltraGen Prompts.
     """
 
     node_id: str
@@ -32,37 +34,37 @@ class _Key(NamedTuple):
     output: int | None = None
 
 
-class _Found(NamedTuple):
+class _NodeDigest(NamedTuple):
     text: str
     has_list: bool
 
 
-_UNFINISHED = _Found("a loop", False)  # which ComfyUI refuses to run
+_UNFINISHED = _NodeDigest("a loop", False)  # ComfyUI refuses to run loops
 
 
 class GraphDigest:
-    """Digests of nodes with all that leads to them, whatever their ids.
+    """Digests of nodes with everything upstream of them, independent of node ids.
 
-    position: in the lists that ComfyUI runs the node over. A list of UltraGen Prompts counts by the item there alone,
-    and by the outputs that are used; other nodes' lists count as a whole, with the position. None leaves out what lists
-    hold.
+    position: index in the lists that ComfyUI runs the node over. A list of UltraGen Prompts counts by the item at that
+    position and by the linked outputs; lists of other nodes count as a whole, with the position. None leaves out the
+    contents of lists.
     """
 
     def __init__(self, graph: Graph, position: int | None):
         self._graph, self._position = graph, position
-        self._known: dict[_Key, _Found] = {}
+        self._known: dict[_Key, _NodeDigest] = {}
 
     def of(self, node_id: str) -> str:
-        """The digest of one node. A node made while running, which the graph does not have, depends on all of it."""
+        """Return the digest of one node. A node made while running is not in the graph and depends on all of it."""
         if node_id not in self._graph:
             everything = {each: self._find(_Key(each, whole_lists=True)).text for each in self._graph}
             return digest(everything if self._position is None else [node_id, self._position, everything])
         found = self._find(_Key(node_id, whole_lists=False))
-        # A position in lists that nobody has declared still tells one run from another.
+        # Nodes may return lists without declaring them: the position still tells runs apart.
         return found.text if found.has_list else digest([found.text, self._position])
 
-    def _find(self, wanted: _Key) -> _Found:
-        """Depth first, without recursion: graphs may be long."""
+    def _find(self, wanted: _Key) -> _NodeDigest:
+        """Digest depth first, without recursion: graphs may be long."""
         open_keys = [wanted]
         while open_keys:
             key = open_keys[-1]
@@ -77,17 +79,17 @@ class GraphDigest:
                 continue
             found = {name: (self._known[link], output) for name, (link, output) in links.items()}
             text = digest([content, {name: [source.text, output] for name, (source, output) in found.items()}])
-            self._known[key] = _Found(text, is_list or any(source.has_list for source, _ in found.values()))
+            self._known[key] = _NodeDigest(text, is_list or any(source.has_list for source, _ in found.values()))
         return self._known[wanted]
 
     def _parts(self, key: _Key) -> tuple[bool, object, dict[str, tuple[_Key, int]]]:
-        """Whether a node makes a list that the position is in, what it holds itself, and its links."""
+        """Return whether the position selects from this node's lists, its own inputs, and its links."""
         node = self._graph.get(key.node_id)
         if node is None:
             return False, "missing", {}
         kind, inputs = node["class_type"], dict(node["inputs"])
         if kind.startswith("UltraGen"):
-            inputs = {name: value for name, value in inputs.items() if name not in KEEPING_INPUTS}
+            inputs = {name: value for name, value in inputs.items() if name not in STORAGE_INPUTS}
         of_class = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(kind)
         whole_lists = key.whole_lists or bool(getattr(of_class, "INPUT_IS_LIST", False))
         is_list = not key.whole_lists and any(getattr(of_class, "OUTPUT_IS_LIST", None) or ())
@@ -101,7 +103,7 @@ class GraphDigest:
         return is_list, [kind, own], {n: self._link(v, whole_lists) for n, v in inputs.items() if is_link(v)}
 
     def _item(self, kind: str, inputs: Mapping, output: int | None) -> dict | None:
-        """The item of UltraGen Prompts at this position; without a position, the one that `index` names."""
+        """Return the item of UltraGen Prompts at this position; without a position, the one that `index` names."""
         if kind != PROMPTS_NODE or (self._position is None and not _is_index(inputs.get("index"))):
             return None
         item = item_of(inputs, self._position, _input_file)
@@ -112,7 +114,7 @@ class GraphDigest:
         return {name: item[name] for name in ITEM_FIELDS.get(output, item) if name in item}
 
     def _link(self, link: list, whole_lists: bool) -> tuple[_Key, int]:
-        # The sampler that UltraGen Resume samples with computes the same without it.
+        # UltraGen Resume computes what its sampler computes.
         while (node := self._graph.get(link[0], {})).get("class_type") == RESUME_NODE:
             if not is_link(node["inputs"].get("sampler")):
                 break

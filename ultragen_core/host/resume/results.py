@@ -1,5 +1,6 @@
-"""Finished samplings, kept until their prompt has succeeded: a list of prompts that is killed in its fifth item, or a
-graph in its second stage, samples nothing twice.
+"""Saves finished sampling runs until their prompt has succeeded.
+
+A list of prompts that is killed in its fifth item, or a graph in its second stage, samples nothing twice.
 """
 
 from __future__ import annotations
@@ -15,34 +16,32 @@ from torch import Tensor
 from ...rules.ultragen import KEY as PATCH
 from ...storage.states import State, StateFolder
 from ..server import RunningNode, running_node
-from .fingerprint import RESULT, FindFiles, model_files, of_guider
-from .keeping import FOLDER, GB, Kept, default_folder, identify
+from .fingerprint import RESULT, FindFiles, guider_values, model_files
+from .run_file import FOLDER, GB, RESULTS_KEY, RunFile, default_folder, identify
 from .stepwise import Stepwise
-
-KEY = "ultragen_results"
 
 Callback = Callable[[int, Tensor, Tensor, int], None]
 
 log = logging.getLogger(__name__)
 
 
-def keep_results(model, gigabytes: int):
-    """Keep the finished samplings of `model`, a ModelPatcher of the caller's own, and return it.
+def save_results_(model, gigabytes: int):
+    """Save the finished runs of `model` from now on; changes that ModelPatcher in place and returns it.
 
-    gigabytes: what those that no queued prompt needs may take on disk; 0 keeps none.
+    gigabytes: what files that no prompt needs may take on disk; 0 saves nothing.
     """
     patch = model.get_wrappers(WrappersMP.OUTER_SAMPLE, PATCH)
-    for key in (KEY, PATCH):
+    for key in (RESULTS_KEY, PATCH):
         model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, key)
-    # Outside the patch, which announces what will run.
-    for key, wrapper in (KEY, Results(gigabytes * GB).outer_sample), *((PATCH, each) for each in patch):
+    # Outside the patch, which logs what will run.
+    for key, wrapper in (RESULTS_KEY, SavedResults(gigabytes * GB).outer_sample), *((PATCH, each) for each in patch):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, key, wrapper)
     return model
 
 
 @dataclass(frozen=True)
-class Results:
-    """A wrapper of whole sampling runs. limit: bytes that files nobody needs may take."""
+class SavedResults:
+    """A wrapper of whole sampling runs. limit: bytes that files which no prompt needs may take; 0 saves nothing."""
 
     limit: int
     folder: Callable[[], StateFolder] = default_folder
@@ -62,37 +61,37 @@ class Results:
         seed: int | None = None,
         **kwargs,
     ) -> Tensor:
-        """Return the result of an equal run that is kept, reporting its last step alone, or sample and keep the result.
+        """Return the saved result of an equal run, calling back for its last step alone, or sample and save the result.
 
-        Arguments and result are those of CFGGuider.outer_sample.
+        Takes and returns what CFGGuider.outer_sample does.
         """
         last_step = LastStep(callback, len(sigmas) - 1)
-        kept = self._kept(executor.class_obj, noise, latent_image, sampler, sigmas, denoise_mask, seed)
-        found = kept and kept.load(noise.float(), range(last_step.steps, last_step.steps + 1))
+        file = self._file(executor.class_obj, noise, latent_image, sampler, sigmas, denoise_mask, seed)
+        found = file and file.load(noise.float(), range(last_step.steps, last_step.steps + 1))
         if found:
             log.info("UltraGen: this was sampled before; its result is taken from %s.", FOLDER)
-            return last_step.again(found, noise.device)
-        made = executor(noise, latent_image, sampler, sigmas, denoise_mask, last_step, disable_pbar, seed, **kwargs)
-        if kept and last_step.is_known and kept.save(State(made, last_step.steps, denoised=last_step.denoised)):
-            kept.drop_states()
+            return last_step.replay(found, noise.device)
+        result = executor(noise, latent_image, sampler, sigmas, denoise_mask, last_step, disable_pbar, seed, **kwargs)
+        if file and last_step.is_known and file.save(State(result, last_step.steps, denoised=last_step.denoised)):
+            file.remove_states()
             log.info("UltraGen: this sampling is kept until its prompt has succeeded.")
-        return made
+        return result
 
-    def _kept(self, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed) -> Kept | None:
+    def _file(self, guider, noise, latent_image, sampler, sigmas, denoise_mask, seed) -> RunFile | None:
         node = self.running() if self.limit else None
         if node is None:
             return None
 
         def values() -> dict[str, object]:
             latent = {"noise": noise, "noise levels": sigmas, "latent": [latent_image, denoise_mask]}
-            return of_guider(guider, seed) | latent | {"sampler": _of_sampler(sampler)}
+            return guider_values(guider, seed) | latent | {"sampler": _sampler_values(sampler)}
 
-        run = identify(RESULT, node, guider.model_patcher.load_device, values, self.find_files)
-        return run and Kept(self.folder(), run, node.prompt_id, self.limit)
+        fingerprint = identify(RESULT, node, guider.model_patcher.load_device, values, self.find_files)
+        return fingerprint and RunFile(self.folder(), fingerprint, node.prompt_id, self.limit)
 
 
-def _of_sampler(sampler) -> list:
-    """A sampler by its function and options; stepwise it computes the same."""
+def _sampler_values(sampler) -> list:
+    """Return a sampler's type, function and options; Stepwise computes what its function does."""
     function = getattr(sampler, "sampler_function", None)
     if isinstance(function, Stepwise):
         function = function.function
@@ -104,9 +103,7 @@ def _of_sampler(sampler) -> list:
 
 
 class LastStep:
-    """A sampling callback that passes everything on and remembers the last step's denoised latent, which samplers'
-    nodes hand out.
-    """
+    """A sampling callback that calls `callback` and keeps the last step's denoised latent, a sampling node's output."""
 
     def __init__(self, callback: Callback | None, steps: int):
         self._callback, self.steps = callback, steps
@@ -120,11 +117,11 @@ class LastStep:
 
     @property
     def is_known(self) -> bool:
-        """False where an adaptive sampler has stopped early."""
+        """Whether the last step has called back; an adaptive sampler may stop before it."""
         return self.denoised is not None or self._callback is None
 
-    def again(self, found: State, device: torch.device) -> Tensor:
-        """Report a run that was sampled earlier, and return its result."""
+    def replay(self, found: State, device: torch.device) -> Tensor:
+        """Call back for the last step of a saved run and return its result."""
         x = found.x.to(device)
         if self._callback is not None and found.denoised is not None:
             self._callback(self.steps - 1, found.denoised.to(device), x, self.steps)

@@ -1,8 +1,8 @@
-"""Samplers that go on where a crash, a kill, an interrupt or an out-of-memory cut them off, to the same bits.
+"""Samplers that continue where a crash, a kill, an interrupt or an out-of-memory stopped them, bit for bit.
 
-Step k of a single-step sampler needs the latent before it and two noise levels, nothing else. So we call ComfyUI's own
-sampler function once a step, with those, and write the latent down in between. Ancestral samplers draw noise too: from
-one generator, so counting the draws is enough to find its place again.
+Step k of a single-step sampler needs the latent after step k - 1 and two noise levels, nothing else. So ComfyUI's own
+sampler function is called once for each step with two noise levels, and the latent is written to disk in between.
+Ancestral samplers also draw noise, all from one generator: the number of draws restores its position.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 from ...storage.states import State, StateFolder
 from ..compat import sampler_functions
 from ..server import RunningNode, running_node
-from .fingerprint import STATE, FindFiles, of_guider
-from .keeping import DEFAULT_GB, GB, Kept, identify
+from .fingerprint import STATE, FindFiles, guider_values
+from .run_file import DEFAULT_GB, GB, RunFile, identify, saves_results
 
 MINUTES, STEPS = "minutes", "steps"
 
-# tests/host/resume/test_resume.py holds every sampler of ComfyUI against these two lists.
+# tests/host/resume/test_resume.py compares these two lists with every sampler of ComfyUI.
 WITHOUT_NOISE = ("euler", "euler_cfg_pp", "heun", "exp_heun_2_x0", "dpm_2")
 WITH_NOISE = (
     "euler_ancestral",
@@ -38,16 +38,18 @@ WITH_NOISE = (
     "seeds_2",
     "seeds_3",
 )
-# Nodes of ComfyUI that carry something from step to step beside the latent.
-CARRYING_NODES = {"EasyCache", "LazyCache", "APG"}
+# Nodes of ComfyUI that keep more than the latent from step to step.
+STATEFUL_NODES = {"EasyCache", "LazyCache", "APG"}
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """Where states are kept, how often (every so many MINUTES or STEPS), what finds model files by their name, and the
-    bytes that files nobody needs may take.
+class ResumeOptions:
+    """Where and how often states are written.
+
+    every: number of MINUTES or STEPS, by `unit`. find_files: finds model files by their name. limit: bytes that files
+    which no prompt needs may take in the folder.
     """
 
     states: StateFolder
@@ -58,22 +60,23 @@ class Keeping:
 
 
 def resumable(
-    sampler, keeping: Keeping, running: Callable[[], RunningNode | None] = running_node
+    sampler, options: ResumeOptions, running: Callable[[], RunningNode | None] = running_node
 ) -> comfy.samplers.KSAMPLER:
-    """A SAMPLER that samples as `sampler` does and keeps its state; `running` tells which node of which graph samples.
+    """Return a SAMPLER that computes what `sampler` does and writes its state to disk.
 
-    Raises ValueError where a sampler's state is more than its latent.
+    running: returns the node of the queued graph that samples. Raises ValueError for a sampler whose state is more than
+    its latent.
     """
     function = getattr(sampler, "sampler_function", sampler)
     functions = sampler_functions(WITHOUT_NOISE + WITH_NOISE)
     if type(sampler) is not comfy.samplers.KSAMPLER or function not in functions:
         name = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
         raise ValueError(
-            f"UltraGen Resume goes on with samplers that need nothing of earlier steps but the latent, got {name}. "
-            f"Choose {', '.join(functions.values())}, or leave UltraGen Resume out."
+            f"UltraGen Resume needs a single-step sampler, whose only state is the latent, got {name}. "
+            f"Choose {', '.join(functions.values())}, or remove UltraGen Resume."
         )
     _check_options(functions[function], sampler.extra_options)
-    stepwise = Stepwise(function, functions[function] in WITH_NOISE, keeping, running)
+    stepwise = Stepwise(function, functions[function] in WITH_NOISE, options, running)
     return comfy.samplers.KSAMPLER(stepwise, sampler.extra_options, sampler.inpaint_options)
 
 
@@ -82,72 +85,78 @@ def _check_options(name: str, options: Mapping) -> None:
     for option, values in independent.items():
         if option in options and options[option] not in values:
             raise ValueError(
-                f"UltraGen Resume goes on with {name} when its {option} is {values[-1]}, got {options[option]}: each "
-                "step would depend on the whole run. Change it, or leave UltraGen Resume out."
+                f"UltraGen Resume needs {option} = {values[-1]} for {name}, got {options[option]}: with it each step "
+                "would depend on the whole run. Change it, or remove UltraGen Resume."
             )
 
 
 @dataclass(frozen=True)
 class Stepwise:
-    """A sampler function as KSAMPLER calls it, made of one call of `function` for each step."""
+    """A sampler function, as KSAMPLER calls it, that calls `function` once for each step."""
 
     function: Callable[..., Tensor]
     with_noise: bool
-    keeping: Keeping
+    options: ResumeOptions
     running: Callable[[], RunningNode | None]
 
     def __call__(
         self, model, x: Tensor, sigmas: Tensor, extra_args: dict, callback=None, disable=None, **options
     ) -> Tensor:
-        """x: the noisy latent at sigmas[0]; a state takes its place, and callbacks count on from that state's step."""
+        """Sample from the noisy latent x at sigmas[0], or from a saved state; callbacks then count on from its step."""
         node, steps = self.running(), len(sigmas) - 1
         if node is None:
             log.warning("UltraGen: no state is kept, because this run was not queued in ComfyUI.")
             return self.function(model, x, sigmas, extra_args, callback, disable, **options)
-
-        def values() -> dict[str, object]:
-            return {
-                "size": [x.shape, x.dtype],
-                **of_guider(model.inner_model, extra_args.get("seed")),
-                "noise": x,
-                "noise levels": sigmas,
-                "latent": [model.latent_image, extra_args.get("denoise_mask")],
-                "sampler": [self.function, options],
-            }
-
-        run = identify(STATE, node, x.device, values, self.keeping.find_files)
-        if run is None:
+        file = self._file(node, model, x, sigmas, extra_args, options)
+        if file is None:
             return self.function(model, x, sigmas, extra_args, callback, disable, **options)
-        with Keeper(self.keeping, run, State(x, 0), steps, node.prompt_id) as keeper:
-            x, first = keeper.newest.x.to(x), keeper.newest.step
-            warn_of_carrying(node, first)
-            noise = ReplayedNoise(x, extra_args.get("seed"), keeper.newest.draws)
+        writer = StateWriter(file, self.options, State(x, 0), steps, saves_results(model.inner_model.model_patcher))
+        with writer:
+            x, first = writer.newest.x.to(x), writer.newest.step
+            warn_of_stateful_nodes(node, first)
+            noise = ReplayedNoise(x, extra_args.get("seed"), writer.newest.draws)
             if self.with_noise:
                 options["noise_sampler"] = noise
             for step in k_diffusion.trange(first, steps, initial=first, total=steps, disable=disable):
                 shown = []
                 # A copy of extra_args: the cfg_pp samplers add to it in every call.
                 x = self.function(model, x, sigmas[step : step + 2], {**extra_args}, shown.append, True, **options)
-                # The last step is always taken anew: its callback makes the sampling node's second output.
+                # A resumed run always computes the last step: its callback makes the sampling node's second output.
                 if step + 1 < steps:
-                    keeper.reached(State(x, step + 1, noise.draws))
+                    writer.reached(State(x, step + 1, noise.draws))
                 if callback is not None:
                     callback({**shown[0], "i": step})
         return x
 
+    def _file(
+        self, node: RunningNode, model, x: Tensor, sigmas: Tensor, extra_args: Mapping, options: Mapping
+    ) -> RunFile | None:
+        def values() -> dict[str, object]:
+            return {
+                "size": [x.shape, x.dtype],
+                **guider_values(model.inner_model, extra_args.get("seed")),
+                "noise": x,
+                "noise levels": sigmas,
+                "latent": [model.latent_image, extra_args.get("denoise_mask")],
+                "sampler": [self.function, options],
+            }
 
-def warn_of_carrying(node: RunningNode, step: int) -> None:
-    carrying = CARRYING_NODES & {each["class_type"] for each in node.upstream.values()}
-    if step and carrying:
+        fingerprint = identify(STATE, node, x.device, values, self.options.find_files)
+        return fingerprint and RunFile(self.options.states, fingerprint, node.prompt_id, self.options.limit)
+
+
+def warn_of_stateful_nodes(node: RunningNode, step: int) -> None:
+    stateful = STATEFUL_NODES & {each["class_type"] for each in node.upstream.values()}
+    if step and stateful:
         log.warning(
-            "UltraGen: %s starts empty at step %d: the video will differ a little from one made in one go.",
-            ", ".join(sorted(carrying)),
+            "UltraGen: %s starts empty at step %d: the video will differ a little from an uninterrupted one.",
+            ", ".join(sorted(stateful)),
             step + 1,
         )
 
 
 class ReplayedNoise:
-    """The noise that ComfyUI's ancestral samplers draw by default, from its n-th draw on."""
+    """The noise that ComfyUI's ancestral samplers draw by default, continued after `draws` draws."""
 
     def __init__(self, x: Tensor, seed: int | None, draws: int):
         self._sampler = k_diffusion.default_noise_sampler(x, seed=seed)
@@ -160,36 +169,39 @@ class ReplayedNoise:
         return self._sampler(sigma, sigma_next)
 
 
-class Keeper:
-    """Finds the state that a run goes on from, and writes its newest one when that is due and when the run ends."""
+class StateWriter:
+    """Loads the state that a run continues from as `newest`; writes the newest state when due and when the run stops.
 
-    def __init__(
-        self, keeping: Keeping, run: Mapping[str, str], beginning: State, steps: int, prompt_id: str | None = None
-    ):
-        self._keeping = keeping
-        self._kept = Kept(keeping.states, run, prompt_id, keeping.limit)
-        found = self._kept.load(beginning.x, range(steps))
-        self.newest = found or beginning
-        self._kept_step, self._kept_at = self.newest.step, time.monotonic()
+    saves_result: whether the result of a run that ends is saved, so that its last state need not be.
+    """
+
+    def __init__(self, file: RunFile, options: ResumeOptions, start: State, steps: int, saves_result: bool = False):
+        self._file, self._options, self._saves_result = file, options, saves_result
+        found = file.load(start.x, range(steps))
+        self.newest = found or start
+        self._written_step, self._written_at = self.newest.step, time.monotonic()
         if found:
             log.info("UltraGen: continuing after step %d of %d.", found.step, steps)
-        elif changes := keeping.states.changes(run):
+        elif changes := file.folder.changes(file.fingerprint):
             step, names = changes
             log.info("UltraGen: starting over; a state after step %s has another %s.", step, ", ".join(names))
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> StateWriter:
         return self
 
-    def __exit__(self, *_) -> None:
-        if self.newest.step > self._kept_step:
+    def __exit__(self, error, *_) -> None:
+        ended = error is None
+        if self.newest.step > self._written_step and not (ended and self._saves_result):
             self._write()
 
     def reached(self, state: State) -> None:
+        """Take a new state; write it where it is due."""
         self.newest = state
-        minutes = (time.monotonic() - self._kept_at) / 60
-        if (minutes if self._keeping.unit == MINUTES else state.step - self._kept_step) >= self._keeping.every:
+        minutes = (time.monotonic() - self._written_at) / 60
+        passed = minutes if self._options.unit == MINUTES else state.step - self._written_step
+        if passed >= self._options.every:
             self._write()
 
     def _write(self) -> None:
-        self._kept_step, self._kept_at = self.newest.step, time.monotonic()
-        self._kept.save(self.newest)
+        self._written_step, self._written_at = self.newest.step, time.monotonic()
+        self._file.save(self.newest)

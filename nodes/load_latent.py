@@ -1,4 +1,4 @@
-"""Back to a latent that was kept."""
+"""The node UltraGen Load Latent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class UltraGenLoadLatent(Node):
             node_id="UltraGenLoadLatent",
             display_name="UltraGen Load Latent",
             category="UltraGen",
-            description="Brings back a latent that UltraGen Save Video, or ComfyUI's Save Latent, kept.",
+            description="Loads a latent that UltraGen Save Video or ComfyUI's Save Latent has saved.",
             inputs=[
                 io.Combo.Input(
                     "latent",
@@ -40,7 +40,7 @@ class UltraGenLoadLatent(Node):
 
     @classmethod
     def path(cls, latent: str) -> Path:
-        """The file of a choice; ValueError where it is none, or lies outside ComfyUI's output and input folders."""
+        """Return the file of a choice. Raises ValueError unless it is a latent in ComfyUI's output or input folder."""
         name, folder = folder_paths.annotated_filepath(latent)
         folder = Path(folder or folder_paths.get_input_directory())
         path = (folder / name).resolve()
@@ -52,7 +52,7 @@ class UltraGenLoadLatent(Node):
 
     @classmethod
     def validate_inputs(cls, latent):
-        """When the prompt is queued; what comes through a link is None here."""
+        """Check the choice when the prompt is queued; None for a linked value."""
         try:
             if latent is not None:
                 cls.path(latent)
@@ -62,7 +62,7 @@ class UltraGenLoadLatent(Node):
 
     @classmethod
     def fingerprint_inputs(cls, latent):
-        if latent is None:  # a name that comes through a link is known too late
+        if latent is None:  # linked: the name is not known yet
             return float("nan")
         facts = cls.path(latent).stat()
         return f"{facts.st_mtime_ns} {facts.st_size}"
