@@ -79,7 +79,7 @@ def test_odd_files_stop_nobody(states, tmp_path, metadata):
     (tmp_path / ("2" * 64 + ".safetensors")).mkdir()
     assert states.changes(RUN) is None
     states.evict(0, lambda entry: False)
-    save_file({"x": torch.zeros(2)}, states._path(RUN), metadata)
+    save_file({"x": torch.zeros(2)}, states.path_of(RUN), metadata)
     loaded = states.load(RUN)
     assert loaded is None or loaded.step == 1
     states.save(RUN, State(torch.zeros(2), 3))
@@ -147,8 +147,8 @@ def test_beyond_the_limit_those_saved_first_go(states, tmp_path, monkeypatch):
     for number in range(6):
         monkeypatch.setattr("time.time", lambda number=number: 1e9 + number)
         states.save(run(number), State(seeded(30), number))
-        os.utime(states._path(run(number)), (0, -number))
-    size = states._path(run(0)).stat().st_size
+        os.utime(states.path_of(run(number)), (0, -number))
+    size = states.path_of(run(0)).stat().st_size
     states.evict(3 * size, lambda entry: entry.step == 1)
     assert [states.load(run(number)) is not None for number in range(6)] == [False, True, False, False, True, True]
     assert "mine.safetensors" in files(tmp_path)

@@ -1,6 +1,7 @@
 """What differs between ComfyUI versions: one function for each difference, with the version at which it can go.
 
 0.3.75 is the oldest supported version. "From 0.30.0 on" names what replaces the function once that is the oldest.
+One more difference is in ultragen_core/vae/cached_conv.py, which may not import ComfyUI: the padding of a first frame.
 What every version must have in common is tested in tests/contract.
 """
 

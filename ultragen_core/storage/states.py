@@ -81,7 +81,7 @@ class StateFolder:
 
     def load(self, fingerprint: Mapping[str, str]) -> State | None:
         """Read the state of this run to the CPU, without mapping the file; None where no file can be read."""
-        path = self._path(fingerprint)
+        path = self.path_of(fingerprint)
         try:
             tensors, facts = read_tensors(path)
             return State(tensors["x"], int(facts["step"]), int(facts["draws"]), tensors.get("denoised"))
@@ -106,13 +106,13 @@ class StateFolder:
         free = shutil.disk_usage(self._folder).free
         if 0 < free < len(content) + RESERVE:  # some network folders report 0
             raise OSError(errno.ENOSPC, f"{self._folder} has {free / 1e9:.1f} GB free, of which 1 GB stays for videos.")
-        with finished_file(self._path(fingerprint)) as part:
+        with finished_file(self.path_of(fingerprint)) as part:
             # When it is killed, safetensors' own save_file leaves a file under an unknown name.
             part.write_bytes(content)
 
     def remove(self, fingerprint: Mapping[str, str]) -> None:
         """Remove the file of this run and what killed processes left of it. Raises OSError."""
-        path = self._path(fingerprint)
+        path = self.path_of(fingerprint)
         for file in (path, *self._folder.glob(f"{path.name}*{UNFINISHED}")):
             file.unlink(missing_ok=True)
 
@@ -142,7 +142,8 @@ class StateFolder:
                 file.path.unlink(missing_ok=True)
                 excess -= file.size
 
-    def _path(self, fingerprint: Mapping[str, str]) -> Path:
+    def path_of(self, fingerprint: Mapping[str, str]) -> Path:
+        """Return the file of this run, which need not exist."""
         return self._folder / (identity(fingerprint) + _SUFFIX)
 
     def _paths(self) -> list[Path]:

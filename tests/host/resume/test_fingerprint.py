@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 import nodes
-import ultragen_core.host.resume.fingerprint as fingerprint_module
 from ultragen_core.host.resume.digest import digest
-from ultragen_core.host.resume.fingerprint import model_files
+from ultragen_core.host.resume.fingerprint import STATE, file_facts, fingerprint, model_files, numeric_options
 from ultragen_core.host.resume.graph_digest import GraphDigest
+from ultragen_core.host.server import RunningNode
+from ultragen_core.storage.states import identity
 
 
 class PlainList:
@@ -192,9 +193,9 @@ def test_model_files_are_found_by_their_name_with_all_their_pieces(tmp_path, mon
         assert model_files(other) == []
 
 
-def facts_of(path, **inputs):
-    found = fingerprint_module._model_files({"1": node("Loader", **inputs)}, lambda text: [path] * (text == "a"))
-    return list(found)
+def facts_of(path, first_facts=None, **inputs):
+    graph, first_facts = {"1": node("Loader", **inputs)}, {} if first_facts is None else first_facts
+    return list(file_facts(graph, lambda text: [path] * (text == "a"), first_facts))
 
 
 @pytest.mark.parametrize("inputs", [{"file": "a"}, {"lora_1": {"on": True, "lora": "a"}}, {"stack": [["a", 1.0]]}])
@@ -202,22 +203,33 @@ def test_files_count_wherever_a_loader_names_them(a_file, inputs):
     assert len(facts_of(a_file, **inputs)) == 1
 
 
-def test_a_file_replaced_while_this_process_runs_is_neither_the_old_nor_the_new(a_file, monkeypatch):
+def test_a_file_replaced_while_this_process_runs_is_neither_the_old_nor_the_new(a_file):
     """ComfyUI may still hold the old one."""
-    monkeypatch.setattr(fingerprint_module, "_first_facts", {})
-    old = facts_of(a_file, file="a")
+    process = {}
+    old = facts_of(a_file, process, file="a")
     a_file.write_bytes(b"another")
-    between = facts_of(a_file, file="a")
-    monkeypatch.setattr(fingerprint_module, "_first_facts", {})
+    between = facts_of(a_file, process, file="a")
     assert len({str(each) for each in (old, between, facts_of(a_file, file="a"))}) == 3
 
 
 def test_options_that_change_numbers_count_and_those_of_the_vae_do_not(monkeypatch):
-    before = digest(fingerprint_module._numeric_options())
+    before = digest(numeric_options())
     monkeypatch.setattr(comfy.cli_args.args, "fp32_vae", True)
-    assert digest(fingerprint_module._numeric_options()) == before
+    assert digest(numeric_options()) == before
     monkeypatch.setattr(comfy.cli_args.args, "force_upcast_attention", True)
-    assert digest(fingerprint_module._numeric_options()) != before
+    assert digest(numeric_options()) != before
+
+
+@pytest.mark.parametrize("version", ["comfyui_version.__version__", "ultragen_core.host.resume.fingerprint.VERSION"])
+def test_another_version_of_comfyui_or_of_the_pack_is_another_run(monkeypatch, version):
+    def found():
+        running = RunningNode("5", 0, GRAPH)
+        return identity(fingerprint(STATE, running, torch.device("cpu"), {}, lambda name: []))
+
+    before = found()
+    assert found() == before
+    monkeypatch.setattr(version, "0.0.0")
+    assert found() != before
 
 
 def control(fill, **more):

@@ -30,7 +30,7 @@ FindFiles = Callable[[str], "list[Path]"]
 FileFacts = tuple[int, int]
 
 # Size and time of each model file when this process first named it: ComfyUI may still hold replaced contents.
-_first_facts: dict[Path, FileFacts] = {}
+_FIRST_FACTS: dict[Path, FileFacts] = {}
 
 
 def fingerprint(
@@ -46,10 +46,10 @@ def fingerprint(
         NODE: f"{kind} {node.node_id} {node.list_index}",
         GRAPH_FAMILY: GraphDigest(node.graph, None).of(node.node_id),
         "graph": GraphDigest(node.graph, node.list_index).of(node.node_id),
-        "model files": digest(sorted(_model_files(node.upstream, find_files))),
+        "model files": digest(sorted(file_facts(node.upstream, find_files))),
         **{name: digest(value) for name, value in values.items()},
         "device": f"{device_name}, torch {torch.__version__}",
-        "options": digest(_numeric_options()),
+        "options": digest(numeric_options()),
         "version": f"ComfyUI {comfyui_version.__version__}, UltraGen {VERSION}",
     }
 
@@ -81,8 +81,10 @@ def model_files(name: str) -> list[Path]:
     return found
 
 
-def _model_files(nodes: Graph, find_files: FindFiles) -> Iterator[list]:
-    """Yield name, size and time of each model file, as first seen by this process and now.
+def file_facts(
+    nodes: Graph, find_files: FindFiles, first_facts: dict[Path, FileFacts] = _FIRST_FACTS
+) -> Iterator[list]:
+    """Yield the name of each model file, with its size and time as in `first_facts` and now.
 
     A file replaced while this process runs equals neither the old nor the new one: ComfyUI may have loaded either.
     """
@@ -92,7 +94,7 @@ def _model_files(nodes: Graph, find_files: FindFiles) -> Iterator[list]:
                 with suppress(FileNotFoundError):  # removed after ComfyUI has read it
                     status = path.stat()
                     facts = status.st_size, status.st_mtime_ns
-                    yield [path.name, *_first_facts.setdefault(path, facts), *facts]
+                    yield [path.name, *first_facts.setdefault(path, facts), *facts]
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -107,7 +109,7 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(each)
 
 
-def _numeric_options() -> dict[str, object]:
+def numeric_options() -> dict[str, object]:
     options = vars(comfy.cli_args.args).items()
     counts = {name: value for name, value in options if any(word in name for word in NUMERIC_OPTIONS)}
     return {name: value for name, value in counts.items() if not any(word in name for word in OTHER_MODELS)}
