@@ -90,8 +90,8 @@ def test_maps_that_the_kernel_cannot_read_take_the_plain_form(interpreted_kernel
     torch.testing.assert_close(vae.add_(x, triton=True), value + bias.view(1, 4, 1, 1, 1) + x.skip)
 
 
-def test_a_decode_asks_the_dispatcher_once(interpreted_kernels):
-    """Chosen for a whole decode or encode. On "meta" tensors, where memory is counted, no kernel runs."""
+def test_the_dispatcher_chooses_for_a_whole_pass(interpreted_kernels):
+    """Once for each context. On "meta" tensors, where memory is counted, no kernel runs."""
 
     def chosen(device):
         with torch.no_grad():
