@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ultragen_core.attention.config import TRAINED_WINDOWS, GlobalConfig, LocalConfig, parse_blocks
+from ..ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ..ultragen_core.attention.gate import GateLine
+from ..ultragen_core.rules.blocks import parse_blocks
+from ..ultragen_core.rules.ultragen import TRAINED_WINDOWS
 from .base import Node
 
 LocalConfigType = io.Custom("ULTRAGEN_LOCAL")
@@ -65,6 +67,17 @@ def windows_inputs(branch: str, prefix: str, trained: tuple[int, int]) -> list[i
     ]
 
 
+def lora_strength_input(name: str, branch: str) -> io.Float.Input:
+    return io.Float.Input(
+        name,
+        default=1.0,
+        min=0.0,
+        max=2.0,
+        step=0.01,
+        tooltip=f"Factor on the trained low-rank deltas of {branch}. Lower it for experiments; 0 switches them off.",
+    )
+
+
 def window_counts(name: str, even: int, odd: int) -> tuple[int, int] | None:
     if bool(even) != bool(odd):
         raise ValueError(f"{name} must be set for even and odd blocks or for neither, got {even} and {odd}.")
@@ -94,13 +107,13 @@ class UltraGenLocalConfig(Node):
                     ),
                 ),
                 io.Combo.Input(
-                    "cut",
+                    "uneven",
                     options=["auto", "resize", "balanced"],
                     default="auto",
                     tooltip=(
-                        "How a frame that does not divide into windows is cut. resize: features are resized until it"
-                        " divides, as the published weights expect. balanced: windows differ by one token. auto: resize"
-                        " with weights, balanced without."
+                        "What happens to a frame that does not divide into windows. resize: features are resized until"
+                        " it divides, as the published weights expect. balanced: windows differ in size by one token."
+                        " auto: resize with trained weights, balanced without."
                     ),
                 ),
                 io.Boolean.Input(
@@ -117,6 +130,7 @@ class UltraGenLocalConfig(Node):
                     tooltip="The branch at half resolution between local and global. Off only for experiments.",
                 ),
                 *windows_inputs("the hierarchical branch", "hierarchical_", TRAINED_WINDOWS.hierarchical),
+                lora_strength_input("hierarchical_lora_strength", "the hierarchical branch"),
                 *gate_inputs("the local branch", "the hierarchical branch"),
             ],
             outputs=[LocalConfigType.Output("local_config")],
@@ -128,11 +142,12 @@ class UltraGenLocalConfig(Node):
         windows_even,
         windows_odd,
         cross_window,
-        cut,
+        uneven,
         antialias,
         hierarchical,
         hierarchical_windows_even,
         hierarchical_windows_odd,
+        hierarchical_lora_strength,
         gate,
         gate_at_noise,
         gate_at_end,
@@ -141,12 +156,13 @@ class UltraGenLocalConfig(Node):
             LocalConfig(
                 windows=window_counts("windows", windows_even, windows_odd),
                 cross_window=cross_window,
-                cut=cut,
+                uneven=uneven,
                 antialias=antialias,
                 hierarchical=hierarchical,
                 hierarchical_windows=window_counts(
                     "hierarchical_windows", hierarchical_windows_even, hierarchical_windows_odd
                 ),
+                hierarchical_lora_strength=hierarchical_lora_strength,
                 gate=gate_line(gate, gate_at_noise, gate_at_end),
             )
         )
@@ -182,17 +198,7 @@ class UltraGenGlobalConfig(Node):
                         " Higher costs less."
                     ),
                 ),
-                io.Float.Input(
-                    "lora_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.01,
-                    tooltip=(
-                        "Strength of the trained low-rank deltas of the global and hierarchical branches. 0 switches"
-                        " them off."
-                    ),
-                ),
+                lora_strength_input("lora_strength", "the global branch"),
                 *gate_inputs("local and hierarchical together", "the global branch"),
                 io.String.Input(
                     "dense_blocks",

@@ -165,6 +165,7 @@ def interpreted_kernels(monkeypatch):
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 2):
         pytest.skip("Triton's interpreter runs these kernels from 3.2 on; older ones need a GPU")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    kernels = importlib.import_module("ultragen_core.ops.attention_kernels")
-    monkeypatch.setattr("ultragen_core.attention.engine._working_kernels", lambda device: kernels)
-    return kernels
+    from ultragen_core.ops.dispatch import use_triton
+
+    with use_triton(True):
+        yield

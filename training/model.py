@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tools.console import Trouble
-from ultragen_core.attention.config import BlockSpec
 from ultragen_core.attention.engine import Engine
-from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
-from ultragen_core.attention.gate import BlockGates, Gates
-from ultragen_core.attention.layer import ultragen_attention
+from ultragen_core.attention.extras import ExtrasShape, initial_block, initial_gates
+from ultragen_core.attention.module import UltraGenAttention, sdpa
 from ultragen_core.host.attention.backend import OVERRIDE
 from ultragen_core.host.wan_model import token_grid
 from ultragen_core.weights.files import StateDict
@@ -30,18 +28,9 @@ TIMESTEP, GRID = "ultragen_timestep", "ultragen_grid"
 LORA_TARGETS = r"blocks\.\d+\.(self_attn\.[qkvo]|cross_attn\.[qkvo]|ffn\.[02])"
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """PyTorch's own, which has a backward pass everywhere: (b, tokens, c) -> the same shape."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
-
-
 def core_attention(_: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs) -> Tensor:
     """The same for ComfyUI's own layers, whose choice of a backend has inference in mind."""
-    return attention(q, k, v, heads)
-
-
-ENGINE = Engine(attention)
+    return sdpa(q, k, v, heads)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -68,21 +57,11 @@ class TrainingBlock(wan.WanAttentionBlock):
         return checkpoint(super().forward, *args, use_reentrant=False, **kwargs)
 
 
-class UltraGenSelfAttention(nn.Module):
-    """A Wan self-attention's own modules under their own names, with extras and gates beside them."""
-
-    def __init__(self, attn: wan.WanSelfAttention, shape: ExtrasShape, spec: BlockSpec):
-        super().__init__()
-        self.num_heads, self.head_dim, self.spec = attn.num_heads, attn.head_dim, spec
-        for name, module in attn.named_children():
-            setattr(self, name, module)
-        self.extras, self.gates = BlockExtras(shape), BlockGates(shape.channels)
+class TrainedAttention(UltraGenAttention):
+    """UltraGen's layer with the arguments of ComfyUI's self-attention."""
 
     def forward(self, x: Tensor, freqs: Tensor, transformer_options: dict) -> Tensor:
-        t, grid = transformer_options[TIMESTEP], transformer_options[GRID]
-        with torch.autocast(x.device.type, enabled=False):
-            gates = Gates(self.gates.hierarchical_gate(t), self.gates.global_gate(t))
-        return ultragen_attention(self, x, grid, self.spec, self.extras, gates, ENGINE)
+        return super().forward(x, transformer_options[GRID], transformer_options[TIMESTEP])
 
 
 class Velocity(nn.Module):
@@ -113,9 +92,9 @@ def build(state: StateDict, name: str, recipe: Recipe, recomputed: bool = False)
     shape = None
     if recipe.rule == "ultragen":
         extras = extras or initial_extras(recipe, model.dim, len(model.blocks))
-        shape = extras.shape
+        shape, engine = extras.shape, Engine(sdpa)
         for index, block_state in extras.blocks.items():
-            attn = UltraGenSelfAttention(model.blocks[index].self_attn, shape, recipe.spec(index))
+            attn = TrainedAttention(model.blocks[index].self_attn, recipe.spec(index), shape, engine)
             attn.extras.load_state_dict(block_state)
             attn.gates.load_state_dict(extras.gates[index])
             model.blocks[index].self_attn = attn
@@ -143,26 +122,15 @@ def initial_extras(recipe: Recipe, channels: int, blocks: int) -> Extras:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         extras = {index: initial_block(shape) for index in hierarchical}
-        gates = {index: _initial_gates(channels, recipe.gate) for index in hierarchical}
+        gates = {index: initial_gates(channels, recipe.gate) for index in hierarchical}
     return Extras(shape, extras, gates)
-
-
-def _initial_gates(channels: int, local: float) -> StateDict:
-    gates = BlockGates(channels)
-    for gate in gates.children():
-        for layer in (gate.embedding_in, gate.embedding_out):
-            nn.init.normal_(layer.weight, std=0.02)  # as Wan's own embedding of time
-            nn.init.zeros_(layer.bias)
-        nn.init.zeros_(gate.projection.weight)
-        nn.init.constant_(gate.projection.bias, math.log(local / (1 - local)))
-    return gates.state_dict()
 
 
 def set_learning(model: wan.WanModel, recipe: Recipe) -> None:
     """What learns and what does not; nothing learns in a branch that is switched off."""
     model.requires_grad_(recipe.trains == "full")
     for module in model.modules():
-        if isinstance(module, UltraGenSelfAttention):
+        if isinstance(module, TrainedAttention):
             for part in (module.extras, module.gates):
                 part.requires_grad_(recipe.trains != "lora")
             for part in _switched_off(module, recipe):
@@ -176,7 +144,7 @@ def set_learning(model: wan.WanModel, recipe: Recipe) -> None:
             inject_adapter_in_model(config, model)
 
 
-def _switched_off(attn: UltraGenSelfAttention, recipe: Recipe) -> list[nn.Module]:
+def _switched_off(attn: TrainedAttention, recipe: Recipe) -> list[nn.Module]:
     branches = {
         "hierarchical": (attn.extras.hierarchical_branch, attn.gates.hierarchical_gate),
         "global": (attn.extras.global_branch, attn.gates.global_gate),

@@ -7,15 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tools.console import Trouble
-from ultragen_core.attention.config import (
-    BlockSpec,
-    CrossWindow,
-    GlobalConfig,
-    LocalConfig,
-    block_spec,
-    outer_blocks,
-    parse_blocks,
-)
+from ultragen_core.attention.config import CrossWindow, GlobalConfig, LocalConfig
+from ultragen_core.attention.spec import BlockSpec
+from ultragen_core.rules.blocks import outer_blocks, parse_blocks
+from ultragen_core.rules.ultragen import block_spec
 
 Trained = Literal["full", "extras", "lora"]
 Switch = Literal["hierarchical", "global", "delta"]
@@ -83,7 +78,11 @@ class Recipe:
 
     def spec(self, block_index: int) -> BlockSpec:
         """Return what a block computes, with the quirks of the published weights, which belong to their format."""
-        local = LocalConfig(cross_window=self.cross_window, hierarchical="hierarchical" not in self.without)
         strength = 0.0 if "delta" in self.without else 1.0
+        local = LocalConfig(
+            cross_window=self.cross_window,
+            hierarchical="hierarchical" not in self.without,
+            hierarchical_lora_strength=strength,
+        )
         global_ = GlobalConfig(enabled="global" not in self.without, lora_strength=strength)
         return block_spec(block_index, local, global_, trained=True)

@@ -1,3 +1,26 @@
-"""The core of UltraGen for ComfyUI. Only `host` knows ComfyUI; everything else is plain PyTorch."""
+"""UltraGen's attention and exact VAE decode without ComfyUI; `host` alone knows ComfyUI. Example: docs/library.md."""
 
-VERSION = "0.1.0"
+from .attention.config import GlobalConfig, LocalConfig
+from .attention.engine import Engine
+from .attention.extras import ExtrasShape
+from .attention.gate import GateLine
+from .attention.module import T3Attention, UltraGenAttention, WanProjections
+from .grid import TokenGrid
+from .rules.ultragen import block_spec
+from .sampling import flow_sigmas
+from .version import VERSION
+
+__all__ = [
+    "VERSION",
+    "Engine",
+    "ExtrasShape",
+    "GateLine",
+    "GlobalConfig",
+    "LocalConfig",
+    "T3Attention",
+    "TokenGrid",
+    "UltraGenAttention",
+    "WanProjections",
+    "block_spec",
+    "flow_sigmas",
+]

@@ -1,4 +1,4 @@
-"""What the arithmetic of a Wan model needs to know of it."""
+"""Sizes of a Wan model, for arithmetic without the model."""
 
 from __future__ import annotations
 
@@ -57,24 +57,24 @@ class WanShape:
         )
 
     @property
-    def of_wan22_vae(self) -> bool:
-        """Whether its latents are those of Wan 2.2's VAE: 48 channels, 16x."""
+    def uses_wan22_vae(self) -> bool:
+        """Whether the model works on latents of Wan 2.2's VAE: 48 channels, 16x."""
         return self.out_channels == 48
 
     @property
     def token_pixels(self) -> int:
-        """Pixels of one token, per axis."""
+        """Pixels per token, per axis."""
         return PATCH[1] * SPATIAL_RATIO[self.out_channels]
 
     @property
     def feeding(self) -> frozenset[int]:
-        """The blocks that a VACE block feeds."""
+        """Blocks that a VACE block feeds."""
         return frozenset(range(0, self.blocks, self.blocks // self.vace_blocks)) if self.vace_blocks else frozenset()
 
     @property
     def base_tokens(self) -> int:
-        """Of a frame that the base model was trained on: 1280x704 for the 5B, 832x480, which all others know."""
-        return 22 * 40 if self.of_wan22_vae else 30 * 52
+        """Tokens per frame at the base model's training resolution: 1280x704 for the 5B, 832x480 for all others."""
+        return 22 * 40 if self.uses_wan22_vae else 30 * 52
 
 
 WAN_1_3B = WanShape(blocks=30, channels=1536, heads=12, ffn_channels=8960)

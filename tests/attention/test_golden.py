@@ -9,13 +9,14 @@ import torch
 from helpers.support import DATA, ToyAttention, dense_attention, relative_error
 from safetensors.torch import load_file
 
-from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras
 from ultragen_core.attention.gate import BlockGates, Gates
 from ultragen_core.attention.layer import branch, ultragen_attention
 from ultragen_core.grid import TokenGrid
-from ultragen_core.ops.resample import refine_blend
+from ultragen_core.ops.depthwise import refine_blend_
+from ultragen_core.rules.ultragen import block_spec
 from ultragen_core.weights.published import split
 
 GOLDEN = load_file(DATA / "layer_io.safetensors")
@@ -70,7 +71,9 @@ def test_branches(tiny, case, block, antialias):
     ):
         y = branch(attn, x.unflatten(1, grid), branch_spec, ENGINE, coarse)
         if coarse is not None:
-            y = refine_blend(y, coarse.refine, torch.zeros(1, *grid, 256), torch.zeros(1, 1, 256), ENGINE)
+            weights = coarse.refine.weight, coarse.refine.bias
+            blank, gate, strips = torch.zeros(1, *grid, 256), torch.zeros(1, 1, 256), [(0, grid.h)]
+            y = refine_blend_(y, *weights, blank, gate, strips, triton=False)
         assert relative_error(y.flatten(1, 3), expected(case, block, name, antialias)) < TOLERANCE, name
 
 

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from ultragen_core.attention import layer as layers
-from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import BlockGates, Gates
@@ -18,14 +18,15 @@ from ultragen_core.attention.layer import branch, ultragen_attention
 from ultragen_core.attention.rope import rope_table
 from ultragen_core.attention.t3 import t3_attention
 from ultragen_core.grid import TokenGrid
+from ultragen_core.rules.ultragen import block_spec
 
 C, HEADS = 12, 1
 GRID = TokenGrid(2, 9, 11)
 SWITCHES = {
     "resized": {},
     "antialiased": {"antialias": True},
-    "balanced": {"cut": "balanced"},
-    "swin": {"cross_window": "swin", "cut": "balanced"},
+    "balanced": {"uneven": "balanced"},
+    "swin": {"cross_window": "swin", "uneven": "balanced"},
 }
 
 
@@ -100,7 +101,7 @@ def test_t3_layer(windows, tokens_at_a_time):
 @pytest.mark.parametrize("tokens_at_a_time", [None, 70])
 def test_dense_layer_with_bounded_memory(tokens_at_a_time):
     table, engine = rope_table(GRID, C, torch.device("cpu")), Engine(dense_attention, tokens_at_a_time=tokens_at_a_time)
-    layer = Layer(lambda self, x: layers.dense_attention(self.attn, 1 * x, table, engine))
+    layer = Layer(lambda self, x: layers.dense_attention_(self.attn, 1 * x, table, engine))
     assert_gradients(layer, tokens())
 
 

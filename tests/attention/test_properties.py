@@ -13,14 +13,16 @@ from helpers.support import ToyAttention, counted, dense_attention, relative_err
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ultragen_core.attention.config import block_spec
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import ultragen_attention
-from ultragen_core.attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, divisors, t3_attention, window_grid
+from ultragen_core.attention.t3 import t3_attention, window_grid
 from ultragen_core.grid import TokenGrid, cut_grid, window_partition, window_unpartition
-from ultragen_core.plan.flops import t3_layer, ultragen_layer
+from ultragen_core.plan.flops import layer_flops
+from ultragen_core.rules.groups import t3_group, ultragen_group
+from ultragen_core.rules.t3 import PUBLISHED_1_3B, PUBLISHED_5B, divisors
+from ultragen_core.rules.ultragen import block_spec
 
 C = 24
 # Largest relative error of the same sums in another order.
@@ -72,16 +74,16 @@ def test_ultragen(grid, batch, block, local, global_, shape, trained, share, dty
     gates = Gates(*(torch.full((batch, 1, 1), value) for value in share))
     attn, extras = attention_of(dtype), extras_of(shape, trained, dtype)
     x = seeded(batch, grid.tokens, C).to(dtype)
-    operations = check(lambda x, engine: ultragen_attention(attn, x, grid, spec, extras, gates, engine), x, at_a_time)
-    assert operations == ultragen_layer(grid, spec, shape) * batch
+    flops = check(lambda x, engine: ultragen_attention(attn, x, grid, spec, extras, gates, engine), x, at_a_time)
+    assert flops == layer_flops(ultragen_group("", [0], grid, spec, shape).branches, grid, C) * batch
 
 
 @given(st.data(), grids(), st.integers(1, 2), dtypes, pieces)
 def test_t3_with_any_windows(data, grid, batch, dtype, at_a_time):
     windows = tuple(data.draw(st.sampled_from(divisors(length))) for length in grid)
     attn, x = attention_of(dtype), seeded(batch, grid.tokens, C).to(dtype)
-    operations = check(lambda x, engine: t3_attention(attn, x, grid, windows, engine), x, at_a_time)
-    assert operations == t3_layer(grid, windows, C) * batch
+    flops = check(lambda x, engine: t3_attention(attn, x, grid, windows, engine), x, at_a_time)
+    assert flops == layer_flops(t3_group("", [0], grid, windows).branches, grid, C) * batch
 
 
 @given(st.sampled_from([PUBLISHED_1_3B, PUBLISHED_5B]), st.integers(1, 64), st.integers(1, 256), st.integers(1, 256))

@@ -12,21 +12,16 @@ from helpers.support import ToyAttention, dense_attention, relative_error, seede
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ultragen_core.attention.config import (
-    GlobalConfig,
-    LocalConfig,
-    WindowCounts,
-    block_spec,
-    format_blocks,
-    parse_blocks,
-    windows_near,
-)
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import GateLine, Gates, GateTable
 from ultragen_core.attention.layer import ultragen_attention
-from ultragen_core.attention.rope import apply_rope, rope_table
+from ultragen_core.attention.rope import rope_table
 from ultragen_core.grid import TokenGrid
+from ultragen_core.ops.norm_rope import apply_rope
+from ultragen_core.rules.blocks import format_blocks, parse_blocks
+from ultragen_core.rules.ultragen import WindowCounts, block_spec, windows_near
 
 C, HEADS = 24, 2
 ABLATIONS = {
@@ -36,7 +31,7 @@ ABLATIONS = {
     "swin": ({"cross_window": "swin"}, {}),
     "no hierarchical": ({"hierarchical": False}, {}),
     "no delta": ({}, {"lora_strength": 0.0}),
-    "balanced": ({"cut": "balanced"}, {}),
+    "balanced": ({"uneven": "balanced"}, {}),
 }
 
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 
 from ultragen_core.attention import t3
 from ultragen_core.attention.engine import Engine
-from ultragen_core.attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, coincide, t3_attention, window_grid
+from ultragen_core.attention.t3 import cuts_coincide, t3_attention, window_grid
 from ultragen_core.grid import TokenGrid
+from ultragen_core.rules.t3 import PUBLISHED_1_3B, PUBLISHED_5B
 
 GOLDEN = load_file(DATA / "t3_layer_io.safetensors")
 OUTPUTS = [name for name in GOLDEN if name.endswith(".out")]
@@ -57,13 +58,13 @@ def test_windows_that_coincide_are_computed_once_with_the_same_result(attn, wind
     x = seeded(1, grid.tokens, 256)
     once = t3_attention(attn, x, grid, windows, Engine(counted))
     assert len(calls) == 1
-    monkeypatch.setattr(t3, "coincide", lambda grid, windows: False)
+    monkeypatch.setattr(t3, "cuts_coincide", lambda grid, windows: False)
     twice = t3_attention(attn, x, grid, windows, Engine(counted))
     assert len(calls) == 3 and relative_error(once, twice) < 1e-6
 
 
 def test_close_and_remote_windows_differ_otherwise(attn):
-    assert not coincide(TokenGrid(6, 8, 12), (2, 2, 2))
+    assert not cuts_coincide(TokenGrid(6, 8, 12), (2, 2, 2))
     assert relative_error(run(attn, "case0.n2_2_2.out"), GOLDEN["case0.n1_2_4.out"]) > 1e-3
 
 

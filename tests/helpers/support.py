@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ultragen_core.attention.engine import Engine
-from ultragen_core.plan.flops import Operations
+from ultragen_core.plan.flops import FLOPs
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -42,8 +42,8 @@ class ToyAttention(nn.Module):
         self.requires_grad_(False)
 
 
-def counted(run) -> Operations:
-    """Operations of run(engine) by the sizes that its attention and its linear layers are called with."""
+def counted(run) -> FLOPs:
+    """FLOPs of run(engine) by the sizes that its attention and its linear layers are called with."""
     attention = products = 0.0
 
     def attend(q, k, v, heads):
@@ -60,4 +60,4 @@ def counted(run) -> Operations:
         run(Engine(attend))
     finally:
         hook.remove()
-    return Operations(attention, products)
+    return FLOPs(attention, products)

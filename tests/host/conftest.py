@@ -23,12 +23,17 @@ def inference():
 
 @pytest.fixture
 def bounded(monkeypatch):
-    """`rooms = bounded()`: from then on every run works on a third of the tokens at a time, and adds to rooms."""
-    from ultragen_core.plan.memory import Activations, Room
+    """`budgets = bounded()`: from then on every run computes a third of the tokens at a time, and adds to budgets."""
+    from ultragen_core.plan.memory import Activations, MemoryBudget
 
-    def switch() -> list[Room]:
-        rooms = []
-        monkeypatch.setattr(Activations, "room", lambda self, free: rooms.append(Room(self.tokens, 3)) or rooms[-1])
-        return rooms
+    def switch() -> list[MemoryBudget]:
+        budgets = []
+
+        def third(self, free):
+            budgets.append(MemoryBudget(self.tokens, 3))
+            return budgets[-1]
+
+        monkeypatch.setattr(Activations, "budget", third)
+        return budgets
 
     return switch

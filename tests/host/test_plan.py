@@ -22,7 +22,8 @@ from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.plan import plan, plan_of
 from ultragen_core.host.plan_preview import TRAINED_FOR, Patch, Source, outline_of, preview
 from ultragen_core.plan.picture import picture
-from ultragen_core.rules.ultragen import WITHOUT_WEIGHTS, t3_rule
+from ultragen_core.rules.t3 import t3_rule
+from ultragen_core.rules.ultragen import UNTRAINED_WARNING
 from ultragen_core.sizes import VideoSize
 from ultragen_core.wan import WAN_1_3B, WAN_5B
 
@@ -34,13 +35,13 @@ CONTEXT = seeded(1, 512, 4096, seed=1)
 @pytest.mark.parametrize("rule", ["ultragen", "t3", "dense"])
 def test_operations_are_those_that_the_model_does(tiny, dense, rule, monkeypatch):
     model = dense if rule == "dense" else apply(tiny, Settings(rule=rule))
-    assert plan_of(model, SHAPE).operations.attention == attended(model, monkeypatch)
+    assert plan_of(model, SHAPE).flops.attention == attended(model, monkeypatch)
 
 
 def test_vace_blocks_count(monkeypatch):
     model = apply(load(KINDS["Wan2.1 VACE"]), Settings(LocalConfig(windows=(2, 3)), rule="ultragen"))
     conditions = {"vace_context": seeded(1, 1, 96, 3, 16, 24), "vace_strength": [1.0]}
-    assert plan_of(model, SHAPE).operations.attention == attended(model, monkeypatch, **conditions)
+    assert plan_of(model, SHAPE).flops.attention == attended(model, monkeypatch, **conditions)
 
 
 def attended(model, monkeypatch, **conditions) -> float:
@@ -72,9 +73,9 @@ def test_published_layout_in_words():
 
 @pytest.mark.parametrize(("model", "fewer"), [(WAN_1_3B, 27.6), (WAN_5B, 6.3)])
 def test_t3_at_4k(model, fewer):
-    made = plan(t3_rule(model, GlobalConfig()), model, VideoSize(3840, 2176, 81))
+    made = plan(t3_rule(model), model, VideoSize(3840, 2176, 81))
     assert made.against_dense() == f"{fewer} times fewer than dense attention" and not made.warnings
-    assert [len(kind.blocks) for kind in made.kinds] == [6] * 5
+    assert [len(group.blocks) for group in made.groups] == [6] * 5
 
 
 def test_a_file_gives_the_plan_of_the_model_that_is_loaded_from_it(tiny, dense, tiny_path):
@@ -89,7 +90,7 @@ def test_a_file_gives_the_plan_of_the_model_that_is_loaded_from_it(tiny, dense, 
 
 
 def facts(made):
-    return made.kinds, made.operations, made.dense, made.warnings
+    return made.groups, made.flops, made.dense, made.warnings
 
 
 def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
@@ -106,7 +107,7 @@ def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
             model = apply(model, patches[-1].settings)
         made = preview(SIZE, Source(tiny_path.name, tiny_path, "auto"), patches)
         assert made.rule.startswith(f"rule {expected}") and facts(made) == facts(plan_of(model, SHAPE))
-        assert WITHOUT_WEIGHTS not in made.warnings
+        assert UNTRAINED_WARNING not in made.warnings
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_what_the_run_refuses_the_plan_refuses(tmp_path, tiny_path, file, rule, 
     source = Source(path.name, path if file in states else None, rule)
     patches = [Patch(settings)] if settings else []
     if sentence is None:
-        assert preview(SIZE, source, patches).kinds
+        assert preview(SIZE, source, patches).groups
     else:
         with pytest.raises(ValueError, match=sentence):
             preview(SIZE, source, patches)
@@ -154,7 +155,7 @@ def test_a_compress_ratio_without_weights_is_drawn(tmp_path, tiny_path):
         preview(SIZE, source, [Patch(Settings(global_=GlobalConfig(compress_ratio=ratio), rule="ultragen"))])
         for ratio in (4, 8)
     ]
-    assert made[0].operations.total > made[1].operations.total
+    assert made[0].flops.total > made[1].flops.total
 
 
 def test_an_outline_is_read_again_only_when_the_file_changed(tmp_path, tiny_path, monkeypatch):
@@ -206,9 +207,9 @@ def test_what_speaks_against_it(tiny, dense):
     assert cut.startswith("Frames of 192x128 cut badly into windows")
     assert part == "Attention is dense, at full cost, outside 30% to 100% of the run."
     untrained = plan_of(apply(dense, Settings(rule="ultragen")), SHAPE)
-    assert untrained.warnings == (WITHOUT_WEIGHTS,)
-    assert f"Careful: {WITHOUT_WEIGHTS}" in untrained.text()
-    assert html.escape(WITHOUT_WEIGHTS[:40]) in picture(untrained)
+    assert untrained.warnings == (UNTRAINED_WARNING,)
+    assert f"Warning: {UNTRAINED_WARNING}" in untrained.text()
+    assert html.escape(UNTRAINED_WARNING[:40]) in picture(untrained)
     with pytest.raises(ValueError, match="it has 48 channels, the model 16. Connect the VAE of the model"):
         plan_of(tiny, (1, 48, 3, 16, 24))
 
@@ -216,7 +217,7 @@ def test_what_speaks_against_it(tiny, dense):
 def test_the_picture_says_the_tokens_of_the_text(tiny):
     made = plan_of(apply(tiny, Settings(LocalConfig(windows=(2, 3)))), SHAPE)
     drawn = picture(made)
-    for kind in made.kinds:
+    for kind in made.groups:
         for branch in kind.branches:
             assert f"{branch} of {branch.tokens[0]:,} tokens" in drawn
     assert drawn.count("stroke-dasharray") == 2  # the hierarchical borders of even and of odd blocks

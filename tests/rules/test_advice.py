@@ -7,14 +7,16 @@ from itertools import product
 
 import pytest
 
-from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.extras import ExtrasShape
-from ultragen_core.attention.layer import branch_layout
-from ultragen_core.attention.t3 import PUBLISHED_1_3B
 from ultragen_core.grid import TokenGrid
-from ultragen_core.plan.flops import branches, dense_layer, ultragen_layer
-from ultragen_core.rules.advice import MOST_RESIZED, MOST_UNEVEN, resized, t3_advice, ultragen_advice, uneven
+from ultragen_core.plan.flops import dense_layer_flops, layer_flops
+from ultragen_core.rules.advice import MOST_RESIZED, MOST_UNEVEN, resized, ultragen_advice, uneven
+from ultragen_core.rules.groups import enabled_branches, ultragen_group
+from ultragen_core.rules.t3 import PUBLISHED_1_3B, t3_rule
+from ultragen_core.rules.ultragen import block_spec
 from ultragen_core.sizes import PRESETS
+from ultragen_core.wan import WAN_1_3B
 
 LENGTHS = range(1, 257)  # tokens of 16 to 4096 pixels
 KINDS = {
@@ -39,8 +41,8 @@ def advice(kind, w, h):
 def test_windows_cover_every_axis(kind):
     """Rows and columns are cut alike and apart, so that every length stands for all frames with such a side."""
     for length, spec in product(LENGTHS, kind[0]):
-        for branch, ratio, _ in branches(spec, kind[1]).values():
-            size, regions = branch_layout(TokenGrid(1, length, length), branch, ratio)
+        for branch, ratio in enabled_branches(spec, kind[1]).values():
+            size, regions = branch.layout(TokenGrid(1, length, length), ratio)
             rows = {(region.rows.start, region.rows.stop, region.windows[1]) for region in regions}
             starts, stops, counts = zip(*sorted(rows), strict=True)
             assert (0, *stops) == (*starts, size.h) and size.h == size.w
@@ -52,15 +54,15 @@ def test_every_size_has_a_cost(kind):
     for h, w in product(LENGTHS[::15], LENGTHS[::15]):
         for spec in kind[0]:
             grid = TokenGrid(1025, h, w)
-            operations = ultragen_layer(grid, spec, kind[1])
-            assert min(operations) > 0
+            flops = layer_flops(ultragen_group("blocks", [0], grid, spec, kind[1]).branches, grid, 8)
+            assert min(flops) > 0
             if min(h, w) > 60:
-                assert operations.attention < dense_layer(grid, 8).attention
+                assert flops.attention < dense_layer_flops(grid, 8).attention
 
 
 def test_there_is_advice_exactly_where_a_size_cuts_badly_and_it_names_good_ones(kind):
     specs, extras = kind
-    cuts = [(branch, ratio) for spec in specs for branch, ratio, _ in branches(spec, extras).values()]
+    cuts = [branch for spec in specs for branch in enabled_branches(spec, extras).values()]
     for length in LENGTHS:
         bad = any(resized(length, *cut) > MOST_RESIZED or uneven(length, *cut) > MOST_UNEVEN for cut in cuts)
         said = advice(kind, length, 240)
@@ -77,23 +79,23 @@ def test_what_is_said():
     for size in PRESETS.values():
         assert not advice(trained, size.width // 16, size.height // 16)
     published = [resized(length, branch, ratio) for length in (68, 120) for spec in trained[0]
-                 for branch, ratio, _ in branches(spec, trained[1]).values()]  # fmt: skip
+                 for branch, ratio in enabled_branches(spec, trained[1]).values()]  # fmt: skip
     assert max(published) == pytest.approx(0.029, abs=5e-4)
     assert advice(trained, 80, 45) == [
-        "Frames of 1280x720 cut badly into windows: features are resized by up to 6.7%. The nearest good sizes:"
+        "Frames of 1280x720 divide badly into windows: features are resized by up to 6.7%. The nearest good sizes:"
         " 1280x704, 1280x736."
     ]
     assert not advice(untrained, 80, 45)
     assert advice(untrained, 60, 13) == [
-        "Frames of 960x208 cut badly into windows: features are resized by up to 7.7%, windows are up to 50% longer"
+        "Frames of 960x208 divide badly into windows: features are resized by up to 7.7%, windows are up to 50% longer"
         " than others. The nearest good sizes: 960x64, 960x384."
     ]
 
 
 def test_t3_says_which_size_it_was_trained_for_or_which_it_can_cut():
-    assert t3_advice(PUBLISHED_1_3B.grid, PUBLISHED_1_3B) == []
-    assert t3_advice(TokenGrid(21, 68, 120), PUBLISHED_1_3B) == [
-        "1920x1088, 81 frames is a size that the weights were not trained for (experimental; theirs is 3840x2176, 81"
-        " frames)."
+    rule = t3_rule(WAN_1_3B)
+    assert rule.advice(PUBLISHED_1_3B.grid) == []
+    assert rule.advice(TokenGrid(21, 68, 120)) == [
+        "The weights were not trained for 1920x1088, 81 frames (experimental); they were for 3840x2176, 81 frames."
     ]
-    assert "The nearest size that does: 1792x1056, 81 frames" in t3_advice(TokenGrid(21, 67, 113), PUBLISHED_1_3B)[0]
+    assert "The nearest size that does: 1792x1056, 81 frames" in rule.advice(TokenGrid(21, 67, 113))[0]

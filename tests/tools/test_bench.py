@@ -9,12 +9,13 @@ import torch
 from conftest import ROOT
 from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
-from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.grid import TokenGrid
+from ultragen_core.rules.ultragen import block_spec
 
 
 @pytest.mark.parametrize("block", [2, 3])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -13,15 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import ultragen_core.attention.engine as engine_module
-from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
 from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import ultragen_attention
-from ultragen_core.attention.t3 import PUBLISHED_1_3B, t3_attention
+from ultragen_core.attention.t3 import t3_attention
 from ultragen_core.grid import TokenGrid
-from ultragen_core.plan.flops import Operations, dense_layer, t3_layer, ultragen_layer
+from ultragen_core.ops.dispatch import use_triton
+from ultragen_core.plan.flops import FLOPs, dense_layer_flops, layer_flops
+from ultragen_core.rules.groups import t3_group, ultragen_group
+from ultragen_core.rules.t3 import PUBLISHED_1_3B
+from ultragen_core.rules.ultragen import block_spec
 
 from .published import published_attention
 
@@ -66,7 +68,7 @@ class Bench:
         self.ceilings = Ceilings.measure()
 
     def dense(self, size: str, x: Tensor) -> None:
-        grid, cost = GRIDS[size], dense_layer(GRIDS[size], CHANNELS)
+        grid, cost = GRIDS[size], dense_layer_flops(GRIDS[size], CHANNELS)
         freqs = wan_freqs(self.wan, grid, self.device)
         self.report(size, "core dense, as shipped", lambda: self.attn(x, freqs), 1, cost)
         cudnn = {"optimized_attention_override": lambda f, q, k, v, heads, **kw: cudnn_attention(q, k, v, heads)}
@@ -76,7 +78,7 @@ class Bench:
         grid, extras, gates = GRIDS[size], self.extras, self.gates
         for parity, block in (("even", 2), ("odd", 3)):
             spec = block_spec(block, LocalConfig(), GlobalConfig(), trained=True)
-            cost = ultragen_layer(grid, spec, self.shape)
+            cost = layer_flops(ultragen_group(parity, [block], grid, spec, self.shape).branches, grid, CHANNELS)
 
             def published():
                 return published_attention(self.attn, x, grid, block, extras, gates)
@@ -85,7 +87,7 @@ class Bench:
                 return ultragen_attention(self.attn, x, grid, spec, extras, gates, self.engine)
 
             reference = self.report(size, f"published arithmetic, {parity}", published, 3, cost)
-            with without_kernels():
+            with use_triton(False):
                 plain = self.report(size, f"this pack, plain, {parity}", ours, repeats, cost)
             fast = self.report(size, f"this pack, Triton, {parity}", ours, repeats, cost)
             for name, result in (("plain", plain), ("Triton", fast)):
@@ -100,9 +102,10 @@ class Bench:
             def ours():
                 return t3_attention(self.attn, x, grid, windows, self.engine)
 
-            self.report(size, f"t3, block {block}, {windows}", ours, repeats, t3_layer(grid, windows, CHANNELS))
+            cost = layer_flops(t3_group("block", [block], grid, windows).branches, grid, CHANNELS)
+            self.report(size, f"t3, block {block}, {windows}", ours, repeats, cost)
 
-    def report(self, size: str, name: str, function: Callable, repeats: int, cost: Operations) -> Tensor:
+    def report(self, size: str, name: str, function: Callable, repeats: int, cost: FLOPs) -> Tensor:
         """Print the median time, the rate, the part of the floor, and the peak of memory above what was there."""
         result = function()
         torch.cuda.synchronize()
@@ -146,17 +149,6 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
-@contextmanager
-def without_kernels():
-    """The plain PyTorch path of the pack."""
-    working = engine_module._working_kernels
-    engine_module._working_kernels = lambda device: None
-    try:
-        yield
-    finally:
-        engine_module._working_kernels = working
-
-
 class Ceilings(NamedTuple):
     """The two rates, in TFLOP/s, that no layer can beat: cuDNN's attention and a matrix product."""
 
@@ -181,7 +173,7 @@ class Ceilings(NamedTuple):
         attention = rate(lambda: cudnn_attention(q, q, q, HEADS), 4 * 4 * HEADS * 16384**2 * 128)
         return cls(attention, rate(lambda: a @ a, 2 * 8192**3))
 
-    def floor_ms(self, cost: Operations) -> float:
+    def floor_ms(self, cost: FLOPs) -> float:
         return (cost.attention / self.attention + cost.products / self.products) / 1e9
 
     def __str__(self) -> str:

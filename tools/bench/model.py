@@ -18,8 +18,9 @@ from typing import NamedTuple
 import torch
 
 from ultragen_core.grid import TokenGrid
+from ultragen_core.ops.dispatch import use_triton
 
-from .attention import GRIDS, without_kernels
+from .attention import GRIDS
 from .published import published_attention
 
 GIB = 2**30
@@ -190,7 +191,7 @@ def patched(model, method: str):
     from ultragen_core.attention.config import GlobalConfig
     from ultragen_core.host.attention import backend
     from ultragen_core.host.attention.patch import Settings, apply
-    from ultragen_core.rules.ultragen import KEY
+    from ultragen_core.host.attention.runtime import KEY
 
     if method in ("core", "cudnn"):
         dense = model.clone()
@@ -217,11 +218,11 @@ class PublishedRule:
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         return ["the published arithmetic"]
 
-    def attentions(self, base, t, grid: TokenGrid) -> dict[int, Callable]:
+    def attentions(self, extras, t, grid: TokenGrid) -> dict[int, Callable]:
         def attention(attn, x, engine, index, **ours):
             return published_attention(attn, x, grid, index, ours["extras"], ours["gates"])
 
-        ours = self.rule.attentions(base, t, grid)
+        ours = self.rule.attentions(extras, t, grid)
         return {index: partial(attention, index=index, **bound.keywords) for index, bound in ours.items()}
 
 
@@ -241,7 +242,7 @@ def evaluation(model, size: str, grid: TokenGrid, method: str, repeats: int) -> 
     chosen.pre_run()
     options = {**chosen.model_options.get("transformer_options", {}), "wrappers": chosen.wrappers, **options}
     sigma, seconds = torch.full((1,), 0.9, device="cuda"), []
-    with without_kernels() if method == "plain" else nullcontext():
+    with use_triton(False) if method == "plain" else nullcontext():
         for repeat in range(repeats):
             if repeat <= 1:  # the first one compiles and tunes
                 torch.cuda.empty_cache()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ultragen_core.attention.extras import ExtrasShape, initial_block
+from ultragen_core.attention.extras import ExtrasShape
 from ultragen_core.grid import TokenGrid
 
 HEAD = 128
@@ -49,7 +49,7 @@ def layers(options: argparse.Namespace, grid: TokenGrid) -> dict[str, Callable[[
     import comfy.ldm.wan.model as wan
     import comfy.model_management
 
-    from training.model import GRID, OVERRIDE, TIMESTEP, Operations, UltraGenSelfAttention, core_attention
+    from training.model import GRID, OVERRIDE, TIMESTEP, Operations, TrainedAttention, core_attention
     from training.recipe import Recipe
 
     comfy.model_management.in_training = True
@@ -59,12 +59,13 @@ def layers(options: argparse.Namespace, grid: TokenGrid) -> dict[str, Callable[[
     dense = wan.WanSelfAttention(channels, heads, operation_settings=place)
     model = wan.WanModel(dim=channels, ffn_dim=16, num_heads=heads, num_layers=0, operations=Operations)
     freqs = model.rope_encode(grid.t, 2 * grid.h, 2 * grid.w, device=options.device, dtype=torch.float32)
-    shape, kinds = ExtrasShape(channels, options.rank, refined=True), {"dense": dense}
+    shape, layers_of = ExtrasShape(channels, options.rank, refined=True), {"dense": dense}
     for index, name in ((2, "UltraGen, even block"), (3, "UltraGen, odd block")):
-        kinds[name] = UltraGenSelfAttention(dense, shape, Recipe().spec(index)).to(options.device)
-        kinds[name].extras.load_state_dict(initial_block(shape))
+        layers_of[name] = TrainedAttention(dense, Recipe().spec(index), shape).to(options.device)
     given = {TIMESTEP: torch.tensor([500.0], device=options.device), GRID: grid, OVERRIDE: core_attention}
-    return {name: lambda x, layer=layer: layer(x, freqs, transformer_options=given) for name, layer in kinds.items()}
+    return {
+        name: lambda x, layer=layer: layer(x, freqs, transformer_options=given) for name, layer in layers_of.items()
+    }
 
 
 def median(function: Callable[[], object], options: argparse.Namespace) -> float:

@@ -21,11 +21,12 @@ from training.miniature.scenes import scene
 from training.model import build
 from training.objective import loss_of, padded
 from training.recipe import Recipe
-from ultragen_core.attention.config import GlobalConfig, LocalConfig, block_spec
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.grid import window_borders
 from ultragen_core.host.attention.load import load_model
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.metrics.scores import HD_FVD, HD_LPIPS, HD_MSE, score, score_video
+from ultragen_core.rules.ultragen import block_spec
 from ultragen_core.storage.files import finished_file
 from ultragen_core.video.frames import quantise
 from ultragen_core.weights.files import read_state_dict

@@ -1,11 +1,15 @@
-"""The weights that UltraGen adds to a Wan block for every token to pass through, and how training starts them."""
+"""Extras: the weights that UltraGen adds to a Wan block, and their values before training."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from .gate import BlockGates
 
 
 class LowRankDelta(nn.Module):
@@ -22,7 +26,7 @@ class LowRankDelta(nn.Module):
 
 @dataclass(frozen=True)
 class ExtrasShape:
-    """Sizes of a checkpoint's added weights. Rank 0: no low-rank deltas. Refined: with 3x3x3 convolutions."""
+    """Sizes of a checkpoint's extras. rank: of the low-rank deltas, 0 without. refined: with 3x3x3 convolutions."""
 
     channels: int
     rank: int = 0
@@ -32,7 +36,7 @@ class ExtrasShape:
 
 
 class CoarseBranch(nn.Module):
-    """The weights of the global or the hierarchical branch: compression, low-rank deltas of q, k and v, refinement."""
+    """Extras of the global or the hierarchical branch: compression, low-rank deltas of q, k and v, refinement."""
 
     def __init__(self, shape: ExtrasShape, ratio: int, operations=nn, **factory):
         super().__init__()
@@ -45,7 +49,7 @@ class CoarseBranch(nn.Module):
 
 
 class BlockExtras(nn.Module):
-    """The added weights that one block's layer reads for every token."""
+    """The extras of one block that all tokens pass through; its gates are `BlockGates`."""
 
     def __init__(self, shape: ExtrasShape, operations=nn, **factory):
         super().__init__()
@@ -54,7 +58,7 @@ class BlockExtras(nn.Module):
 
 
 def initial_block(shape: ExtrasShape) -> dict[str, Tensor]:
-    """The state of a `BlockExtras` before training, as in the paper: averaging convolutions, zero deltas."""
+    """State of a `BlockExtras` before training, as in the paper: averaging convolutions, zero deltas."""
     c, r = shape.channels, shape.rank
     state = {}
     for branch, ratio in (("global_branch", shape.global_ratio), ("hierarchical_branch", shape.hierarchical_ratio)):
@@ -69,3 +73,31 @@ def initial_block(shape: ExtrasShape) -> dict[str, Tensor]:
             state[f"{branch}.{name}.lora_B.weight"] = torch.zeros(c, r)
             state[f"{branch}.{name}.lora_B.bias"] = torch.zeros(c)
     return state
+
+
+def initial_gates(channels: int, local_share: float = 0.5) -> dict[str, Tensor]:
+    """State of a `BlockGates` before training: a constant share of the local side, half for the paper."""
+    gates = BlockGates(channels)
+    for gate in gates.children():
+        for layer in (gate.embedding_in, gate.embedding_out):
+            nn.init.normal_(layer.weight, std=0.02)  # like Wan's own time embedding
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(gate.projection.weight)
+        nn.init.constant_(gate.projection.bias, math.log(local_share / (1 - local_share)))
+    return gates.state_dict()
+
+
+@dataclass(frozen=True)
+class ExtrasSummary:
+    """What a rule needs to know of extras: sizes, the blocks that have them, and their gates.
+
+    gates: by block; None stands for a gate whose weights are not loaded. Extras without gates count as untrained.
+    """
+
+    shape: ExtrasShape
+    blocks: frozenset[int]
+    gates: Mapping[int, BlockGates | None]
+
+    @property
+    def trained(self) -> bool:
+        return bool(self.gates)

@@ -1,4 +1,4 @@
-"""One UltraGen layer in place of a Wan self-attention: three branches of windowed attention, gated together.
+"""One UltraGen layer in place of a Wan self-attention: three branches of windowed attention, blended by gates.
 
 Notation: b batch, c channels, n heads, s = t * h * w tokens in (t, h, w) order.
 """
@@ -11,20 +11,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..grid import Region, TokenGrid, cut_grid, nearest_multiple
-from ..ops.resample import compress, from_windows, refine_blend, to_windows
-from .config import BlockSpec, BranchSpec
+from ..grid import TokenGrid
+from ..ops.depthwise import blend, compress, refine_blend_
+from ..ops.norm_rope import norm_rope_
+from ..ops.resample import from_windows, to_windows
 from .engine import Engine, in_pieces, pieces
 from .extras import BlockExtras, CoarseBranch
 from .gate import Gates
-from .rope import norm_rope, rope_table
+from .spec import BlockSpec, BranchSpec
 
-NOTHING_ADDED = BranchSpec()
+NO_DELTAS = BranchSpec()
 
 
 class Projections(Protocol):
-    """What a layer uses of a Wan self-attention module. Calling the modules, never reading their weights, keeps casts,
-    offloading, quantisation and LoRA patches working.
+    """What a layer uses of a Wan self-attention module. It calls the modules and never reads their weights, so that
+    casts, offloading, quantisation and LoRA patches keep working.
     """
 
     num_heads: int
@@ -37,24 +38,82 @@ class Projections(Protocol):
     norm_k: Callable[[Tensor], Tensor]
 
 
+def ultragen_attention(
+    attn: Projections, x: Tensor, grid: TokenGrid, spec: BlockSpec, extras: BlockExtras, gates: Gates, engine: Engine
+) -> Tensor:
+    """The layer (section 4 of the paper): x (b, s, c) -> (b, s, c).
+
+    y = g_h * local + (1 - g_h) * hierarchical; y = g_g * y + (1 - g_g) * global; out = W_o y. Where a branch is
+    switched off, its gate counts as 1. Raises ValueError where grid and sequence do not match.
+    """
+    check_grid(x, grid)
+    engine = engine.for_layer(x)
+    x = x.unflatten(1, grid)
+    y = branch(attn, x, spec.local, engine)
+    coarse_branches = (
+        (spec.hierarchical, extras.hierarchical_branch, gates.hierarchical),
+        (spec.global_, extras.global_branch, gates.global_),
+    )
+    for branch_spec, coarse, gate in coarse_branches:
+        if branch_spec is not None:
+            y = _blended_(branch(attn, x, branch_spec, engine, coarse), coarse, y, gate, engine)
+    return attn.o(y.flatten(1, 3))
+
+
+def check_grid(x: Tensor, grid: TokenGrid) -> None:
+    """Raise ValueError where x (b, s, c) does not hold the tokens of `grid`."""
+    if x.shape[1] != grid.tokens:
+        raise ValueError(f"Token grid must match the sequence, got grid={tuple(grid)}, tokens={x.shape[1]}.")
+
+
+def branch(
+    attn: Projections, x: Tensor, spec: BranchSpec, engine: Engine, coarse: CoarseBranch | None = None
+) -> Tensor:
+    """One branch: compress (coarse branches only), make divisible, attend inside windows. x: (b, t, h, w, c).
+
+    Returns the local branch on the grid of x, a coarse branch at its own resolution.
+    """
+    grid = TokenGrid(*x.shape[1:4])
+    size, regions = spec.layout(grid, coarse.ratio if coarse else 1)
+    map_size = (size.h, size.w)
+    if coarse is not None:
+        x = compress(x, *engine.parameters(coarse.compress, x), coarse.ratio, engine.triton)
+    parts = [
+        attend(
+            attn,
+            to_windows(x, map_size, region, spec.antialias, engine.triton),
+            region.window_grid(grid.t),
+            engine,
+            spec,
+            coarse,
+        )
+        for region in regions
+    ]
+    target = map_size if coarse else (grid.h, grid.w)
+    return from_windows(parts, regions, size, target, spec.antialias, engine.triton)
+
+
 def attend(
     attn: Projections,
     windows: Tensor,
     window_grid: TokenGrid,
     engine: Engine,
-    spec: BranchSpec = NOTHING_ADDED,
+    spec: BranchSpec = NO_DELTAS,
     coarse: CoarseBranch | None = None,
     stride: tuple[int, int, int] = (1, 1, 1),
     overwrite: bool = False,
 ) -> Tensor:
-    """Attention inside each window, RoPE positions starting at 0: (n, tokens of a window, c) -> the same shape.
+    """Attention inside each window, with RoPE positions from 0: (n, tokens of a window, c) -> the same shape.
 
     spec, coarse: the deltas of a coarse branch are added to the projections before the norms.
-    stride: tokens of the video's grid from one token of a window to the next, per axis.
+    stride: distance in the video's grid between neighbouring tokens of a window, per axis.
     overwrite: the windows may be overwritten with the result.
     """
     scale = tuple(factor * step for factor, step in zip(engine.rope_scale, stride, strict=True))
-    table = rope_table(window_grid, attn.head_dim, windows.device, scale)
+    table = engine.rope_tables.table(window_grid, attn.head_dim, windows.device, scale)
+
+    def norm_rope(x: Tensor, norm: nn.Module) -> Tensor:
+        return norm_rope_(x, norm, engine.weight, table, attn.num_heads, engine.triton)
 
     def attend_some(x: Tensor) -> Tensor:
         def delta(name: str, y: Tensor) -> Tensor:
@@ -64,79 +123,33 @@ def attend(
         base_q = attn.q(x)
         base_k = base_q if spec.key_from_query else attn.k(x)
         k = delta("k", base_k)
-        # Norm and RoPE may overwrite what they are given, which the keys may still share with the queries.
-        q = delta("q", base_q.clone() if k is base_q else base_q)
-        q = norm_rope(q, attn.norm_q, table, attn.num_heads, engine)
-        k = norm_rope(k, attn.norm_k, table, attn.num_heads, engine)
+        # norm_rope_ overwrites its input, which the keys may still share with the queries.
+        q = norm_rope(delta("q", base_q.clone() if k is base_q else base_q), attn.norm_q)
+        k = norm_rope(k, attn.norm_k)
         return engine.attention(q, k, delta("v", attn.v(x)), attn.num_heads)
 
     return in_pieces(attend_some, windows, 0, engine.tokens_at_a_time, overwrite)
 
 
-def map_side(length: int, spec: BranchSpec, ratio: int = 1) -> int:
-    """The side of the map that a branch attends on, after compression by `ratio` and resizing."""
-    side = max(length // ratio, 1)
-    return nearest_multiple(side, spec.num_windows) if spec.resize else side
+def _blended_(coarse_map: Tensor, coarse: CoarseBranch, y: Tensor, gate: Tensor, engine: Engine) -> Tensor:
+    """The refined map of a coarse branch blended with y, which may be overwritten."""
+    if coarse.refine is None:
+        return blend(coarse_map, y, gate)
+    weight, bias = engine.parameters(coarse.refine, coarse_map)
+    return refine_blend_(coarse_map, weight, bias, y, gate, pieces(y, 2, engine.tokens_at_a_time), engine.triton)
 
 
-def branch_layout(grid: TokenGrid, spec: BranchSpec, ratio: int = 1) -> tuple[TokenGrid, list[Region]]:
-    """The map that a branch attends on, and the windows it is cut into."""
-    size = TokenGrid(grid.t, *(map_side(length, spec, ratio) for length in (grid.h, grid.w)))
-    return size, cut_grid(size, spec.num_windows, spec.shifted)
-
-
-def branch(
-    attn: Projections, x: Tensor, spec: BranchSpec, engine: Engine, coarse: CoarseBranch | None = None
-) -> Tensor:
-    """Compress (coarse branches), make divisible, attend in windows: x (b, t, h, w, c).
-
-    Returns the local branch on the grid of x; a coarse branch at its own resolution, to be refined.
-    """
-    grid = TokenGrid(*x.shape[1:4])
-    size, regions = branch_layout(grid, spec, coarse.ratio if coarse else 1)
-    map_size = (size.h, size.w)
-    if coarse is not None:
-        x = compress(x, coarse.compress, coarse.ratio, engine)
-    parts = [
-        attend(attn, to_windows(x, map_size, region, spec.antialias), region.window_grid(grid.t), engine, spec, coarse)
-        for region in regions
-    ]
-    return from_windows(parts, regions, size, map_size if coarse else (grid.h, grid.w), spec.antialias)
-
-
-def ultragen_attention(
-    attn: Projections, x: Tensor, grid: TokenGrid, spec: BlockSpec, extras: BlockExtras, gates: Gates, engine: Engine
-) -> Tensor:
-    """The layer: x (b, s, c) -> (b, s, c).
-
-    y = g_h * local + (1 - g_h) * hierarchical; y = g_g * y + (1 - g_g) * global; out = W_o y. A branch that is switched
-    off leaves the other side of its gate whole.
-    """
-    if x.shape[1] != grid.tokens:
-        raise ValueError(f"Token grid must match the sequence, got grid={tuple(grid)}, tokens={x.shape[1]}.")
-    x = x.unflatten(1, grid)
-    y = branch(attn, x, spec.local, engine)
-    coarse_branches = (
-        (spec.hierarchical, extras.hierarchical_branch, gates.hierarchical),
-        (spec.global_, extras.global_branch, gates.global_),
-    )
-    for branch_spec, coarse, gate in coarse_branches:
-        if branch_spec is not None:
-            y = refine_blend(branch(attn, x, branch_spec, engine, coarse), coarse.refine, y, gate, engine)
-    return attn.o(y.flatten(1, 3))
-
-
-def dense_attention(attn: Projections, x: Tensor, table: Tensor, engine: Engine) -> Tensor:
-    """Full attention with bounded memory: x (b, s, c), which is overwritten with the result, and returned; where a
-    backward pass may need it, the result lies elsewhere.
+def dense_attention_(attn: Projections, x: Tensor, table: Tensor, engine: Engine) -> Tensor:
+    """Full attention with bounded memory: x (b, s, c) -> (b, s, c). Overwrites x, unless gradients are on.
 
     table: cosine and sine of every token's rotations, float32 (s, head_dim / 2, 2).
-    Only keys and values of the whole sequence are held; queries go by a piece at a time.
+    Holds keys and values of the whole sequence, and computes queries piece by piece.
     """
+    engine = engine.for_layer(x)
 
     def rotated(project: Callable[[Tensor], Tensor], norm: nn.Module, start: int, length: int) -> Tensor:
-        angles = table.narrow(0, start, length)
-        return norm_rope(project(x.narrow(1, start, length)), norm, angles, attn.num_heads, engine)
+        projected, angles = project(x.narrow(1, start, length)), table.narrow(0, start, length)
+        return norm_rope_(projected, norm, engine.weight, angles, attn.num_heads, engine.triton)
 
     parts = pieces(x, 1, engine.tokens_at_a_time)
     k, v = torch.empty_like(x), in_pieces(attn.v, x, 1, engine.tokens_at_a_time)

@@ -1,4 +1,4 @@
-"""What a run would do and cost, by arithmetic alone: nothing is loaded, nothing is computed on the device."""
+"""Plans a run by arithmetic alone: loads nothing, computes nothing on the device."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import comfy.ldm.wan.vae
 import comfy.ldm.wan.vae2_2
 import torch
 
-from ..plan.flops import dense_layer, rest_of_block
+from ..plan.flops import dense_layer_flops, layer_flops, rest_of_block_flops
 from ..plan.memory import MOST_PIECES, Activations
 from ..plan.report import DECODE_TILES, GatePoint, Plan
-from ..rules.ultragen import Rule, UltraGenRule, dense_blocks
+from ..rules.blocks import describe_dense
+from ..rules.rule import Rule
+from ..rules.ultragen import UltraGenRule
 from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of
 from ..vae.parse import decoder_layers
 from ..wan import WanShape
@@ -21,12 +23,14 @@ from .vae.tile_size import decode_needs
 from .wan_model import shape_of, token_grid
 
 GATE_STEPS = 11
-ITEMSIZE = 2  # of activations: the formats that GPUs are fast in
+ITEMSIZE = 2  # bytes per activation, in 16-bit formats
 
 
 def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
-    """The plan of a loaded MODEL, patched or not, for one video of a latent (b, c, t, h, w), or of an image's
-    (b, c, h, w), which is sampled as one frame. Raises ValueError.
+    """The plan of a loaded MODEL, patched or not, for one video.
+
+    latent_shape: (b, c, t, h, w), or (b, c, h, w) of an image, which is sampled as one frame. Raises ValueError where
+    the latent does not suit the model or its rule.
     """
     pixels = pixels_of(latent_shape)
     if len(latent_shape) == 4:
@@ -34,8 +38,8 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
     shape = shape_of(wan_model(model))
     if latent_shape[1] != shape.out_channels:
         raise ValueError(
-            f"The latent must be the model's: it has {latent_shape[1]} channels, the model {shape.out_channels}."
-            " Connect the VAE of the model to UltraGen Empty Latent."
+            f"The latent has {latent_shape[1]} channels, the model needs {shape.out_channels}. Connect the model's VAE"
+            " to UltraGen Empty Latent."
         )
     size = VideoSize(*pixels, 4 * latent_shape[2] - 3)
     weights = sum(patcher.model_size() for patcher in (model, *model.get_nested_additional_models()))
@@ -51,32 +55,31 @@ def plan(
     percent: tuple[float, float] = (0.0, 1.0),
     gates_known: bool = True,
 ) -> Plan:
-    """The plan of one video by a rule; None is dense attention everywhere.
+    """The plan of one video under a rule; None is dense attention everywhere.
 
-    weights: bytes of the model, 0 where they are not known. percent: the part of the run in which the rule is active.
-    gates_known: whether the rule's gates have their weights.
-    Raises ValueError where the size is none for the rule.
+    weights: bytes of the model, 0 if unknown. percent: the part of the run in which the rule acts. gates_known: whether
+    the rule's gates have their weights. Raises ValueError where the rule cannot run at this size.
     """
     latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
     grid = token_grid(latent)
-    kinds = tuple(rule.kinds(grid)) if rule else ()
-    full = dense_layer(grid, model.channels)
-    layers = {index: kind.operations for kind in kinds for index in kind.blocks}
+    groups = tuple(rule.groups(grid)) if rule else ()
+    dense = dense_layer_flops(grid, model.channels)
+    layers = {index: layer_flops(group.branches, grid, model.channels) for group in groups for index in group.blocks}
     attentions = [*range(model.blocks), *model.feeding]
-    rest = rest_of_block(grid.tokens, model) * len(attentions)
+    rest = rest_of_block_flops(grid.tokens, model) * len(attentions)
     activations = Activations.of(model, grid, 1, ITEMSIZE)
     return Plan(
         size=size,
         grid=grid,
         rule=f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention",
-        dense=tuple(dense_blocks(rule)) if rule else (),
-        kinds=kinds,
-        operations=sum((layers.get(index, full) for index in attentions), rest),
-        dense_operations=full * len(attentions) + rest,
+        dense=tuple(describe_dense(rule.dense)) if rule else (),
+        groups=groups,
+        flops=sum((layers.get(index, dense) for index in attentions), rest),
+        dense_flops=dense * len(attentions) + rest,
         gates=_gates(rule) if gates_known else (),
         weights=weights,
         activations=(activations.needed(MOST_PIECES), activations.needed(1)),
-        decode=_decode(latent[1:], model.of_wan22_vae),
+        decode=_decode(latent[1:], model.uses_wan22_vae),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
         warnings=(*rule.advice(grid), *_dense_outside(percent)) if rule else (),
     )

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..attention.extras import ExtrasShape
+from ..attention.extras import ExtrasShape, ExtrasSummary
 from ..plan.report import Plan
 from ..printable import printable
 from ..rules.choice import Settings, choose_rule
-from ..rules.ultragen import Rule
+from ..rules.rule import Rule
 from ..sizes import SPATIAL_RATIO, VideoSize, round_up
 from ..wan import WAN_1_3B, WanShape
 from ..weights.complete import check_complete
 from ..weights.files import StateDict, read_shapes
 from ..weights.published import Extras, describe, has_extras, split
 from ..weights.shards import shards_of
-from .attention.extras import LoadedExtras
 from .attention.load import T3_NAME, rule_for, split_whole, trained_rule
 from .plan import plan
 
-PUBLISHED = LoadedExtras(
-    None, ExtrasShape(1536, rank=64, refined=True), frozenset(range(3, 27)), dict.fromkeys(range(3, 27)), {}
+PUBLISHED = ExtrasSummary(
+    ExtrasShape(1536, rank=64, refined=True), frozenset(range(3, 27)), dict.fromkeys(range(3, 27))
 )
 
 
@@ -60,10 +59,11 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) ->
     else:
         shape, rule = _loaded(source.path.name, outline_of(source.path), source)
         warning = ()
-    percent = (0.0, 1.0)
+    percent, present = (0.0, 1.0), rule.extras if rule else None
     for settings, file in patches:
-        extras = _described(_extras(printable(file.name), outline_of(file))) if file else None
-        rule = choose_rule(shape, settings, extras, rule, partial(_untrained, shape))
+        given = _summary(_extras(printable(file.name), outline_of(file))) if file else None
+        rule = choose_rule(shape, settings, given, present, rule)
+        present = rule.extras or present
         percent = settings.start_percent, settings.end_percent
     size = round_up(wanted, SPATIAL_RATIO[shape.out_channels])
     made = plan(rule, shape, size, percent=percent, gates_known=_gates_known(rule))
@@ -74,7 +74,7 @@ def _not_there(source: Source) -> tuple[WanShape, Rule, tuple[str, ...]]:
     if source.rule in ("t3", "dense") or T3_NAME.search(Path(source.name).name):
         raise ValueError(f"{printable(source.name)} is not there, and its size is not known without it.")
     warning = f"{printable(source.name)} is not there: drawn as UltraGen's published weights on Wan 2.1 1.3B."
-    rule = choose_rule(WAN_1_3B, Settings(), PUBLISHED, None, partial(_untrained, WAN_1_3B))
+    rule = choose_rule(WAN_1_3B, Settings(), PUBLISHED)
     return WAN_1_3B, rule, (warning,)
 
 
@@ -94,8 +94,8 @@ def _loaded(name: str, state: StateDict, source: Source) -> tuple[WanShape, Rule
         raise ValueError(f"UltraGen patches Wan models, {name} {describe(state)}: {error}.") from None
     if rule == "dense":
         return shape, None
-    extras = _described(extras) if extras and rule == "ultragen" else None
-    return shape, choose_rule(shape, Settings(rule=rule), extras, None, partial(_untrained, shape))
+    given = _summary(extras) if extras and rule == "ultragen" else None
+    return shape, choose_rule(shape, Settings(rule=rule), given)
 
 
 def _extras(name: str, state: StateDict, whole: bool = False) -> Extras:
@@ -104,14 +104,9 @@ def _extras(name: str, state: StateDict, whole: bool = False) -> Extras:
     return (split_whole if whole else split)(without_norms, name)[1]
 
 
-def _described(extras: Extras) -> LoadedExtras:
-    """Extras for arithmetic alone: nothing is loaded, and of the gates only their presence counts."""
-    return LoadedExtras(None, extras.shape, frozenset(extras.blocks), dict.fromkeys(extras.gates), {})
-
-
-def _untrained(shape: WanShape, ratio: int) -> LoadedExtras:
-    sizes = ExtrasShape(shape.channels, global_ratio=ratio)
-    return LoadedExtras(None, sizes, frozenset(range(shape.blocks)), {}, {})
+def _summary(extras: Extras) -> ExtrasSummary:
+    """Extras without their gates' weights, which a header does not have."""
+    return ExtrasSummary(extras.shape, frozenset(extras.blocks), dict.fromkeys(extras.gates))
 
 
 def _gates_known(rule: Rule | None) -> bool:

@@ -1,5 +1,5 @@
-"""A plan as a drawing: windows over the frame, gates over the run, operations and memory. SVG in the page's own text
-colour, so that it suits light and dark.
+"""Draws a plan: windows over the frame, gates over the run, FLOPs and memory. SVG in the page's own text colour, so
+that it suits light and dark themes.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ import textwrap
 from collections.abc import Sequence
 from html import escape
 
-from ..rules.groups import Branch, Kind
+from ..rules.groups import BlockGroup, Branch
 from .report import GatePoint, Plan, gib, windows_text
 
 WIDTH, MARGIN, LINE = 420, 10, 14  # pixels
-LETTERS = 68  # of a line
+LETTERS = 68  # per line
 FRAME_HEIGHT = 110
-PLOT = 110, 60  # of the gates
+PLOT = 110, 60  # width and height of the gates' plot
 COLOURS = {
     "local": "#4a9eff",
     "hierarchical": "#f0a030",
@@ -41,31 +41,31 @@ def picture(plan: Plan) -> str:
 
 
 def _frames(plan: Plan, y: float) -> tuple[list[str], float]:
-    """One frame for every kind of block, side by side."""
-    if not plan.kinds:
+    """One frame for every group of blocks, side by side."""
+    if not plan.groups:
         return [], 0
-    room = (WIDTH - MARGIN * (len(plan.kinds) + 1)) / len(plan.kinds)
-    scale = min(room / plan.size.width, FRAME_HEIGHT / plan.size.height)
+    column = (WIDTH - MARGIN * (len(plan.groups) + 1)) / len(plan.groups)
+    scale = min(column / plan.size.width, FRAME_HEIGHT / plan.size.height)
     width, height = plan.size.width * scale, plan.size.height * scale
     parts = []
-    for number, kind in enumerate(plan.kinds):
-        parts.append(_frame(kind, MARGIN + number * (room + MARGIN), y, width, height))
-    branches = {branch.name: branch for kind in plan.kinds for branch in kind.branches}
+    for number, group in enumerate(plan.groups):
+        parts.append(_frame(group, MARGIN + number * (column + MARGIN), y, width, height))
+    branches = {branch.name: branch for group in plan.groups for branch in group.branches}
     return parts + _legend(branches.values(), y + height + 2 * LINE), height + 2 * LINE + 8
 
 
-def _frame(kind: Kind, x: float, y: float, width: float, height: float) -> str:
+def _frame(group: BlockGroup, x: float, y: float, width: float, height: float) -> str:
     lines = []
-    for branch in kind.branches:
+    for branch in group.branches:
         rows = "".join(f"M{x:.1f} {y + height * row:.1f}h{width:.1f}" for row in branch.rows[1:-1])
         columns = "".join(f"M{x + width * column:.1f} {y:.1f}v{height:.1f}" for column in branch.columns[1:-1])
         thick = 2 if branch.name == "hierarchical" else 1
         if rows or columns:
             lines.append(_path(rows + columns, COLOURS[branch.name], thick, dashed=thick > 1))
     outline = f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-    said = escape("\n".join(windows_text(branch) for branch in kind.branches))
-    shown = f'{outline} fill="transparent" stroke="currentColor"><title>{said}</title></rect>'
-    return "".join(lines) + shown + _text(x, y + height + LINE, f"{len(kind.blocks)} {kind.name}")
+    title = escape("\n".join(windows_text(branch) for branch in group.branches))
+    frame = f'{outline} fill="transparent" stroke="currentColor"><title>{title}</title></rect>'
+    return "".join(lines) + frame + _text(x, y + height + LINE, f"{len(group.blocks)} {group.name}")
 
 
 def _legend(branches: Sequence[Branch], y: float) -> list[str]:
@@ -83,10 +83,13 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
         parts.append(_gate_plot(plan.gates, MARGIN, y + 4))
         left += PLOT[0] + 2 * MARGIN
     low, high = plan.activations
-    done, dense = plan.operations.total, plan.dense_operations.total
+    planned, dense = plan.flops.total, plan.dense_flops.total
     bars = (
-        (f"{done / 1e15:.3g} of {dense / 1e15:.3g} PFLOP an evaluation ({dense / done:.1f}x fewer)", done / dense),
-        (f"sampling: {gib(low + plan.weights)} at least, {gib(high + plan.weights)} at once", low / high),
+        (
+            f"{planned / 1e15:.3g} of {dense / 1e15:.3g} PFLOP per evaluation ({dense / planned:.1f}x fewer)",
+            planned / dense,
+        ),
+        (f"sampling: {gib(low + plan.weights)} (least) to {gib(high + plan.weights)} (fastest)", low / high),
     )
     for number, (text, part) in enumerate(bars):
         top = y + 4 + number * 2 * LINE
@@ -99,7 +102,7 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
 
 
 def _gate_plot(gates: Sequence[GatePoint], x: float, y: float) -> str:
-    """Shares of the fine sides over the run, noise on the left."""
+    """Shares of the finer sides over the run, noise on the left."""
     width, height = PLOT
 
     def line(values: Sequence[float]) -> str:
@@ -110,9 +113,9 @@ def _gate_plot(gates: Sequence[GatePoint], x: float, y: float) -> str:
         return "M" + "L".join(points)
 
     frame = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="none" stroke="currentColor" opacity="0.4"/>'
-    said = "share of the local branch against hierarchical, and of both against global, from noise to the end"
+    title = "share of the local branch against hierarchical, and of both against global, from noise to the end"
     return (
-        f"<g><title>{said}</title>{frame}"
+        f"<g><title>{title}</title>{frame}"
         + _path(line([point.local for point in gates]), COLOURS["hierarchical"], 1.5)
         + _path(line([point.windows for point in gates]), COLOURS["global"], 1.5)
         + _text(x, y + height + LINE, "gates over the run")

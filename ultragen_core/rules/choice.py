@@ -1,34 +1,35 @@
-"""Which rule a model gets: the user's settings and the weights that there are, checked against each other.
+"""Chooses the rule of a model: checks the user's settings and the weights against each other.
 
-A loaded model and a plan from the headers of files pass through here alike, so that both say and refuse the same.
+A loaded model and a plan from the headers of files both pass through here, so both refuse the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..attention.config import GlobalConfig, LocalConfig
-from ..host.attention.extras import LoadedExtras
+from ..attention.config import DEFAULT_GLOBAL, DEFAULT_LOCAL, GlobalConfig, LocalConfig
+from ..attention.extras import ExtrasShape, ExtrasSummary
 from ..wan import WanShape
-from ..weights.files import SOURCE
-from .ultragen import Rule, T3Rule, t3_rule, ultragen_rule
+from ..weights.errors import SOURCE
+from .rule import Rule
+from .t3 import T3Rule, t3_rule
+from .ultragen import ultragen_rule
 
 UNTRAINED_RATIO = 4
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user chooses about a patch.
+    """A user's choices for one patch.
 
-    start_percent, end_percent: parts of the sampling run, 0 its start.
-    rule: "auto" is the rule that the weights were trained for; "ultragen" runs also without extra weights
+    start_percent, end_percent: the part of the sampling run in which the rule acts; 0 is its start, 1 its end.
+    rule: "auto" is the rule that the weights were trained for; "ultragen" also runs without trained weights
         (experimental); "t3" is for the weights of T3-Video.
-    bounded_memory: whether activations are kept small where the card asks for it.
+    bounded_memory: compute on some tokens at a time where the card asks for it.
     """
 
-    local: LocalConfig = LocalConfig()
-    global_: GlobalConfig = GlobalConfig()
+    local: LocalConfig = DEFAULT_LOCAL
+    global_: GlobalConfig = DEFAULT_GLOBAL
     start_percent: float = 0.0
     end_percent: float = 1.0
     rule: str = "auto"
@@ -47,24 +48,24 @@ class Settings:
 
 
 def choose_rule(
-    shape: WanShape,
+    model: WanShape,
     settings: Settings,
-    extras: LoadedExtras | None,
-    before: Rule | None,
-    without_weights: Callable[[int], LoadedExtras],
+    given: ExtrasSummary | None = None,
+    present: ExtrasSummary | None = None,
+    before: Rule | None = None,
 ) -> Rule:
-    """The rule for a model of this shape. Raises ValueError where model, settings and extras do not fit together.
+    """The rule for a model. Raises ValueError where model, settings and extras do not fit together.
 
-    extras: the added weights; None keeps those that the model has. before: the rule that the model has already.
-    without_weights: from a compress ratio to the averages that stand in for trained weights.
+    given: extras chosen with these settings. present: extras that the model already has. before: the rule that it
+    already has. Without trained extras the ultragen rule gets untrained ones, as a summary.
     """
-    if settings.rule == "t3" or (settings.rule == "auto" and extras is None and isinstance(before, T3Rule)):
-        if extras is not None:
+    if settings.rule == "t3" or (settings.rule == "auto" and given is None and isinstance(before, T3Rule)):
+        if given is not None:
             raise ValueError("The t3 rule has no extra weights. Set extras to none, or attention_rule to ultragen.")
-        return t3_rule(shape, settings.global_, before.known if before else None)
-    extras = extras or (before.known if before else None)
+        return t3_rule(model, settings.local, settings.global_)
+    extras = given or present
     if extras is not None and extras.trained:
-        _check_fit(shape, settings.global_, extras)
+        _check_fit(model, settings.global_, extras)
     elif settings.rule == "auto" and extras is None:
         raise ValueError(
             "This model has no UltraGen weights whose rule could be followed. Load them with UltraGen Load Model or"
@@ -72,20 +73,26 @@ def choose_rule(
             " without weights (experimental)."
         )
     else:
-        extras = without_weights(settings.global_.compress_ratio or UNTRAINED_RATIO)
-    return ultragen_rule(shape, settings.local, settings.global_, extras)
+        extras = untrained_summary(model, settings.global_.compress_ratio or UNTRAINED_RATIO)
+    return ultragen_rule(model, settings.local, settings.global_, extras)
 
 
-def _check_fit(shape: WanShape, global_: GlobalConfig, extras: LoadedExtras) -> None:
-    theirs = extras.shape
-    if theirs.channels != shape.channels or max(extras.blocks) >= shape.blocks:
+def untrained_summary(model: WanShape, compress_ratio: int) -> ExtrasSummary:
+    """Extras without training: average pooling in every block."""
+    shape = ExtrasShape(model.channels, global_ratio=compress_ratio)
+    return ExtrasSummary(shape, frozenset(range(model.blocks)), {})
+
+
+def _check_fit(model: WanShape, global_: GlobalConfig, extras: ExtrasSummary) -> None:
+    shape = extras.shape
+    if shape.channels != model.channels or max(extras.blocks) >= model.blocks:
         raise ValueError(
-            f"Extra weights must fit the model: they are for {theirs.channels} channels and blocks up to"
-            f" {max(extras.blocks)}, the model has {shape.channels} channels and {shape.blocks} blocks. UltraGen's"
+            f"Extra weights must fit the model: they are for {shape.channels} channels and blocks up to"
+            f" {max(extras.blocks)}, the model has {model.channels} channels and {model.blocks} blocks. UltraGen's"
             f" published weights ({SOURCE}) are for Wan 2.1 1.3B."
         )
-    if global_.compress_ratio not in (None, theirs.global_ratio):
+    if global_.compress_ratio not in (None, shape.global_ratio):
         raise ValueError(
-            f"Trained weights fix the compress ratio: they have {theirs.global_ratio}, the global config asks for"
+            f"Trained weights fix the compress ratio: they have {shape.global_ratio}, the global config asks for"
             f" {global_.compress_ratio}. Set it to 0 (as trained)."
         )

@@ -5,67 +5,95 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..attention.config import BlockSpec, BranchSpec
 from ..attention.extras import ExtrasShape
-from ..attention.layer import map_side
-from ..attention.t3 import Windows, coincide, window_grid
+from ..attention.spec import BlockSpec, BranchSpec
+from ..attention.t3 import Windows, cuts_coincide, window_grid
 from ..grid import TokenGrid, window_borders
-from ..plan.flops import Operations, branches, t3_layer, ultragen_layer, window_tokens
 
-# Branches whose windows are always one, or have no borders that could be drawn.
-WHOLE_FRAME = ("global", "strided")
+# Branches with one window, or whose windows have no borders to draw.
+WITHOUT_BORDERS = ("global", "strided")
 
 
 class Branch(NamedTuple):
-    """The windows of a branch over a frame.
+    """One branch of a layer on a grid.
 
-    rows, columns: borders of the windows, rim included, in parts of the frame's height and width. tokens: of the
-    smallest and of the largest window, all its frames together. note: what a picture of one frame does not show.
+    rows, columns: borders of its windows, edges included, as fractions of the frame's height and width. windows: tokens
+    of every window, all frames together. projections: square matrix products per token (q, k, v). rank: of the deltas.
+    note: what a picture of one frame does not show.
     """
 
     name: str
     rows: tuple[float, ...]
     columns: tuple[float, ...]
-    tokens: tuple[int, int]
+    windows: tuple[int, ...]
+    projections: int = 3
+    rank: int = 0
     note: str = ""
 
     def __str__(self) -> str:
-        windows = f" {len(self.rows) - 1}x{len(self.columns) - 1}"
-        return self.name + ("" if self.name in WHOLE_FRAME else windows)
+        counts = f" {len(self.rows) - 1}x{len(self.columns) - 1}"
+        return self.name + ("" if self.name in WITHOUT_BORDERS else counts)
 
 
-class Kind(NamedTuple):
-    """Blocks that do the same: their numbers, the branches and the operations of one layer."""
+class BlockGroup(NamedTuple):
+    """Blocks that do the same: their indices, and the branches of one layer."""
 
     name: str
     blocks: tuple[int, ...]
     branches: tuple[Branch, ...]
-    operations: Operations
 
 
-def ultragen_kind(name: str, blocks: Sequence[int], grid: TokenGrid, spec: BlockSpec, extras: ExtrasShape) -> Kind:
-    cuts = branches(spec, extras).items()
-    drawn = tuple(_ultragen_branch(branch, grid, cut, ratio) for branch, (cut, ratio, _) in cuts)
-    return Kind(name, tuple(blocks), drawn, ultragen_layer(grid, spec, extras))
+def enabled_branches(spec: BlockSpec, extras: ExtrasShape) -> dict[str, tuple[BranchSpec, int]]:
+    """The branches that run, each with its compression ratio."""
+    branches = {
+        "local": (spec.local, 1),
+        "hierarchical": (spec.hierarchical, extras.hierarchical_ratio),
+        "global": (spec.global_, extras.global_ratio),
+    }
+    return {name: (branch, ratio) for name, (branch, ratio) in branches.items() if branch is not None}
 
 
-def _ultragen_branch(name: str, grid: TokenGrid, spec: BranchSpec, ratio: int) -> Branch:
-    sides = (map_side(length, spec, ratio) for length in (grid.h, grid.w))
+def ultragen_group(
+    name: str, blocks: Sequence[int], grid: TokenGrid, spec: BlockSpec, extras: ExtrasShape
+) -> BlockGroup:
+    """Blocks of one parity under UltraGen's rule."""
+    branches = enabled_branches(spec, extras).items()
+    return BlockGroup(
+        name, tuple(blocks), tuple(_ultragen_branch(key, grid, *branch, extras.rank) for key, branch in branches)
+    )
+
+
+def _ultragen_branch(name: str, grid: TokenGrid, spec: BranchSpec, ratio: int, rank: int) -> Branch:
+    sides = (spec.map_side(length, ratio) for length in (grid.h, grid.w))
     rows, columns = (
         tuple(border / side for border in window_borders(side, spec.num_windows, spec.shifted)) for side in sides
     )
-    tokens = window_tokens(grid, spec, ratio)
-    note = f"at 1/{ratio} of the resolution" if ratio > 1 else ""
-    return Branch(name, rows, columns, (min(tokens), max(tokens)), note)
+    return Branch(
+        name,
+        rows,
+        columns,
+        windows=_window_tokens(grid, spec, ratio),
+        projections=2 if spec.key_from_query else 3,
+        rank=rank if ratio > 1 and spec.lora_strength else 0,
+        note=f"at 1/{ratio} of the resolution" if ratio > 1 else "",
+    )
 
 
-def t3_kind(name: str, blocks: Sequence[int], grid: TokenGrid, windows: Windows, channels: int) -> Kind:
+def _window_tokens(grid: TokenGrid, spec: BranchSpec, ratio: int) -> tuple[int, ...]:
+    _, regions = spec.layout(grid, ratio)
+    return tuple(
+        region.window_grid(grid.t).tokens for region in regions for _ in range(region.windows[1] * region.windows[2])
+    )
+
+
+def t3_group(name: str, blocks: Sequence[int], grid: TokenGrid, windows: Windows) -> BlockGroup:
+    """Blocks with the same windows under T3-Video's rule."""
     nt, nh, nw = windows
     rows, columns = (tuple(i / count for i in range(count + 1)) for count in (nh, nw))
-    tokens = (window_grid(grid, windows).tokens,) * 2
-    time = f"{nt} in time" if nt > 1 else "all frames"
-    drawn = [Branch("neighbours", rows, columns, tokens, time)]
-    if not coincide(grid, windows):
-        steps = "x".join(map(str, windows))
-        drawn.append(Branch("strided", (0.0, 1.0), (0.0, 1.0), tokens, f"every {steps}th token"))
-    return Kind(name, tuple(blocks), tuple(drawn), t3_layer(grid, windows, channels))
+    extent = window_grid(grid, windows).tokens
+    tokens = (extent,) * (grid.tokens // extent)
+    branches = [Branch("neighbours", rows, columns, tokens, note=f"{nt} in time" if nt > 1 else "all frames")]
+    if not cuts_coincide(grid, windows):
+        whole, steps = (0.0, 1.0), "x".join(map(str, windows))
+        branches.append(Branch("strided", whole, whole, tokens, note=f"every {steps}th token"))
+    return BlockGroup(name, tuple(blocks), tuple(branches))

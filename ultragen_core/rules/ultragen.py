@@ -1,190 +1,146 @@
-"""The attention rules as a patched model carries them: what each block runs, on any grid, at any step."""
+"""UltraGen's rule (arXiv 2510.18775): three branches, whose windows alternate between even and odd blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
-from ..attention.config import (
-    TRAINED_WINDOWS,
-    BlockSpec,
-    GlobalConfig,
-    LocalConfig,
-    block_spec,
-    format_blocks,
-    outer_blocks,
-    windows_near,
-)
+from ..attention.config import DEFAULT_GLOBAL, DEFAULT_LOCAL, GlobalConfig, LocalConfig
+from ..attention.extras import BlockExtras, ExtrasSummary
 from ..attention.gate import UNTRAINED_GATE, GateTable
 from ..attention.layer import ultragen_attention
-from ..attention.t3 import PUBLISHED_1_3B, PUBLISHED_5B, Published, coincide, t3_attention
+from ..attention.spec import BlockSpec, BranchSpec
 from ..grid import TokenGrid
-from ..host.attention.extras import LoadedExtras
 from ..wan import WanShape
-from .advice import t3_advice, ultragen_advice
-from .groups import Kind, t3_kind, ultragen_kind
+from .advice import ultragen_advice
+from .blocks import choose_blocks, describe_dense, format_blocks, outer_blocks
+from .groups import BlockGroup, ultragen_group
 
-KEY = "ultragen"
-WITHOUT_WEIGHTS = "Without trained weights UltraGen's attention is experimental: its quality is unmeasured."
+UNTRAINED_WARNING = "Without trained weights UltraGen's attention is experimental: its quality is unmeasured."
 
 
-class Rule(Protocol):
-    """What takes the place of full attention. A rule holds no module of the base model: every clone and every GPU
-    brings its own through the call.
+class WindowCounts(NamedTuple):
+    """Windows per axis in (even, odd) blocks."""
 
-    extras: the added weights that it runs with. known: those that came with the model, for another rule after this one.
+    local: tuple[int, int]
+    hierarchical: tuple[int, int]
+
+
+TRAINED_WINDOWS = WindowCounts((4, 5), (2, 3))
+
+
+def windows_near(base_tokens: int, grid: TokenGrid, hierarchical_ratio: int) -> WindowCounts:
+    """Counts that give windows of about `base_tokens` per frame, so that no branch attends to more than the base model
+    was trained on.
+
+    Odd blocks have one window more per axis, like the published ones, where there is a border to move.
     """
 
-    name: str
-    extras: LoadedExtras | None
-    known: LoadedExtras | None
-    blocks: list[int]
-    dense: dict[int, str]
+    def counts(ratio: int) -> tuple[int, int]:
+        even = max(round(math.sqrt(grid.h * grid.w / base_tokens) / ratio), 1)
+        return even, even + 1 if even > 1 else 1
 
-    def attentions(self, base, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
-        """For each block that it takes, attention(module, x, engine=). t (b,) = 1000 * sigma. Raises ValueError."""
+    return WindowCounts(counts(1), counts(hierarchical_ratio))
 
-    def kinds(self, grid: TokenGrid) -> list[Kind]:
-        """What its blocks do on this grid. Raises ValueError where the grid is none for this rule."""
 
-    def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
-        """What runs where on this grid, for the log. Raises ValueError like `kinds`."""
+def block_spec(
+    block_index: int,
+    local: LocalConfig = DEFAULT_LOCAL,
+    global_: GlobalConfig = DEFAULT_GLOBAL,
+    trained: bool = True,
+    windows: WindowCounts = TRAINED_WINDOWS,
+) -> BlockSpec:
+    """What a block computes.
 
-    def advice(self, grid: TokenGrid) -> list[str]:
-        """Why the result may disappoint, and sizes that are better; one sentence each."""
+    trained: with trained weights. They expect features that are resized until they divide, and keys of the global
+    branch from the query projection, a slip of the published code that its weights have learnt.
+    windows: counts where `local` sets none.
+    """
+    odd = block_index % 2
+    alternate = odd if local.cross_window == "paper" else 0
+    common = {
+        "shifted": local.cross_window == "swin" and bool(odd),
+        "resize": trained if local.uneven == "auto" else local.uneven == "resize",
+        "antialias": local.antialias,
+    }
+    hierarchical = (local.hierarchical_windows or windows.hierarchical)[alternate]
+    return BlockSpec(
+        local=BranchSpec((local.windows or windows.local)[alternate], **common),
+        hierarchical=(
+            BranchSpec(hierarchical, lora_strength=local.hierarchical_lora_strength, **common)
+            if local.hierarchical
+            else None
+        ),
+        global_=(BranchSpec(key_from_query=trained, lora_strength=global_.lora_strength) if global_.enabled else None),
+    )
 
 
 @dataclass(frozen=True)
 class UltraGenRule:
-    """UltraGen's three branches in `blocks` of a model; `dense` says why the others keep full attention."""
+    """UltraGen's branches in `blocks`; `dense` gives the reason for every block that keeps full attention."""
 
-    extras: LoadedExtras
+    model: WanShape
+    extras: ExtrasSummary
     blocks: list[int]
     dense: dict[int, str]
     gates: GateTable
     local: LocalConfig
     global_: GlobalConfig
-    shape: WanShape
     name = "ultragen"
 
-    @property
-    def known(self) -> LoadedExtras:
-        return self.extras
-
     def spec(self, index: int, grid: TokenGrid) -> BlockSpec:
+        """What block `index` computes on this grid."""
         trained = self.extras.trained
-        near = windows_near(self.shape.base_tokens, grid, self.extras.shape.hierarchical_ratio)
+        near = windows_near(self.model.base_tokens, grid, self.extras.shape.hierarchical_ratio)
         return block_spec(index, self.local, self.global_, trained, TRAINED_WINDOWS if trained else near)
 
-    def attentions(self, base, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
+    def attentions(
+        self, extras: Mapping[int, BlockExtras], t: Tensor, grid: TokenGrid
+    ) -> dict[int, Callable[..., Tensor]]:
         if not self.blocks:
             return {}
-        extras = base.current_patcher.get_additional_models_with_key(KEY)[0].model.blocks
         gates = self.gates(t)
         return {
             index: partial(
-                ultragen_attention,
-                grid=grid,
-                spec=self.spec(index, grid),
-                extras=extras[str(index)],
-                gates=gates[index],
+                ultragen_attention, grid=grid, spec=self.spec(index, grid), extras=extras[index], gates=gates[index]
             )
             for index in self.blocks
         }
 
-    def kinds(self, grid: TokenGrid) -> list[Kind]:
-        kinds = []
+    def groups(self, grid: TokenGrid) -> list[BlockGroup]:
+        groups = []
         for parity, name in enumerate(("even blocks", "odd blocks")):
             if blocks := [index for index in self.blocks if index % 2 == parity]:
-                kinds.append(ultragen_kind(name, blocks, grid, self.spec(parity, grid), self.extras.shape))
-        return kinds
+                groups.append(ultragen_group(name, blocks, grid, self.spec(parity, grid), self.extras.shape))
+        return groups
 
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         parts = [f"rule ultragen in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
-        parts += [f"{kind.name} {' + '.join(map(str, kind.branches))}" for kind in self.kinds(grid)]
-        return [*parts, *dense_blocks(self)]
+        parts += [f"{group.name} {' + '.join(map(str, group.branches))}" for group in self.groups(grid)]
+        return [*parts, *describe_dense(self.dense)]
 
     def advice(self, grid: TokenGrid) -> list[str]:
         specs = [self.spec(parity, grid) for parity in {index % 2 for index in self.blocks}]
-        sizes = ultragen_advice(grid, specs, self.extras.shape, self.shape.token_pixels)
-        return sizes if self.extras.trained else [WITHOUT_WEIGHTS, *sizes]
+        sizes = ultragen_advice(grid, specs, self.extras.shape, self.model.token_pixels)
+        return sizes if self.extras.trained else [UNTRAINED_WARNING, *sizes]
 
 
-def dense_blocks(rule: Rule) -> list[str]:
-    """The blocks that stay dense, by reason."""
-    return [
-        f"dense {format_blocks(i for i, other in rule.dense.items() if other == reason)} ({reason})"
-        for reason in dict.fromkeys(rule.dense.values())
-    ]
-
-
-@dataclass(frozen=True)
-class T3Rule:
-    """T3-Video's rule in `blocks`; `dense` says why the others keep full attention."""
-
-    published: Published
-    channels: int
-    blocks: list[int]
-    dense: dict[int, str]
-    known: LoadedExtras | None = None
-    name = "t3"
-    extras = None
-
-    def attentions(self, base, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
-        table = self.published.table(grid)
-        return {index: partial(t3_attention, grid=grid, windows=table[index % len(table)]) for index in self.blocks}
-
-    def kinds(self, grid: TokenGrid) -> list[Kind]:
-        kinds = []
-        for turn, windows in enumerate(table := self.published.table(grid)):
-            if blocks := [index for index in self.blocks if index % len(table) == turn]:
-                kinds.append(t3_kind(f"blocks {len(table)}n+{turn}", blocks, grid, windows, self.channels))
-        return kinds
-
-    def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
-        parts = [f"rule t3 in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
-        windows = self.published.table(grid)
-        names = ["x".join(map(str, n)) + (" once" if coincide(grid, n) else "") for n in windows]
-        parts.append(f"windows (t x h x w) {', '.join(names)} in turn")
-        return [*parts, *dense_blocks(self)]
-
-    def advice(self, grid: TokenGrid) -> list[str]:
-        return t3_advice(grid, self.published)
-
-
-def ultragen_rule(shape: WanShape, local: LocalConfig, global_: GlobalConfig, extras: LoadedExtras) -> UltraGenRule:
-    """UltraGen's rule for a model of this shape; `extras` say by having no gates that they are none."""
-    chosen = global_.dense_blocks
-    without = {index: "no extra weights" for index in range(shape.blocks) if index not in extras.blocks}
-    if chosen is None and not extras.trained:
-        without |= dict.fromkeys(sorted(outer_blocks(shape.blocks)), "outer tenth")
-    blocks, dense = _choose_blocks(shape, chosen or frozenset(), without)
+def ultragen_rule(model: WanShape, local: LocalConfig, global_: GlobalConfig, extras: ExtrasSummary) -> UltraGenRule:
+    """UltraGen's rule for a model with these extras."""
+    unsuited = {index: "no extra weights" for index in range(model.blocks) if index not in extras.blocks}
+    if global_.dense_blocks is None and not extras.trained:
+        unsuited |= dict.fromkeys(sorted(outer_blocks(model.blocks)), "outer tenth")
+    blocks, dense = choose_blocks(model, global_.dense_blocks, unsuited)
     gates = _gate_table(local, global_, extras, blocks)
-    return UltraGenRule(extras, blocks, dense, gates, local, global_, shape)
+    return UltraGenRule(model, extras, blocks, dense, gates, local, global_)
 
 
-def t3_rule(shape: WanShape, global_: GlobalConfig, known: LoadedExtras | None = None) -> T3Rule:
-    """T3-Video's rule for a model of this shape; `known` are UltraGen's weights that came with it."""
-    published = PUBLISHED_5B if shape.of_wan22_vae else PUBLISHED_1_3B
-    chosen = _choose_blocks(shape, global_.dense_blocks or frozenset(), {})
-    return T3Rule(published, shape.channels, *chosen, known)
-
-
-def _choose_blocks(
-    shape: WanShape, chosen: frozenset[int], without: dict[int, str]
-) -> tuple[list[int], dict[int, str]]:
-    """The blocks that a rule takes, and the reason for every one that stays dense."""
-    by_choice = {index: "by choice" for index in sorted(chosen) if index < shape.blocks}
-    others = {index: f"its attention is {name}" for index, name in shape.other_attention.items()}
-    dense = by_choice | others | without
-    return [index for index in range(shape.blocks) if index not in dense], dense
-
-
-def _gate_table(local: LocalConfig, global_: GlobalConfig, extras: LoadedExtras, blocks: list[int]) -> GateTable:
+def _gate_table(local: LocalConfig, global_: GlobalConfig, extras: ExtrasSummary, blocks: list[int]) -> GateTable:
     def source(index: int):
         trained = extras.gates.get(index)
         hierarchical = trained.hierarchical_gate if trained else UNTRAINED_GATE

@@ -16,11 +16,10 @@ from helpers.support import seeded
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
-from ultragen_core.attention.rope import rope_table
 from ultragen_core.host.attention import runtime
 from ultragen_core.host.attention.load import load_extras_file, load_model
 from ultragen_core.host.attention.patch import Settings, apply
-from ultragen_core.ops.resample import _interpolation
+from ultragen_core.ops.resample import interpolation_matrix
 
 RUNS, WARM_UP = 200, 50
 # Growth of the process over the runs after the warm-up, in bytes: 3 MB was seen, a copy of the model that stays is 16.
@@ -107,10 +106,9 @@ def one_run(base, pool, rng, extras_path):
 
 
 def settle():
-    """Lets go of what may be held: loaded models, the pack's two bounded caches, garbage."""
+    """Lets go of what may be held: loaded models, the pack's one bounded cache of tensors, garbage."""
     comfy.model_management.unload_all_models()
-    for cached in (rope_table, _interpolation):
-        cached.__wrapped__.cache_clear()
+    interpolation_matrix.__wrapped__.cache_clear()
     gc.collect()
 
 

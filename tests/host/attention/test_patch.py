@@ -12,7 +12,8 @@ from helpers.support import relative_error, seeded
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.attention.patch import Settings, apply
-from ultragen_core.rules.ultragen import KEY, WITHOUT_WEIGHTS
+from ultragen_core.host.attention.runtime import KEY
+from ultragen_core.rules.ultragen import UNTRAINED_WARNING
 
 SHAPE = (1, 16, 3, 16, 24)
 LATENT, CONTEXT = seeded(*SHAPE), seeded(1, 16, 4096, seed=1)
@@ -91,7 +92,7 @@ def test_another_packs_patch_on_a_block_returns(tiny, dense):
 def test_weightless_run_is_labelled_and_runs(dense, caplog):
     caplog.set_level("INFO")
     sample(apply(dense, Settings(rule="ultragen")), SHAPE, CONTEXT, steps=1)
-    assert WITHOUT_WEIGHTS in caplog.text
+    assert UNTRAINED_WARNING in caplog.text
 
 
 def test_applying_again_without_weights_keeps_the_rule(dense):
@@ -125,7 +126,7 @@ def test_one_log_line_a_run_names_every_block_and_one_a_bad_size(tiny, caplog):
 @pytest.mark.parametrize("cut", ["resize", "balanced"])
 def test_any_latent_size_runs(tiny, shape, cut):
     for cross_window in ("paper", "swin"):
-        model = apply(tiny, Settings(LocalConfig(cut=cut, cross_window=cross_window)))
+        model = apply(tiny, Settings(LocalConfig(uneven=cut, cross_window=cross_window)))
         result = velocity(model, seeded(*shape), CONTEXT.expand(shape[0], -1, -1), 0.5)
         assert result.shape == shape and torch.isfinite(result).all()
 

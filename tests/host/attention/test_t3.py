@@ -76,8 +76,7 @@ def test_every_block_follows_the_rule(tiny, caplog):
         " once in turn\n"
     ) in caplog.text
     assert (
-        "192x128, 9 frames is a size that the weights were not trained for (experimental; theirs is 3840x2176, 81"
-        " frames)."
+        "The weights were not trained for 192x128, 9 frames (experimental); they were for 3840x2176, 81 frames."
     ) in caplog.text
 
 

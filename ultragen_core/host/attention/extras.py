@@ -1,4 +1,4 @@
-"""UltraGen's added weights as a model that ComfyUI itself counts, loads, offloads and casts."""
+"""UltraGen's extras as a model that ComfyUI itself counts, loads, offloads and casts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import comfy.utils
 import torch
 from torch import nn
 
-from ...attention.extras import BlockExtras, ExtrasShape
+from ...attention.extras import BlockExtras, ExtrasShape, ExtrasSummary
 from ...attention.gate import BlockGates
 from ...weights.published import Extras
 from ..compat import is_dynamic, patcher_class
 
 
 class ExtrasModel(nn.Module):
-    """The added weights that every token passes through, by block index."""
+    """The extras that all tokens pass through, by block index."""
 
     def __init__(self, shape: ExtrasShape, blocks: list[int], **factory):
         super().__init__()
@@ -28,30 +28,27 @@ class ExtrasModel(nn.Module):
 
 @dataclass(frozen=True)
 class LoadedExtras:
-    """Extras ready to be installed on a model: `patcher` for what tokens pass through, `gates` for what depends on t
-    alone.
+    """Extras ready to be installed on a model.
+
+    patcher: manages an `ExtrasModel`. summary: for the rule, with the gates, which stay outside the patcher because
+    they depend on the timestep alone. fingerprint: recognises the base model that the extras were trained with.
     """
 
     patcher: comfy.model_patcher.ModelPatcher
-    shape: ExtrasShape
-    blocks: frozenset[int]
-    gates: dict[int, BlockGates]
+    summary: ExtrasSummary
     fingerprint: dict[int, list[float]]
-
-    @property
-    def trained(self) -> bool:
-        return bool(self.gates)
 
 
 def build(extras: Extras, read: Callable[[], Extras]) -> LoadedExtras:
-    """Build the modules of `extras`. `read` gets the same extras again, for ComfyUI's copies on other GPUs."""
-    return LoadedExtras(
-        patcher=_patcher(extras, read),
-        shape=extras.shape,
-        blocks=frozenset(extras.blocks),
-        gates={index: _gates(extras.shape.channels, state) for index, state in extras.gates.items()},
-        fingerprint=extras.fingerprint,
-    )
+    """Build the modules of `extras`. read: gets the same extras again, for ComfyUI's copies on other GPUs."""
+    gates = {index: _gates(extras.shape.channels, state) for index, state in extras.gates.items()}
+    summary = ExtrasSummary(extras.shape, frozenset(extras.blocks), gates)
+    return LoadedExtras(_patcher(extras, read), summary, extras.fingerprint)
+
+
+def blocks_of(patcher) -> dict[int, BlockExtras]:
+    """The extras by block index, of the model that a patcher from `build` manages."""
+    return {int(index): block for index, block in patcher.model.blocks.items()}
 
 
 def _gates(channels: int, state: dict[str, torch.Tensor]) -> BlockGates:

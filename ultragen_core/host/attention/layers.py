@@ -1,7 +1,7 @@
-"""What takes the place of the forwards of a Wan model's modules during one evaluation.
+"""Layers that replace the forwards of a Wan model's modules during one evaluation.
 
-Each layer object lies on its module as `ultragen_layer`, and its class's `forward` is bound to the module: so compiled
-graphs see plain attributes of the module that they belong to.
+Each layer is stored on its module as `ultragen_layer`, and its class's `forward` is bound to the module, so that
+compiled graphs see plain attributes of their module.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...attention.engine import Engine, in_pieces
-from ...attention.layer import dense_attention
+from ...attention.layer import dense_attention_
+from ...attention.rope import RopeTables
 from ..compat import cast_parameters
 from ..wan_model import uncompiled
 
@@ -28,23 +29,31 @@ def managed_parameters(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | N
     return cast_parameters(module, x.dtype, x.device)
 
 
-def engine(transformer_options: dict, rope_scale: tuple[float, float, float], tokens_at_a_time: int | None) -> Engine:
+def engine(
+    transformer_options: dict,
+    tokens_at_a_time: int | None,
+    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    rope_tables: RopeTables | None = None,
+) -> Engine:
+    """The engine of one layer of ComfyUI's: its attention, its parameters."""
+
     def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        # Looked up at call time, so that whatever attention the user or another pack has chosen is used.
+        # Looked up at call time, so that the attention which the user or another pack has chosen is used.
         return wan.optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
 
-    return Engine(attention, managed_parameters, rope_scale, tokens_at_a_time)
+    return Engine(attention, managed_parameters, rope_scale, tokens_at_a_time, rope_tables or RopeTables())
 
 
 @dataclass
 class RuleLayer:
-    """On a self-attention: a rule's attention. `dense` is the forward that it replaces."""
+    """On a self-attention: a rule's attention. dense: the forward that it replaces."""
 
     dense: Callable[..., Tensor]
     attention: Callable[..., Tensor]
     tokens: int
     rope_scale: tuple[float, float, float]
     tokens_at_a_time: int | None
+    rope_tables: RopeTables
     note: Callable[[str], None]
 
     @staticmethod
@@ -53,30 +62,32 @@ class RuleLayer:
         transformer_options = transformer_options or {}
         if x.shape[1] != layer.tokens:
             extra = x.shape[1] - layer.tokens
-            layer.note(f"all blocks stay dense, because {extra} tokens beside the video's {layer.tokens} joined in")
+            layer.note(f"all blocks stay dense, because {extra} tokens besides the video's {layer.tokens} joined in")
             return layer.dense(x, freqs, transformer_options=transformer_options, **kwargs)
         if transformer_options.get("patches", {}).get("attn1_patch"):
             layer.note("attention patches (attn1_patch) of other nodes act on dense blocks only")
-        return layer.attention(module, x, engine=engine(transformer_options, layer.rope_scale, layer.tokens_at_a_time))
+        chosen = engine(transformer_options, layer.tokens_at_a_time, layer.rope_scale, layer.rope_tables)
+        return layer.attention(module, x, engine=chosen)
 
 
 @dataclass
 class DenseLayer:
-    """On a self-attention that stays dense: the same with bounded memory."""
+    """On a self-attention that stays dense: full attention with bounded memory."""
 
     tokens_at_a_time: int
 
     @staticmethod
     def forward(module, x: Tensor, freqs: Tensor, transformer_options: dict | None = None, **kwargs) -> Tensor:
-        # Core's rotations: (1, s, 1, d / 2, 2, 2), each ((cos, -sin), (sin, cos)).
+        # ComfyUI's rotations: (1, s, 1, d / 2, 2, 2), each ((cos, -sin), (sin, cos)).
         table = freqs[0, :, 0, :, :, 0]
-        bounded = engine(transformer_options or {}, (1.0, 1.0, 1.0), module.ultragen_layer.tokens_at_a_time)
-        return dense_attention(module, x, table, bounded)
+        return dense_attention_(
+            module, x, table, engine(transformer_options or {}, module.ultragen_layer.tokens_at_a_time)
+        )
 
 
 @dataclass
 class TokenWiseLayer:
-    """On a module that treats every token of x (b, s, c) alone: the same for some tokens at a time."""
+    """On a module that treats every token of x (b, s, c) alone: some tokens at a time."""
 
     dense: Callable[..., Tensor]
     tokens_at_a_time: int
@@ -89,7 +100,7 @@ class TokenWiseLayer:
 
 @dataclass
 class EmbeddingLayer:
-    """On the patch embedding: frame by frame, in the activations' dtype and channel-last, so that core neither holds
+    """On the patch embedding: frame by frame, in the activations' dtype and channel-last, so that ComfyUI neither holds
     the float32 map nor copies the tokens into order.
     """
 
@@ -106,9 +117,9 @@ class EmbeddingLayer:
 def bounded_layers(
     dm: wan.WanModel, dtype: torch.dtype, tokens_at_a_time: int, keep_dense: bool
 ) -> dict[nn.Module, object]:
-    """Layers with bounded memory for the whole model, its self-attention dense.
+    """Layers with bounded memory for the whole model, with dense self-attention.
 
-    keep_dense: leave dense self-attention to core, because other packs' patches read what it computes.
+    keep_dense: leave dense self-attention to ComfyUI, because other packs' patches read its intermediate results.
     """
     layers: dict[nn.Module, object] = {}
     if dm.patch_size[0] == 1:
@@ -124,8 +135,8 @@ def bounded_layers(
 
 @contextmanager
 def installed(layers: dict[nn.Module, object]):
-    """Put these layers on their modules; whatever instance forward was there before comes back, also after an
-    exception.
+    """Put these layers on their modules; afterwards, also after an exception, restore the instance forwards that were
+    there.
     """
     before = {module: module.__dict__.get("forward") for module in layers}
     try:

@@ -1,4 +1,4 @@
-"""Giving a loaded Wan model another attention: settings and extras in, a patched clone out."""
+"""Patches a loaded Wan model: settings and extras in, a patched clone out."""
 
 from __future__ import annotations
 
@@ -9,29 +9,38 @@ import comfy.ldm.wan.model as wan
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ...rules.choice import Settings, choose_rule
-from ...rules.ultragen import KEY
-from ...wan import WanShape
+from ...rules.ultragen import UltraGenRule
 from ...weights.published import fingerprint, same_base, untrained
 from ..compat import is_dynamic
 from ..wan_model import diffusion_model, shape_of
 from .extras import LoadedExtras, build
-from .runtime import Runtime
+from .runtime import KEY, Runtime
 
 log = logging.getLogger(__name__)
 
 
 def apply(model, settings: Settings, extras: LoadedExtras | None = None):
-    """A clone of `model`, a ModelPatcher around Wan, that samples with another attention; `model` is never changed.
+    """A clone of `model` (a ModelPatcher around Wan) that samples with another attention; `model` is never changed.
 
-    extras: the added weights; None keeps those that a patched model already has.
+    extras: None keeps those that a patched model already has.
     Raises ValueError where model, settings and extras do not fit together.
     """
     dm, before = wan_model(model), patched_by(model)
-    shape = shape_of(dm)
-    rule = choose_rule(shape, settings, extras, before.rule if before else None, partial(_without_weights, shape))
-    if rule.extras and rule.extras.trained:
-        _warn_of_another_base(dm, rule.extras)
-    runtime = Runtime(rule, (settings.start_percent, settings.end_percent), settings.bounded_memory)
+    shape, given, present = shape_of(dm), extras, before.extras if before else None
+    rule = choose_rule(
+        shape,
+        settings,
+        given.summary if given else None,
+        present.summary if present else None,
+        before.rule if before else None,
+    )
+    extras = given or present
+    if isinstance(rule, UltraGenRule):
+        if rule.extras.trained:
+            _warn_of_another_base(dm, extras)
+        else:
+            extras = _untrained_extras(rule)
+    runtime = Runtime(rule, extras, (settings.start_percent, settings.end_percent), settings.bounded_memory)
     patched = model.clone()
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, runtime.outer_sample),
@@ -39,7 +48,7 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
     ):
         patched.remove_wrappers_with_key(kind, KEY)
         patched.add_wrapper_with_key(kind, KEY, wrapper)
-    patched.set_additional_models(KEY, [rule.extras.patcher] if rule.extras else [])
+    patched.set_additional_models(KEY, [extras.patcher] if rule.extras else [])
     patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
     patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _extras_follow)
     _extras_follow(model, patched)
@@ -68,8 +77,9 @@ def wan_model(model) -> wan.WanModel:
     return dm
 
 
-def _without_weights(shape: WanShape, ratio: int) -> LoadedExtras:
-    read = partial(untrained, shape.channels, list(range(shape.blocks)), ratio)
+def _untrained_extras(rule: UltraGenRule) -> LoadedExtras:
+    shape = rule.extras.shape
+    read = partial(untrained, shape.channels, sorted(rule.extras.blocks), shape.global_ratio)
     return build(read(), read)
 
 

@@ -1,8 +1,8 @@
-"""What runs while a patched model samples: our layers are put on the chosen modules for one call and taken off again.
+"""Runs a patched model: puts our layers on the chosen modules for one evaluation and takes them off again.
 
 ComfyUI calls APPLY_MODEL wrappers around every evaluation of the model. Setting `forward` there and removing it in
-`finally` leaves the incoming model as it was: nothing outlives a run, clones do not disturb each other, and a bypassed
-step touches nothing.
+`finally` never changes the incoming model: nothing outlives a run, clones do not affect each other, and a bypassed step
+touches nothing.
 """
 
 from __future__ import annotations
@@ -18,40 +18,46 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from ...attention.extras import BlockExtras
+from ...attention.rope import RopeTables
 from ...grid import TokenGrid
-from ...plan.memory import Activations, Room
-from ...rules.ultragen import Rule
+from ...plan.memory import Activations, MemoryBudget
+from ...rules.rule import Rule
 from ..compat import free_memory
 from ..memory import is_out_of_memory
 from ..wan_model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
 from .backend import with_fast_attention
+from .extras import LoadedExtras, blocks_of
 from .layers import RuleLayer, bounded_layers, installed
+
+KEY = "ultragen"  # of everything that the pack registers on a ModelPatcher
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Runtime:
-    """The wrappers of one patched model.
+    """The wrappers of one patched model, and what they keep for the length of a run.
 
-    percent: the parts of a sampling run, from 0 to 1, between which the rule is active.
-    bounded: whether activations are kept small where the card asks for it.
+    extras: those of the model, also where the rule does not use them. percent: start and end of the part of a sampling
+    run, from 0 to 1, in which the rule acts. bounded: compute on some tokens at a time where the card asks for it.
     """
 
     rule: Rule
+    extras: LoadedExtras | None
     percent: tuple[float, float]
     bounded: bool
     noted: set[str] = field(default_factory=set)
-    rooms: dict[tuple[Activations, torch.device], Room] = field(default_factory=dict)
+    budgets: dict[tuple[Activations, torch.device], MemoryBudget] = field(default_factory=dict)
+    rope_tables: RopeTables = field(default_factory=RopeTables)
 
     def outer_sample(self, executor, noise: Tensor, *args, **kwargs):
-        """Wraps a whole sampling run: says once what will run and what is bad about its size, and corrects ComfyUI's
-        estimate of the memory for it.
+        """Wraps a whole sampling run: logs once what will run and what is bad about its size, and corrects ComfyUI's
+        memory estimate.
         """
         base = executor.class_obj.model_patcher.model
         dm = diffusion_model(base)
-        self.noted.clear()
-        self.rooms.clear()
+        self.forget_run()
         grid = token_grid(noise.shape)
         parts = [f"grid {grid}", *self.rule.describe(grid, len(dm.blocks))]
         if hasattr(dm, "vace_blocks"):
@@ -59,16 +65,25 @@ class Runtime:
         log.info("UltraGen: %s", ", ".join(parts))
         for sentence in self.rule.advice(grid):
             log.warning("UltraGen: %s", sentence)
-        with estimated_memory(base, functools.partial(self.memory_required, base)):
-            return executor(noise, *args, **kwargs)
+        try:
+            with estimated_memory(base, functools.partial(self.memory_required, base)):
+                return executor(noise, *args, **kwargs)
+        finally:
+            self.forget_run()
+
+    def forget_run(self) -> None:
+        """Drop what belongs to one run."""
+        self.noted.clear()
+        self.budgets.clear()
+        self.rope_tables.clear()
 
     def memory_required(self, base, input_shape: tuple[int, ...], cond_shapes: Mapping | None = None) -> int:
-        """In place of BaseModel.memory_required, which takes every Wan model for a dense one that holds all at once."""
+        """Replaces BaseModel.memory_required, whose estimate is for dense attention over all tokens at once."""
         activations = activations_of(base, token_grid(input_shape), input_shape[0])
         return activations.planned(self.bounded and self.percent == (0.0, 1.0))
 
     def note(self, message: str) -> None:
-        """Correct the line of the log, once a run."""
+        """Log a correction of the run's first line, once a run."""
         if message not in self.noted:
             self.noted.add(message)
             log.warning("UltraGen: in this run %s.", message)
@@ -83,25 +98,25 @@ class Runtime:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         appended = kwargs.get("time_dim_concat")
         grid = token_grid(x.shape, 0 if appended is None else token_grid(appended.shape).t)
-        attentions = self.rule.attentions(base, base.model_sampling.timestep(t).float(), grid)
+        attentions = self.rule.attentions(extras_on(base), base.model_sampling.timestep(t).float(), grid)
         if not attentions:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         options = with_fast_attention(options, x.device)
-        room = self.room(base, grid, x)
+        budget = self.budget(base, grid, x)
         while True:
-            layers = self.layers(base, attentions, grid, options, room.tokens_at_a_time)
+            layers = self.layers(base, attentions, grid, options, budget.tokens_at_a_time)
             try:
                 with installed(layers):
                     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
             except Exception as error:
-                # Left before the next try, because the traceback holds what filled the memory.
-                if not is_out_of_memory(error) or not room.shrink():
+                # The retry is outside this block, because the traceback holds the tensors that filled the memory.
+                if not is_out_of_memory(error) or not budget.shrink():
                     raise
-            log.warning("UltraGen: out of memory, going on with %d tokens at a time.", room.tokens_at_a_time)
+            log.warning("UltraGen: out of memory, retrying with %d tokens at a time.", budget.tokens_at_a_time)
             comfy.model_management.soft_empty_cache()
 
     def layers(self, base, attentions: dict[int, Callable], grid: TokenGrid, options: dict, at_a_time: int | None):
-        """The layers of one evaluation, by the module that they go on."""
+        """The layers of one evaluation, by the module that they replace."""
         dm, layers = diffusion_model(base), {}
         if at_a_time is not None:
             keep_dense = bool(options.get("patches", {}).get("attn1_patch"))
@@ -109,33 +124,33 @@ class Runtime:
         for index, attention in attentions.items():
             for attn in self_attentions(dm, index):
                 layers[attn] = RuleLayer(
-                    attn.forward, attention, grid.tokens, rope_scale(options), at_a_time, self.note
+                    attn.forward, attention, grid.tokens, rope_scale(options), at_a_time, self.rope_tables, self.note
                 )
         return layers
 
-    def room(self, base, grid: TokenGrid, x: Tensor) -> Room:
-        """Decided once a run for every size, so that a compiled graph and the last bits of the result stay."""
+    def budget(self, base, grid: TokenGrid, x: Tensor) -> MemoryBudget:
+        """Decided once a run for every size, so that compiled graphs stay valid and results keep their last bits."""
         activations = activations_of(base, grid, x.shape[0])
         key = activations, x.device
-        if key not in self.rooms:
-            unbounded = Room(activations.tokens, pieces=1, bounded=False)
+        if key not in self.budgets:
+            unbounded = MemoryBudget(activations.tokens, pieces=1, bounded=False)
             free = free_memory(base.current_patcher, x.device)
-            self.rooms[key] = activations.room(free) if self.bounded else unbounded
-        return self.rooms[key]
+            self.budgets[key] = activations.budget(free) if self.bounded else unbounded
+        return self.budgets[key]
 
     def active(self, model_sampling, t: Tensor) -> bool:
-        """Whether this step lies between start and end percent, by the sampling settings in force now."""
+        """Whether this step is between start and end percent, by the current sampling settings."""
         first, last = self.percent
-        # Schedules may start a rounding above sigma 1, and samplers that add noise far above it.
+        # Schedules may start a rounding error above sigma 1, and samplers that add noise far above it.
         start = model_sampling.percent_to_sigma(first) if first > 0 else math.inf
         return model_sampling.percent_to_sigma(last) <= t.max().item() <= start
 
 
 @contextmanager
 def estimated_memory(base, estimate: Callable[..., int]) -> Iterator[None]:
-    """Put `estimate` in place of base.memory_required for one run, and leave `base` to the run that started this one.
+    """Replace base.memory_required for one run, and restore what an outer run needs.
 
-    A sampler's callback may sample, too, with a clone on the same base; ComfyUI forgets the outer run's patcher then.
+    A sampler's callback may itself sample with a clone on the same base; ComfyUI then loses the outer run's patcher.
     """
     before, patcher = vars(base).get("memory_required"), base.current_patcher
     base.memory_required = estimate
@@ -149,11 +164,17 @@ def estimated_memory(base, estimate: Callable[..., int]) -> Iterator[None]:
             base.memory_required = before
 
 
+def extras_on(base) -> dict[int, BlockExtras]:
+    """The extras of the clone that is sampling; none under a rule without extras."""
+    patchers = base.current_patcher.get_additional_models_with_key(KEY)
+    return blocks_of(patchers[0]) if patchers else {}
+
+
 def activations_of(base, grid: TokenGrid, batch: int) -> Activations:
     return Activations.of(shape_of(diffusion_model(base)), grid, batch, activation_dtype(base).itemsize)
 
 
 def rope_scale(transformer_options: dict) -> tuple[float, float, float]:
-    """What core's RoPE node asks for; its shifts drop out, because RoPE is relative."""
+    """The scales of ComfyUI's RoPE node; its shifts have no effect, because RoPE is relative."""
     options = transformer_options.get("rope_options") or {}
     return tuple(options.get(f"scale_{axis}", 1.0) for axis in "tyx")

@@ -11,8 +11,8 @@ import comfyui_version
 import folder_paths
 import torch
 
-from ... import VERSION
 from ...storage.states import GRAPH_FAMILY, NODE
+from ...version import VERSION
 from ...weights.errors import WeightsError
 from ...weights.shards import shards_of
 from ..server import Graph, RunningNode

@@ -1,0 +1,139 @@
+"""Every Triton form against the plain form of the same function, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from helpers.support import relative_error, seeded
+from torch import nn
+
+from ultragen_core.attention import engine, rope
+from ultragen_core.grid import TokenGrid, cut_grid
+from ultragen_core.ops import depthwise, dispatch, norm_rope, resample
+
+C = 24
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+@pytest.fixture
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def kernels(name: str):
+    return importlib.import_module(f"ultragen_core.ops.{name}")
+
+
+@pytest.fixture
+def both(interpreted_kernels, monkeypatch):
+    """run(function, make_arguments): in its Triton form, whose kernel must really run, and in its plain form."""
+    used = []
+    for module, names in {
+        "resample_kernels": ["resample"],
+        "norm_rope_kernels": ["norm_rope_"],
+        "depthwise_kernels": ["compress", "refine_blend_"],
+    }.items():
+        for name in names:
+            kernel = getattr(kernels(module), name)
+            monkeypatch.setattr(kernels(module), name, lambda *a, kernel=kernel: used.append(kernel) or kernel(*a))
+
+    def run(function, make_arguments):
+        fast = function(*make_arguments(), triton=True)
+        count = len(used)
+        slow = function(*make_arguments(), triton=False)
+        assert count and len(used) == count, "one form ran twice"
+        return fast, slow
+
+    return run
+
+
+@pytest.mark.parametrize(("size", "windows"), [((6, 10), 2), ((9, 12), 3), ((4, 8), 4), ((7, 11), 3), ((5, 5), 1)])
+def test_windows_there_and_back(both, size, windows):
+    x, grid = seeded(2, 3, 6, 10, C), TokenGrid(3, *size)
+    regions = cut_grid(grid, windows)
+    parts = []
+    for region in regions:
+        fast, slow = both(resample.to_windows, lambda region=region: (x, size, region, False))
+        assert fast.shape == slow.shape and relative_error(fast, slow) < 1e-6
+        parts.append(slow)
+    if len(regions) == 1 and windows > 1:
+        fast, slow = both(resample.from_windows, lambda: (list(parts), regions, grid, (6, 10), False))
+        assert fast.shape == slow.shape == x.shape and relative_error(fast, slow) < 1e-6
+
+
+def test_moving_tokens_alone_is_exact(both):
+    x, region = seeded(1, 2, 6, 9, C), cut_grid(TokenGrid(2, 6, 9), 3)[0]
+    fast, slow = both(resample.to_windows, lambda: (x, (6, 9), region, False))
+    assert torch.equal(fast, slow)
+
+
+def test_norm_and_rope(both):
+    norm = nn.RMSNorm(C, eps=1e-6)
+    norm.weight.copy_(seeded(C))
+    table = rope.rope_table(TokenGrid(2, 3, 2), C // 2, CPU)
+    weight_of = engine.Engine(None).weight
+    fast, slow = both(norm_rope.norm_rope_, lambda: (seeded(3, 12, C), norm, weight_of, table, 2))
+    assert relative_error(fast, slow) < 1e-6
+
+
+@pytest.mark.parametrize("ratio", [2, 4])
+def test_compression(both, ratio):
+    conv = nn.Conv2d(C, C, ratio, stride=ratio, groups=C)
+    fast, slow = both(depthwise.compress, lambda: (seeded(2, 2, 9, 14, C), conv.weight, conv.bias, ratio))
+    assert fast.shape == slow.shape and relative_error(fast, slow) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("frames", "batch_of_gates", "height", "coarse", "rows"),  # rows at a time
+    [(1, 1, 3, (2, 9), None), (3, 2, 3, (3, 18), None), (3, 1, 4, (2, 9), 2), (1, 2, 3, (2, 9), 1)],
+)
+def test_refinement_and_blend(both, frames, batch_of_gates, height, coarse, rows):
+    conv = nn.Conv3d(C, C, 3, padding=1, groups=C)
+    shape, low = (2, frames, height, 18, C), (2, frames, *coarse, C)
+    gate = seeded(batch_of_gates, 1, C).sigmoid()
+    strips = engine.pieces(seeded(*shape), 2, rows and 2 * frames * rows * 18)
+    fast, slow = both(
+        depthwise.refine_blend_,
+        lambda: (seeded(*low), conv.weight, conv.bias, seeded(*shape, seed=1), gate, strips),
+    )
+    assert relative_error(fast, slow) < 1e-6
+
+
+@pytest.mark.parametrize("module", dispatch.ATTENTION)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_check_at_first_use_passes(interpreted_kernels, module, dtype):
+    kernels(module).check(CPU, dtype)
+
+
+def test_the_check_at_first_use_can_fail(interpreted_kernels, monkeypatch):
+    module = kernels("depthwise_kernels")
+    monkeypatch.setattr(module, "compress", lambda x, *a: x[:, :, ::2, ::2])
+    with pytest.raises(RuntimeError, match="Triton's compress is off"):
+        module.check(CPU, torch.float32)
+
+
+def test_kernels_stay_away_from_training(interpreted_kernels):
+    assert dispatch.triton_for(seeded(2), dispatch.ATTENTION)
+    with torch.enable_grad():
+        assert not dispatch.triton_for(seeded(2), dispatch.ATTENTION)  # whose weights may learn
+
+
+def test_one_switch_for_all_kernels(monkeypatch):
+    pytest.importorskip("triton", reason="no Triton here; it comes with PyTorch for a GPU")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    asked = []
+    monkeypatch.setattr(dispatch, "_kernels_work", lambda *key: asked.append(key) or True)
+    assert dispatch.triton_for(seeded(2), ("any",)) and asked
+    monkeypatch.setenv("ULTRAGEN_TRITON", "0")
+    assert not dispatch.triton_for(seeded(2), ("any",))
+
+
+def test_kernels_that_fail_leave_plain_pytorch(monkeypatch, caplog):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with caplog.at_level("INFO"):
+        assert not dispatch.triton_for(seeded(2), ("no_such_kernels",))
+    assert "plain PyTorch instead of Triton kernels" in caplog.text

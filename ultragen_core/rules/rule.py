@@ -1,0 +1,42 @@
+"""What every attention rule can say and do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from ..attention.extras import BlockExtras, ExtrasSummary
+from ..grid import TokenGrid
+from .groups import BlockGroup
+
+
+class Rule(Protocol):
+    """Which blocks of a model replace full attention, and with what. A rule holds no module of the base model and no
+    extras: the caller hands over those of the clone and the GPU that run.
+
+    extras: summary of the extras that it runs with, None if it has none. blocks: those that it takes. dense: for every
+    other block the reason why it keeps full attention.
+    """
+
+    name: str
+    extras: ExtrasSummary | None
+    blocks: list[int]
+    dense: dict[int, str]
+
+    def attentions(
+        self, extras: Mapping[int, BlockExtras], t: Tensor, grid: TokenGrid
+    ) -> dict[int, Callable[..., Tensor]]:
+        """For each of its blocks attention(module, x, engine=). t (b,) = 1000 * sigma. Raises ValueError where the rule
+        cannot run on this grid.
+        """
+
+    def groups(self, grid: TokenGrid) -> list[BlockGroup]:
+        """What its blocks do on this grid. Raises ValueError where the rule cannot run on it."""
+
+    def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
+        """Parts of the log line of a run; `blocks` is the model's number. Raises ValueError like `groups`."""
+
+    def advice(self, grid: TokenGrid) -> list[str]:
+        """Why the result may disappoint, with sizes that do better; one sentence each."""

@@ -1,0 +1,3 @@
+"""The version of the pack and of the library."""
+
+VERSION = "0.1.0"
