@@ -1,4 +1,4 @@
-"""The token grid of a video and how its axes are cut into windows."""
+"""The token grid of a video, and how it is cut into windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class TokenGrid(NamedTuple):
-    """Tokens of a video in (t, h, w) order; Wan has one token for each latent frame and 2x2 latent pixels."""
+    """Numbers of tokens of a video per axis; Wan makes one token of 2x2 latent pixels of one latent frame."""
 
     t: int
     h: int
@@ -27,8 +27,9 @@ class TokenGrid(NamedTuple):
 
 
 class Region(NamedTuple):
-    """A rectangle of every frame that is cut evenly: `rows` and `columns` index the grid, `windows` (1, nh, nw) counts
-    per axis; each keeps all frames.
+    """A rectangle of every frame that divides evenly into windows of all frames.
+
+    rows, columns: its place in the grid. windows: counts (1, nh, nw).
     """
 
     rows: slice
@@ -40,8 +41,7 @@ class Region(NamedTuple):
 
 
 def nearest_multiple(length: int, num_windows: int) -> int:
-    """The multiple of `num_windows` nearest to `length`, the lower one in a tie: the published way to make an axis
-    divisible.
+    """The multiple of `num_windows` nearest to `length`, the lower one in a tie, as the published code resizes an axis.
 
     Where that would be 0 (an axis shorter than half the windows, on which the published code fails) the axis keeps its
     length.
@@ -52,12 +52,11 @@ def nearest_multiple(length: int, num_windows: int) -> int:
 
 
 def window_borders(length: int, num_windows: int, shifted: bool = False) -> list[int]:
-    """Cut an axis into `num_windows` windows whose sizes differ by one at most, larger ones first: where they begin,
-    and the length.
+    """Cut an axis into `num_windows` windows whose sizes differ by at most one, larger ones first. Returns the start of
+    every window, and `length`.
 
-    A short axis gets fewer windows: never an empty one. `shifted` moves every border by half a window, so that the
-    outer windows are halves: Swin's shifted windows without its cyclic roll and mask, which exist only to batch these
-    very windows.
+    A short axis gets fewer windows, never an empty one. shifted: move every border by half a window, so that the outer
+    windows are halves. These are Swin's shifted windows; its cyclic roll and mask only serve to batch them.
     """
     num_windows = min(num_windows, length)
     small, extra = divmod(length, num_windows)
@@ -68,16 +67,15 @@ def window_borders(length: int, num_windows: int, shifted: bool = False) -> list
 
 
 def cut_axis(length: int, num_windows: int, shifted: bool = False) -> list[tuple[slice, int]]:
-    """The windows between `window_borders`, in runs of equal ones as (slice of the axis, windows in it)."""
+    """The windows between `window_borders`, as runs of equal windows: (slice of the axis, number of windows)."""
     borders = window_borders(length, num_windows, shifted)
     runs = [list(run) for _, run in groupby(pairwise(borders), key=lambda window: window[1] - window[0])]
     return [(slice(run[0][0], run[-1][1]), len(run)) for run in runs]
 
 
 def cut_grid(grid: TokenGrid, num_windows: int, shifted: bool = False) -> list[Region]:
-    """Cut every frame of the grid into windows.
-
-    One region where both axes divide, up to four for balanced uneven windows, more for shifted ones.
+    """Cut every frame of the grid into windows: one region where both axes divide, up to four where they do not, more
+    for shifted windows.
     """
     return [
         Region(rows, columns, (1, nh, nw))
@@ -89,7 +87,7 @@ def cut_grid(grid: TokenGrid, num_windows: int, shifted: bool = False) -> list[R
 def window_view(x: Tensor, windows: tuple[int, int, int], strided: bool = False) -> Tensor:
     """A view (b, nt, nh, nw, t, h, w, c) of a map (b, nt * t, nh * h, nw * w, c), windows (nt, nh, nw) per axis.
 
-    A window is a block of neighbours, or, `strided`, every nt-th, nh-th and nw-th token from one of the first on.
+    A window is a block of neighbouring tokens; strided: every nt-th, nh-th and nw-th token.
     """
     nt, nh, nw = windows
     axes = "(t nt) (h nh) (w nw)" if strided else "(nt t) (nh h) (nw w)"
@@ -112,7 +110,7 @@ def window_unpartition(
 
 
 def _moved(move: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """move(x), which only moves tokens: 8 bytes at a time, which PyTorch does several times faster than 2."""
+    """move(x) for a function that only moves tokens: 8 bytes at a time, several times faster in PyTorch than 2."""
     if x.shape[-1] * x.element_size() % 8 or (torch.is_grad_enabled() and x.requires_grad):
         return move(x)
     return move(x.view(torch.int64)).view(x.dtype)

@@ -113,9 +113,9 @@ def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
 @pytest.mark.parametrize(
     ("file", "rule", "settings", "sentence"),
     [
-        ("trained", "auto", Settings(global_=GlobalConfig(compress_ratio=8)), "Trained weights fix the compress ratio"),
-        ("trained", None, Settings(), "has no UltraGen weights whose rule could be followed"),
-        ("trained", "dense", Settings(), "has no UltraGen weights whose rule could be followed"),
+        ("trained", "auto", Settings(global_=GlobalConfig(compress_ratio=8)), "The extras were trained with a compress ratio of"),
+        ("trained", None, Settings(), "The model has no extras, so its attention rule is unknown"),
+        ("trained", "dense", Settings(), "The model has no extras, so its attention rule is unknown"),
         ("wan", "auto", None, "wan.safetensors is a Wan model without UltraGen's extra weights"),
         ("wan", "t3", Settings(), None),
         ("flux", "ultragen", None, "flux.safetensors is an unknown file"),

@@ -112,7 +112,7 @@ def test_nodes_between_loader_and_patch_count(answer):
     asked = {"node": APPLY, "model": loader["node"]["checkpoint"], "latent": LATENT}
     for before, rule in (([loader], "rule ultragen in 2"), ([loader, t3], "rule t3"), ([t3], "rule t3")):
         assert rule in answer({**asked, "before": before})["text"][0]
-    with pytest.raises(ValueError, match="has no UltraGen weights whose rule could be followed"):
+    with pytest.raises(ValueError, match="The model has no extras, so its attention rule is unknown"):
         answer({**asked, "before": []})
 
 

@@ -1,4 +1,4 @@
-"""Gates: how much of a block's output comes from its local side, per channel, as a function of the timestep alone."""
+"""Gates: per channel, how much of a block's output comes from its local side; functions of the timestep alone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def timestep_embedding(t: Tensor) -> Tensor:
 
 
 class Gate(nn.Module):
-    """g = sigmoid(Linear(SiLU(Linear(SiLU(Linear(sin256(t))))))): (b,) -> (b, 1, c), the weight of the local side.
+    """g = sigmoid(Linear(SiLU(Linear(SiLU(Linear(sin256(t))))))): (b,) -> (b, 1, c), the share of the local side.
 
-    The paper writes alpha on the global side; the published weights gate the local one. Computed at least in float32
-    whatever the weights' dtype.
+    The paper puts alpha on the global side; the published weights gate the local side. Computed at least in
+    float32, whatever the weights' dtype.
     """
 
     def __init__(self, channels: int, **factory):
@@ -52,9 +52,7 @@ class BlockGates(nn.Module):
 
 
 class GateLine(NamedTuple):
-    """A gate without weights: the share of the local side, linear in t from 1000 (pure noise) to 0 (the finished
-    video).
-    """
+    """A gate without weights: the share of the local side, linear in t from 1000 (pure noise) to 0 (finished video)."""
 
     at_noise: float
     at_end: float
@@ -65,33 +63,33 @@ class GateLine(NamedTuple):
 
 
 def check_gate(gate: GateLine | None) -> None:
-    """Raise ValueError where a gate's shares are none."""
+    """Raise ValueError where a share is not between 0 and 1."""
     if gate is not None and not all(0 <= share <= 1 for share in gate):
         raise ValueError(f"A gate's shares must be between 0 and 1, got {gate.at_noise} and {gate.at_end}.")
 
 
-# Layout comes from the coarse branches while noise rules, detail from the windows at the end.
+# The coarse branches settle the layout while there is noise, the windows add detail at the end.
 UNTRAINED_GATE = GateLine(at_noise=0.5, at_end=1.0)
 
 
 class Gates(NamedTuple):
-    """Shares of the local side, each (b, 1, c): against the hierarchical and against the global branch."""
+    """Shares of the local side, each (b, 1, c): local against hierarchical, and both together against global."""
 
     hierarchical: Tensor
     global_: Tensor
 
 
 class GateTable:
-    """The gates of every block at one timestep, computed once for all calls at that timestep.
+    """The gates of every block, computed once per timestep.
 
-    They depend on nothing else, and their weights are four fifths of what UltraGen adds: kept on the CPU they never
-    take device memory.
+    Gates depend on nothing else, and their weights are four fifths of the extras: they stay on the CPU and never take
+    device memory.
     """
 
     def __init__(
         self, channels: int, sources: Mapping[int, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
     ):
-        """sources: for each block the hierarchical and the global gate, functions of t (b,) to (b, 1, c or 1)."""
+        """sources: for each block the hierarchical and the global gate, functions from t (b,) to (b, 1, c or 1)."""
         self.channels = channels
         self.sources = sources
         self._last: tuple[object, dict[int, Gates]] = (None, {})

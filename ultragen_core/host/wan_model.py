@@ -1,4 +1,4 @@
-"""What the pack asks of one of ComfyUI's Wan models."""
+"""Reads sizes and modules of ComfyUI's Wan models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..wan import PATCH, WanShape
 
 
 def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
-    """The module inside the one that torch.compile wraps around it, if it does."""
+    """The module itself, if torch.compile has wrapped it."""
     return getattr(module, "_orig_mod", module)
 
 
@@ -21,7 +21,7 @@ def diffusion_model(base) -> torch.nn.Module:
 
 def shape_of(dm: wan.WanModel) -> WanShape:
     """The sizes of a loaded model."""
-    kinds = {index: type(block.self_attn) for index, block in enumerate(dm.blocks)}
+    classes = {index: type(block.self_attn) for index, block in enumerate(dm.blocks)}
     return WanShape(
         blocks=len(dm.blocks),
         channels=dm.dim,
@@ -29,7 +29,7 @@ def shape_of(dm: wan.WanModel) -> WanShape:
         ffn_channels=dm.ffn_dim,
         out_channels=dm.out_dim,
         vace_blocks=len(getattr(dm, "vace_blocks", ())),
-        other_attention={i: kind.__name__ for i, kind in kinds.items() if kind is not wan.WanSelfAttention},
+        other_attention={i: each.__name__ for i, each in classes.items() if each is not wan.WanSelfAttention},
     )
 
 
@@ -40,7 +40,7 @@ def token_grid(latent_shape: tuple[int, ...], more_frames: int = 0) -> TokenGrid
 
 
 def activation_dtype(base) -> torch.dtype:
-    """What a BaseModel computes in."""
+    """The dtype that a BaseModel computes in."""
     return base.manual_cast_dtype or base.get_dtype()
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from ..attention.config import DEFAULT_GLOBAL, DEFAULT_LOCAL, GlobalConfig, LocalConfig
 from ..attention.extras import ExtrasShape, ExtrasSummary
 from ..wan import WanShape
-from ..weights.errors import SOURCE
 from .rule import Rule
 from .t3 import T3Rule, t3_rule
 from .ultragen import ultragen_rule
@@ -61,16 +60,16 @@ def choose_rule(
     """
     if settings.rule == "t3" or (settings.rule == "auto" and given is None and isinstance(before, T3Rule)):
         if given is not None:
-            raise ValueError("The t3 rule has no extra weights. Set extras to none, or attention_rule to ultragen.")
+            raise ValueError("The t3 rule uses no extras, and an extras file is set. Set extras to none, or attention_rule to ultragen.")
         return t3_rule(model, settings.local, settings.global_)
     extras = given or present
     if extras is not None and extras.trained:
         _check_fit(model, settings.global_, extras)
     elif settings.rule == "auto" and extras is None:
         raise ValueError(
-            "This model has no UltraGen weights whose rule could be followed. Load them with UltraGen Load Model or"
-            " choose an extras file; set attention_rule to t3 for a model of T3-Video, or to ultragen to run"
-            " without weights (experimental)."
+            "The model has no extras, so its attention rule is unknown. Load a checkpoint with UltraGen Load Model or"
+            " choose an extras file. Or set attention_rule: t3 for T3-Video's weights, ultragen to run without trained"
+            " weights (experimental)."
         )
     else:
         extras = untrained_summary(model, settings.global_.compress_ratio or UNTRAINED_RATIO)
@@ -87,12 +86,12 @@ def _check_fit(model: WanShape, global_: GlobalConfig, extras: ExtrasSummary) ->
     shape = extras.shape
     if shape.channels != model.channels or max(extras.blocks) >= model.blocks:
         raise ValueError(
-            f"Extra weights must fit the model: they are for {shape.channels} channels and blocks up to"
+            f"The extras do not fit the model: they are for {shape.channels} channels and blocks up to"
             f" {max(extras.blocks)}, the model has {model.channels} channels and {model.blocks} blocks. UltraGen's"
-            f" published weights ({SOURCE}) are for Wan 2.1 1.3B."
+            " published extras are for Wan 2.1 1.3B."
         )
     if global_.compress_ratio not in (None, shape.global_ratio):
         raise ValueError(
-            f"Trained weights fix the compress ratio: they have {shape.global_ratio}, the global config asks for"
-            f" {global_.compress_ratio}. Set it to 0 (as trained)."
+            f"The extras were trained with a compress ratio of {shape.global_ratio}, the global config asks for"
+            f" {global_.compress_ratio}. Set compress_ratio to 0 (as trained)."
         )

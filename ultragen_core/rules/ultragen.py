@@ -132,7 +132,7 @@ class UltraGenRule:
 
 def ultragen_rule(model: WanShape, local: LocalConfig, global_: GlobalConfig, extras: ExtrasSummary) -> UltraGenRule:
     """UltraGen's rule for a model with these extras."""
-    unsuited = {index: "no extra weights" for index in range(model.blocks) if index not in extras.blocks}
+    unsuited = {index: "no extras" for index in range(model.blocks) if index not in extras.blocks}
     if global_.dense_blocks is None and not extras.trained:
         unsuited |= dict.fromkeys(sorted(outer_blocks(model.blocks)), "outer tenth")
     blocks, dense = choose_blocks(model, global_.dense_blocks, unsuited)

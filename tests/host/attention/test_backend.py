@@ -56,3 +56,11 @@ def test_anything_special_goes_to_core(kwargs):
 
     assert backend._cudnn_attention(func, *QKV, 4, **kwargs) == "core's"
     assert seen == [kwargs]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_choice_draws_nothing_from_the_generator_of_samplers():
+    """The first video after a start would differ from the second."""
+    before = torch.cuda.get_rng_state()
+    backend.cudnn_is_faster.__wrapped__(torch.device("cuda"))
+    assert torch.equal(torch.cuda.get_rng_state(), before)

@@ -76,7 +76,7 @@ def test_memory_that_runs_out_halves_the_pieces_not_the_run(tiny, small_card, ca
     model = apply(tiny, Settings())
     assert relative_error(velocity(model, LATENT, CONTEXT, 0.5), whole) < 1e-5
     assert sizes[:3] == [288, 36, 18] and set(sizes[3:]) == {9}
-    assert "out of memory, going on with 9 tokens at a time" in caplog.text
+    assert "out of memory, retrying with 9 tokens at a time" in caplog.text
     sizes.clear()
     velocity(model, LATENT, CONTEXT, 0.4)
     assert set(sizes) == {9}, "what was learnt is kept for the steps that follow"

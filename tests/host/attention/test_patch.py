@@ -116,7 +116,7 @@ def test_one_log_line_a_run_names_every_block_and_one_a_bad_size(tiny, caplog):
     lines = [record.message for record in caplog.records if record.message.startswith("UltraGen:")]
     assert lines == [
         "UltraGen: grid 3x8x12, rule ultragen in 2 of 4 blocks (1-2), even blocks local 4x4 + hierarchical 2x2 +"
-        " global, odd blocks local 5x5 + hierarchical 3x3 + global, dense 0, 3 (no extra weights)",
+        " global, odd blocks local 5x5 + hierarchical 3x3 + global, dense 0, 3 (no extras)",
         "UltraGen: Frames of 192x128 cut badly into windows: features are resized by up to 25.0%. The nearest good"
         " sizes: 384x384.",
     ]
@@ -149,7 +149,7 @@ def test_an_unfit_model_is_refused(tiny, dense):
 
     with pytest.raises(ValueError, match="patches Wan models, got Linear"):
         apply(NotWan(), Settings())
-    with pytest.raises(ValueError, match="Trained weights fix the compress ratio: they have 4"):
+    with pytest.raises(ValueError, match="The extras were trained with a compress ratio of 4"):
         apply(tiny, Settings(global_=GlobalConfig(compress_ratio=2)))
     with pytest.raises(ValueError, match="no UltraGen weights whose rule could be followed"):
         apply(dense, Settings())

@@ -122,7 +122,7 @@ def test_a_size_that_cannot_be_cut_is_refused_before_sampling(tiny):
 
 
 def test_extras_with_t3_are_refused(tiny, tiny_path):
-    with pytest.raises(ValueError, match="The t3 rule has no extra weights"):
+    with pytest.raises(ValueError, match="The t3 rule uses no extras"):
         apply(tiny, Settings(rule="t3"), load_extras_file(tiny_path))
 
 
