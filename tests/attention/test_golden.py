@@ -113,7 +113,7 @@ def test_keys_of_the_global_branch_come_from_the_query_projection(tiny):
 
 @torch.no_grad()
 def test_uneven_grids_are_resized(tiny):
-    y = run_layer(tiny, 1, 1, 250.0, spec_of(1, antialias=True, cut="balanced"))
+    y = run_layer(tiny, 1, 1, 250.0, spec_of(1, antialias=True, uneven="balanced"))
     assert relative_error(y, expected(1, 1, "t250.out", True)) > 100 * TOLERANCE
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import shutil
-from dataclasses import replace
 
 import comfy.ldm.wan.model as wan
 import pytest
@@ -74,15 +73,16 @@ def test_published_layout_in_words():
 @pytest.mark.parametrize(("model", "fewer"), [(WAN_1_3B, 27.6), (WAN_5B, 6.3)])
 def test_t3_at_4k(model, fewer):
     made = plan(t3_rule(model), model, VideoSize(3840, 2176, 81))
-    assert made.against_dense() == f"{fewer} times fewer than dense attention" and not made.warnings
+    assert made.against_dense() == f"{fewer} times fewer than with dense attention" and not made.warnings
     assert [len(group.blocks) for group in made.groups] == [6] * 5
 
 
 def test_a_file_gives_the_plan_of_the_model_that_is_loaded_from_it(tiny, dense, tiny_path):
-    local, global_ = LocalConfig(windows=(2, 3)), GlobalConfig(dense_blocks=frozenset({2}))
+    locals_ = {"auto": LocalConfig(windows=(2, 3)), "t3": LocalConfig()}
+    global_ = GlobalConfig(dense_blocks=frozenset({2}))
     source = Source(tiny_path.name, tiny_path, TRAINED_FOR)
     for rule in ("auto", "t3"):
-        settings = Settings(local, global_, 0.25, 0.75, rule=rule)
+        settings = Settings(locals_[rule], global_, 0.25, 0.75, rule=rule)
         loaded = plan_of(apply(tiny, settings), SHAPE)
         for extras in (None, tiny_path) if rule == "auto" else (None,):
             assert facts(preview(SIZE, source, [Patch(settings, extras)])) == facts(loaded)
@@ -95,15 +95,14 @@ def facts(made):
 
 def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
     """Trained weights that a rule does not use are there for the next one."""
-    steps = [Settings(rule="t3"), Settings(LocalConfig(windows=(2, 3)))]
     for rules, expected in (
         (["t3", "ultragen"], "ultragen"),
         (["t3", "auto"], "t3"),
         (["ultragen", "auto"], "ultragen"),
     ):
         model, patches = tiny, []
-        for settings, rule in zip(steps, rules, strict=True):
-            patches.append(Patch(replace(settings, rule=rule)))
+        for rule in rules:
+            patches.append(Patch(Settings(rule=rule)))
             model = apply(model, patches[-1].settings)
         made = preview(SIZE, Source(tiny_path.name, tiny_path, "auto"), patches)
         assert made.rule.startswith(f"rule {expected}") and facts(made) == facts(plan_of(model, SHAPE))
@@ -113,7 +112,8 @@ def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
 @pytest.mark.parametrize(
     ("file", "rule", "settings", "sentence"),
     [
-        ("trained", "auto", Settings(global_=GlobalConfig(compress_ratio=8)), "The extras were trained with a compress ratio of"),
+        ("trained", "auto", Settings(global_=GlobalConfig(compress_ratio=8)), "a compress ratio of 4"),
+        ("trained", "auto", Settings(LocalConfig(windows=(2, 3)), rule="t3"), "a local config asks for others"),
         ("trained", None, Settings(), "The model has no extras, so its attention rule is unknown"),
         ("trained", "dense", Settings(), "The model has no extras, so its attention rule is unknown"),
         ("wan", "auto", None, "wan.safetensors is a Wan model without UltraGen's extra weights"),
@@ -192,7 +192,7 @@ def test_gates_over_the_run(tiny, dense, tiny_path):
         (0.5, 0.5, 0.5),
         (0.0, 0.8, 1.0),
     ]
-    trained = load_extras_file(tiny_path).gates.values()
+    trained = load_extras_file(tiny_path).summary.gates.values()
     t = torch.tensor([500.0])
     means = [
         torch.stack([getattr(gates, name)(t) for gates in trained]).mean().item()
@@ -204,13 +204,13 @@ def test_gates_over_the_run(tiny, dense, tiny_path):
 
 def test_what_speaks_against_it(tiny, dense):
     cut, part = plan_of(apply(tiny, Settings(start_percent=0.3)), SHAPE).warnings
-    assert cut.startswith("Frames of 192x128 cut badly into windows")
+    assert cut.startswith("Frames of 192x128 divide badly into windows")
     assert part == "Attention is dense, at full cost, outside 30% to 100% of the run."
     untrained = plan_of(apply(dense, Settings(rule="ultragen")), SHAPE)
     assert untrained.warnings == (UNTRAINED_WARNING,)
     assert f"Warning: {UNTRAINED_WARNING}" in untrained.text()
     assert html.escape(UNTRAINED_WARNING[:40]) in picture(untrained)
-    with pytest.raises(ValueError, match="it has 48 channels, the model 16. Connect the VAE of the model"):
+    with pytest.raises(ValueError, match="The latent has 48 channels, the model needs 16. Connect the model's VAE"):
         plan_of(tiny, (1, 48, 3, 16, 24))
 
 
@@ -219,5 +219,5 @@ def test_the_picture_says_the_tokens_of_the_text(tiny):
     drawn = picture(made)
     for kind in made.groups:
         for branch in kind.branches:
-            assert f"{branch} of {branch.tokens[0]:,} tokens" in drawn
+            assert f"{branch} of {branch.windows[0]:,} tokens" in drawn
     assert drawn.count("stroke-dasharray") == 2  # the hierarchical borders of even and of odd blocks

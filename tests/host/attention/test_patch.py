@@ -117,7 +117,7 @@ def test_one_log_line_a_run_names_every_block_and_one_a_bad_size(tiny, caplog):
     assert lines == [
         "UltraGen: grid 3x8x12, rule ultragen in 2 of 4 blocks (1-2), even blocks local 4x4 + hierarchical 2x2 +"
         " global, odd blocks local 5x5 + hierarchical 3x3 + global, dense 0, 3 (no extras)",
-        "UltraGen: Frames of 192x128 cut badly into windows: features are resized by up to 25.0%. The nearest good"
+        "UltraGen: Frames of 192x128 divide badly into windows: features are resized by up to 25.0%. The nearest good"
         " sizes: 384x384.",
     ]
 

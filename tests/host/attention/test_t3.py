@@ -10,9 +10,9 @@ from helpers.comfy_run import attn_state, sample, velocity
 from helpers.support import relative_error, seeded
 from safetensors.torch import load_file, save_file
 
-from ultragen_core.attention.config import GlobalConfig
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.host.attention.load import load_extras_file, load_model
-from ultragen_core.host.attention.patch import Settings, apply
+from ultragen_core.host.attention.patch import Settings, apply, patched_by
 from ultragen_core.weights.files import WeightsError
 
 SHAPE = (1, 16, 3, 16, 24)
@@ -139,3 +139,17 @@ def test_image_to_video_keeps_its_first_frame(tiny_path, tmp_path):
     )
     assert torch.isfinite(video).all() and torch.allclose(video[:, :, 0], latent[:, :, 0], atol=1e-5)
     assert relative_error(video[:, :, 1:], latent[:, :, 1:]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"local": LocalConfig(antialias=True)}, "fixed windows and no gates, and a local config asks for others"),
+        ({"global_": GlobalConfig(lora_strength=0.5)}, "no global branch, and the global config changes one"),
+    ],
+)
+def test_settings_that_the_rule_cannot_use_are_refused(tiny, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        apply(tiny, Settings(rule="t3", **settings))
+    kept = GlobalConfig(dense_blocks=frozenset({1}))
+    assert patched_by(apply(tiny, Settings(rule="t3", global_=kept))).rule.blocks == [0, 2, 3]
