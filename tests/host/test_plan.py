@@ -120,7 +120,7 @@ def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
         ("wan", "t3", Settings(), None),
         ("flux", "ultragen", None, "flux.safetensors is an unknown file"),
         ("flux", None, Settings(rule="t3"), "UltraGen patches Wan models, flux.safetensors"),
-        ("extras", "auto", None, "holds UltraGen's extra weights alone"),
+        ("extras", "auto", None, "holds only UltraGen's extras"),
         ("gone", "t3", None, "gone.safetensors is not there"),
     ],
 )

@@ -112,7 +112,7 @@ def test_extracted_weights_patch_a_model_of_another_loader(server):
     server.run({"1": extract("golden.safetensors", "golden_extras")})
     unet = {"class_type": "UNETLoader", "inputs": {"unet_name": "golden_base.safetensors", "weight_dtype": "default"}}
     server.run(sampled(unet, extras="golden_extras.safetensors"))
-    with pytest.raises(Failed, match="holds UltraGen's extra weights alone"):
+    with pytest.raises(Failed, match="holds only UltraGen's extras"):
         shutil.copy(
             models / "model_patches" / "golden_extras.safetensors", models / "diffusion_models" / "alone.safetensors"
         )

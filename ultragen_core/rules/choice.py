@@ -61,7 +61,8 @@ def choose_rule(
     if settings.rule == "t3" or (settings.rule == "auto" and given is None and isinstance(before, T3Rule)):
         if given is not None:
             raise ValueError(
-                "The t3 rule uses no extras, and an extras file is set. Set extras to none, or attention_rule to ultragen."
+                "The t3 rule uses no extras, but an extras file is set. Set extras to none, or attention_rule to"
+                " ultragen."
             )
         return t3_rule(model, settings.local, settings.global_)
     extras = given or present

@@ -1,4 +1,4 @@
-"""From a checkpoint file to a Wan model that is patched already."""
+"""Loads a checkpoint file as a patched Wan model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 RULES = ("auto", "ultragen", "t3", "dense")
 AGAIN = "Download the file again, whole, or load it with ComfyUI's Load Diffusion Model and UltraGen Apply."
-# T3-Video's weights have no keys of their own; these are the published names, and what conversions keep of them.
+# T3-Video's checkpoints have no keys of their own; this matches the published file names and names of conversions.
 T3_NAME = re.compile(r"(?<![a-z0-9])t3[-_ ]?video", re.IGNORECASE)
 
 
@@ -42,9 +42,9 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
     """A ModelPatcher for the checkpoint at `path`, patched by `rule`.
 
     rule: "auto" is the rule that the checkpoint was trained for, known from its keys (ultragen) or its name (t3);
-        "ultragen" also takes a Wan model without extra weights (experimental); "t3" any Wan model, for T3-Video's
-        weights under another name; "dense" is core's attention, also for a checkpoint that was trained for another.
-    model_options: as comfy.sd.load_diffusion_model takes them (dtype, fp8_optimizations).
+        "ultragen" also takes a Wan model without extras (experimental); "t3" takes any Wan model, for T3-Video's
+        weights under another name; "dense" is ComfyUI's attention for any checkpoint.
+    model_options: as in comfy.sd.load_diffusion_model (dtype, fp8_optimizations).
     Raises WeightsError.
     """
     path, model_options = Path(path), model_options or {}
@@ -54,26 +54,27 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
     rule = rule_for(name, state_dict, rule)
     if trained_for not in (rule, "dense"):
         log.warning(
-            "UltraGen: %s was trained for the %s rule; %s will not show what it can do.", name, trained_for, rule
+            "UltraGen: %s was trained for the %s rule, the %s rule will give worse results.", name, trained_for, rule
         )
     if trained_for != "ultragen":
         return _patched(_load_base(state_dict, path, model_options), rule)
     base, extras = split_whole(state_dict, name)
-    # Extras stay in memory of their own, whatever happens to the file.
+    # Copied, so that the extras do not depend on the file any more.
     loaded = _built(extras.cloned() if mapped else extras, path) if rule == "ultragen" else None
     return _patched(_load_base(base, path, model_options), rule, loaded)
 
 
 def _read(path: Path) -> tuple[StateDict, bool]:
-    """A checkpoint, and whether its tensors are left in the file.
+    """A checkpoint, and whether its tensors are mapped from the file.
 
-    They are read into memory, so that a file may be replaced while its model is in use; only where memory does not hold
-    them twice, as ComfyUI does while it copies them into the model, are they left in the file, as its own loader does.
+    Tensors are read into RAM, so that the file may be replaced while its model is in use. They are mapped, as in
+    ComfyUI's own loader, only where RAM does not hold them twice, which ComfyUI needs while it copies them into the
+    model.
     """
     mapped = 2 * file_bytes(path) > free_ram()
     if mapped:
         log.warning(
-            "UltraGen: %s is read from the disk as it is needed, because it is large for this computer's memory; do not"
+            "UltraGen: %s stays on the disk and is read as needed, because it is large for this computer's RAM. Do not"
             " replace the file while ComfyUI runs.",
             printable(path.name),
         )
@@ -88,13 +89,13 @@ def trained_rule(name: str, state_dict: StateDict) -> str:
 
 
 def rule_for(name: str, state_dict: StateDict, rule: str) -> str:
-    """The rule that a checkpoint is run with: "auto" is the one that it was trained for. Raises WeightsError."""
+    """The rule that a checkpoint runs with; "auto" is the one that it was trained for. Raises WeightsError."""
     trained_for = trained_rule(name, state_dict)
     if rule == "auto" and trained_for == "dense":
         raise WeightsError(
-            f"{name} {describe(state_dict)}, not an UltraGen checkpoint, such as {SOURCE}, nor named T3-Video. Set"
-            " attention_rule to t3 if it is a renamed one of those, or to ultragen to run any Wan model without extra"
-            " weights (experimental)."
+            f"{name} {describe(state_dict)}. Expected an UltraGen checkpoint, such as {SOURCE}, or a file named"
+            " T3-Video. Set attention_rule to t3 for a renamed T3-Video checkpoint, or to ultragen to run any Wan model"
+            " without extras (experimental)."
         )
     return trained_for if rule == "auto" else rule
 
@@ -104,8 +105,8 @@ def split_whole(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
     base, extras = split(state_dict, name)
     if not base:
         raise WeightsError(
-            f"{name} holds UltraGen's extra weights alone, expected a whole checkpoint, such as {SOURCE}. "
-            "Or put this file into models/model_patches and give it to UltraGen Apply, with the model it belongs to."
+            f"{name} holds only UltraGen's extras. Expected a whole checkpoint, such as {SOURCE}. To use this file, put
+            it" " into models/model_patches and choose it in UltraGen Apply, with the model that it belongs to."
         )
     return base, extras
 
@@ -115,7 +116,7 @@ def _patched(model, rule: str, extras: LoadedExtras | None = None):
 
 
 def load_extras_file(path: str | Path) -> LoadedExtras:
-    """The extras of an extras-only file (or of a whole checkpoint), ready for `patch.apply`. Raises WeightsError."""
+    """The extras of an extras-only file or of a whole checkpoint, for `patch.apply`. Raises WeightsError."""
     return _built(read_extras(path), Path(path))
 
 
@@ -133,7 +134,7 @@ def _reread_extras(path: Path, mark: str) -> Extras:
 def _load_base(base: StateDict, path: Path, model_options: dict, **kwargs):
     name, given, mark = printable(path.name), frozenset(base), content_digest(base)
     try:
-        # The metadata of a quantised file holds what its scales belong to.
+        # The metadata of a quantised file describes its scales.
         model = comfy.sd.load_diffusion_model_state_dict(
             dict(base), model_options=model_options, metadata=read_metadata(path), **kwargs
         )
@@ -145,29 +146,29 @@ def _load_base(base: StateDict, path: Path, model_options: dict, **kwargs):
         reason = printable(f"{type(error).__name__}: {error}", 500)
         raise WeightsError(f"ComfyUI cannot build a model from {name} ({reason}). {AGAIN}") from error
     if model is None:
-        raise WeightsError(f"{name} is no diffusion model that ComfyUI knows, expected Wan, such as {SOURCE}.")
+        raise WeightsError(f"ComfyUI does not recognise {name} as a diffusion model. Expected Wan, such as {SOURCE}.")
     _check_filled(model.model.diffusion_model, given, name)
     model.cached_patcher_init = (_reload_base, (path, model_options, mark))
     return model
 
 
 def _check_filled(module: torch.nn.Module, given: frozenset[str], name: str) -> None:
-    """Raise WeightsError where a Wan model has parameters that its file did not: their values are what memory held."""
+    """Raise WeightsError where a Wan model has parameters that its file lacks, whose values would be uninitialised."""
     if not isinstance(module, comfy.ldm.wan.model.WanModel):
         return
-    # Layers of quantised models have scales, which start at 1 where the file has none.
+    # Layers of quantised models have scales, which are 1 where the file has none.
     lacking = [key for key, _ in module.named_parameters() if key not in given and "scale" not in key]
     quantised = {key.rpartition(".")[0] for key in given if not key.endswith((".weight", ".bias"))}
     lacking = [key for key in lacking if key.endswith(".bias") or key.rpartition(".")[0] not in quantised]
     if lacking:
         raise WeightsError(
-            f"{name} lacks {len(lacking)} of the tensors that this kind of model ({type(module).__name__}) consists of,"
-            f" the first {lacking[0]}. {AGAIN}"
+            f"{name} lacks {len(lacking)} of the tensors of this type of model ({type(module).__name__}), the"
+            f" first is {lacking[0]}. {AGAIN}"
         )
 
 
 def _reload_base(path: Path, model_options: dict, mark: str, **kwargs):
-    """ComfyUI calls this for copies of the model on other GPUs, and with `disable_dynamic` for torch.compile."""
+    """Called by ComfyUI for copies of the model on other GPUs, and with `disable_dynamic` for torch.compile."""
     state_dict, _ = _read(path)
     base = split(state_dict, printable(path.name))[0] if has_extras(state_dict) else state_dict
     if content_digest(base) != mark:
@@ -177,6 +178,6 @@ def _reload_base(path: Path, model_options: dict, mark: str, **kwargs):
 
 def _replaced(path: Path) -> WeightsError:
     return WeightsError(
-        f"{printable(path.name)} holds other weights than when it was loaded, and ComfyUI needs to read it again."
-        " Choose the file once more in the loader, or start ComfyUI again."
+        f"{printable(path.name)} has changed since it was loaded, and ComfyUI needs to read it again. Choose the file"
+        " once more in the loader, or restart ComfyUI."
     )

@@ -62,7 +62,7 @@ def patched_by(model) -> Runtime | None:
 
 
 def _extras_follow(_, clone) -> None:
-    """ComfyUI's torch.compile node takes dynamic VRAM off the model that it clones, and knows nothing of the extras."""
+    """Take dynamic VRAM off the extras too, where ComfyUI's torch.compile node has taken it off the model."""
     if not is_dynamic(clone):
         extras = clone.get_additional_models_with_key(KEY)
         clone.set_additional_models(KEY, [e.clone(disable_dynamic=True) if is_dynamic(e) else e for e in extras])
@@ -86,6 +86,6 @@ def _untrained_extras(rule: UltraGenRule) -> LoadedExtras:
 def _warn_of_another_base(dm: wan.WanModel, extras: LoadedExtras) -> None:
     if not same_base(fingerprint(dict(dm.named_parameters()), list(extras.fingerprint)), extras.fingerprint):
         log.warning(
-            "UltraGen: these extra weights were trained with another base model than the one connected; expect"
-            " artefacts. Use the checkpoint that they were extracted from (UltraGenLoadModel)."
+            "UltraGen: the extras were trained with another base model than the connected one; expect artefacts. Load
+            the" " checkpoint that they were extracted from with UltraGen Load Model."
         )
