@@ -105,8 +105,8 @@ def split_whole(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
     base, extras = split(state_dict, name)
     if not base:
         raise WeightsError(
-            f"{name} holds only UltraGen's extras. Expected a whole checkpoint, such as {SOURCE}. To use this file, put
-            it" " into models/model_patches and choose it in UltraGen Apply, with the model that it belongs to."
+            f"{name} holds only UltraGen's extras. Expected a whole checkpoint, such as {SOURCE}. To use this file,"
+            " put it into models/model_patches and choose it in UltraGen Apply, with the model that it belongs to."
         )
     return base, extras
 

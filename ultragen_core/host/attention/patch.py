@@ -86,6 +86,6 @@ def _untrained_extras(rule: UltraGenRule) -> LoadedExtras:
 def _warn_of_another_base(dm: wan.WanModel, extras: LoadedExtras) -> None:
     if not same_base(fingerprint(dict(dm.named_parameters()), list(extras.fingerprint)), extras.fingerprint):
         log.warning(
-            "UltraGen: the extras were trained with another base model than the connected one; expect artefacts. Load
-            the" " checkpoint that they were extracted from with UltraGen Load Model."
+            "UltraGen: the extras were trained with another base model than the connected one; expect artefacts. Load"
+            " the checkpoint that they were extracted from with UltraGen Load Model."
         )
