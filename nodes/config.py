@@ -1,4 +1,4 @@
-"""The settings of UltraGen's attention, for UltraGen Apply."""
+"""Settings of UltraGen's attention, for UltraGen Apply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GlobalConfigType = io.Custom("ULTRAGEN_GLOBAL")
 
 
 def gate_inputs(fine: str, coarse: str) -> list:
-    """A gate: trained where there are weights, or a line over the sampling run."""
+    """Inputs of a gate: the trained one, or a line over the sampling run."""
     share = f"With gate = schedule: share of {fine} against {coarse}, 0 to 1,"
     return [
         io.Combo.Input(
@@ -23,8 +23,8 @@ def gate_inputs(fine: str, coarse: str) -> list:
             options=["trained", "schedule"],
             default="trained",
             tooltip=(
-                f"How {fine} and {coarse} are weighed. trained: by the checkpoint's own gates (without weights: from"
-                " 0.5 to 1). schedule: by the two values below, for experiments."
+                f"Balance of {fine} and {coarse}. trained: the checkpoint's gates (without trained weights: from 0.5 to"
+                " 1). schedule: the two values below, for experiments."
             ),
         ),
         io.Float.Input(
@@ -58,9 +58,9 @@ def windows_inputs(branch: str, prefix: str, trained: tuple[int, int]) -> list[i
             min=0,
             max=16,
             tooltip=(
-                f"Windows per axis of {branch} in {parity} blocks. More windows cost less and see less. 0 in both:"
-                f" {count} with weights, as trained; without, windows about as large as the frames that the base model"
-                " knows."
+                f"Windows per axis of {branch} in {parity} blocks. More windows are faster, but each covers less of"
+                f" the frame. 0 in both: as trained ({count}); without trained weights, windows about as large as the"
+                " frames that the base model was trained on."
             ),
         )
         for parity, count in zip(("even", "odd"), trained, strict=True)
@@ -91,9 +91,7 @@ class UltraGenLocalConfig(Node):
             node_id="UltraGenLocalConfig",
             display_name="UltraGen Local Config",
             category="UltraGen",
-            description=(
-                "The fine side of UltraGen's attention. The defaults are what the published weights were trained with."
-            ),
+            description=("The fine side of UltraGen's attention. The defaults are those of the published weights."),
             inputs=[
                 *windows_inputs("the local branch", "", TRAINED_WINDOWS.local),
                 io.Combo.Input(
@@ -101,9 +99,9 @@ class UltraGenLocalConfig(Node):
                     options=["paper", "off", "swin"],
                     default="paper",
                     tooltip=(
-                        "How borders between windows are bridged. paper: odd blocks have other windows than even ones."
-                        " off: the same windows everywhere (seams). swin: odd blocks shift the even windows by half a"
-                        " window."
+                        "How borders between windows are bridged. paper: odd blocks have other windows than even"
+                        " blocks. off: the same windows in all blocks (seams). swin: odd blocks shift the windows by"
+                        " half a window."
                     ),
                 ),
                 io.Combo.Input(
@@ -120,14 +118,14 @@ class UltraGenLocalConfig(Node):
                     "antialias",
                     default=False,
                     tooltip=(
-                        "Resize features with antialiasing. The published environment had it off; it matters in the"
-                        " third digit."
+                        "Resize features with antialiasing. Off in the published environment; it changes the third"
+                        " digit."
                     ),
                 ),
                 io.Boolean.Input(
                     "hierarchical",
                     default=True,
-                    tooltip="The branch at half resolution between local and global. Off only for experiments.",
+                    tooltip="The branch at half resolution, between local and global. Switch it off for experiments.",
                 ),
                 *windows_inputs("the hierarchical branch", "hierarchical_", TRAINED_WINDOWS.hierarchical),
                 lora_strength_input("hierarchical_lora_strength", "the hierarchical branch"),
@@ -175,17 +173,14 @@ class UltraGenGlobalConfig(Node):
             node_id="UltraGenGlobalConfig",
             display_name="UltraGen Global Config",
             category="UltraGen",
-            description=(
-                "The coarse side of UltraGen's attention. The defaults are what the published weights were trained"
-                " with."
-            ),
+            description=("The coarse side of UltraGen's attention. The defaults are those of the published weights."),
             inputs=[
                 io.Boolean.Input(
                     "enabled",
                     default=True,
                     tooltip=(
-                        "The global branch: attention over the whole frame at low resolution. Without it windows do not"
-                        " agree with each other."
+                        "The global branch: attention over the whole frame at low resolution. Without it the windows do"
+                        " not match each other."
                     ),
                 ),
                 io.Int.Input(
@@ -194,8 +189,8 @@ class UltraGenGlobalConfig(Node):
                     min=0,
                     max=16,
                     tooltip=(
-                        "Tokens per axis that the global branch joins into one. 0: as trained, 4 without weights."
-                        " Higher costs less."
+                        "Tokens per axis that the global branch joins into one. 0: as trained, 4 without trained"
+                        " weights. Higher is faster."
                     ),
                 ),
                 lora_strength_input("lora_strength", "the global branch"),
@@ -204,9 +199,9 @@ class UltraGenGlobalConfig(Node):
                     "dense_blocks",
                     default="auto",
                     tooltip=(
-                        "Blocks that keep full attention, such as 0-2, 27-29. auto: those without extra weights in the"
-                        " checkpoint; without weights the outer tenth at either end. More dense blocks: slower, more"
-                        " coherent. Empty: none by choice."
+                        "Blocks that keep full attention, such as 0-2, 27-29. auto: those without extras in the"
+                        " checkpoint; without trained weights the first and the last tenth. More dense blocks are"
+                        " slower and more coherent. Empty: no others than those without extras."
                     ),
                 ),
             ],

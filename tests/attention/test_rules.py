@@ -233,7 +233,7 @@ def test_windows_of_the_user_come_first():
         (LocalConfig, {"windows": (0, 1)}, "windows must be two whole numbers of at least 1, got (0, 1)"),
         (LocalConfig, {"windows": (math.nan, 1)}, "windows must be two whole numbers"),
         (LocalConfig, {"hierarchical_windows": (1,)}, "hierarchical_windows must be two whole numbers"),
-        (LocalConfig, {"cut": "round"}, "cut must be one of auto, resize, balanced, got 'round'"),
+        (LocalConfig, {"uneven": "round"}, "uneven must be one of auto, resize, balanced, got 'round'"),
         (LocalConfig, {"cross_window": None}, "cross_window must be one of paper, off, swin, got None"),
     ],
 )

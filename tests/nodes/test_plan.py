@@ -20,8 +20,9 @@ LATENT = {"preset": "custom", "width": 200, "height": 128, "frames": 9, "batch_s
 
 def test_node_says_and_draws_what_the_canvas_was_shown(server):
     local = {
-        "windows_even": 2, "windows_odd": 3, "cross_window": "paper", "cut": "auto", "antialias": False,
+        "windows_even": 2, "windows_odd": 3, "cross_window": "paper", "uneven": "auto", "antialias": False,
         "hierarchical": True, "hierarchical_windows_even": 0, "hierarchical_windows_odd": 0,
+        "hierarchical_lora_strength": 1.0,
         "gate": "trained", "gate_at_noise": 0.5, "gate_at_end": 1.0,
     }  # fmt: skip
     apply = APPLY
