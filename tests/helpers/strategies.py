@@ -21,7 +21,7 @@ local_configs = st.builds(
     LocalConfig,
     windows=st.tuples(window_counts, window_counts),
     cross_window=st.sampled_from(["paper", "off", "swin"]),
-    cut=st.sampled_from(["auto", "resize", "balanced"]),
+    uneven=st.sampled_from(["auto", "resize", "balanced"]),
     antialias=st.booleans(),
     hierarchical=st.booleans(),
     hierarchical_windows=st.tuples(window_counts, window_counts),

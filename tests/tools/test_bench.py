@@ -22,7 +22,7 @@ from ultragen_core.rules.ultragen import block_spec
 @torch.no_grad()
 def test_published_arithmetic_made_anew_agrees(block, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "tools")])
-    from bench_published import published_attention
+    from tools.bench.published import published_attention
 
     grid, shape = TokenGrid(2, 13, 21), ExtrasShape(24, rank=4, refined=True)
     extras = BlockExtras(shape)

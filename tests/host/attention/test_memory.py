@@ -168,4 +168,4 @@ def test_what_comfyui_keeps_free_is_what_is_needed(tiny, monkeypatch):
 def test_pieces_are_few_and_large(free_gib, pieces):
     """Wan 2.1 1.3B at 1920x1088, 81 frames, 16 bit."""
     activations = Activations.of(WAN_1_3B, TokenGrid(21, 68, 120), 1, 2)
-    assert activations.room(int(free_gib * GIB)).pieces == pieces
+    assert activations.budget(int(free_gib * GIB)).pieces == pieces

@@ -151,7 +151,7 @@ def test_an_unfit_model_is_refused(tiny, dense):
         apply(NotWan(), Settings())
     with pytest.raises(ValueError, match="The extras were trained with a compress ratio of 4"):
         apply(tiny, Settings(global_=GlobalConfig(compress_ratio=2)))
-    with pytest.raises(ValueError, match="no UltraGen weights whose rule could be followed"):
+    with pytest.raises(ValueError, match="The model has no extras, so its attention rule is unknown"):
         apply(dense, Settings())
     with pytest.raises(ValueError, match="start_percent must be below end_percent"):
         Settings(start_percent=0.5, end_percent=0.5)
