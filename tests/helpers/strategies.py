@@ -25,6 +25,7 @@ local_configs = st.builds(
     antialias=st.booleans(),
     hierarchical=st.booleans(),
     hierarchical_windows=st.tuples(window_counts, window_counts),
+    hierarchical_lora_strength=st.sampled_from([0.0, 1.0]) | st.floats(0, 2),
     gate=gates,
 )
 

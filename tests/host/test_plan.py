@@ -61,8 +61,8 @@ def test_published_layout_in_words():
     made = preview(VideoSize(1920, 1080, 81), Source("ultragen_1080p.ckpt", None, "auto"))
     assert [warning[:36] for warning in made.warnings] == ["ultragen_1080p.ckpt is not there: dra"[:36]]
     assert made.text()[:3] == [
-        "1920x1088, 81 frames: 21x68x120 = 171,360 tokens; rule ultragen in 24 of 30 blocks, dense 0-2, 27-29 (no extra"
-        " weights)",
+        "1920x1088, 81 frames: 21x68x120 = 171,360 tokens; rule ultragen in 24 of 30 blocks, dense 0-2, 27-29 (no"
+        " extras)",
         "12 even blocks: local 4x4 of 10,710 tokens + hierarchical 2x2 of 10,710 tokens (at 1/2 of the resolution) +"
         " global of 10,710 tokens (at 1/4 of the resolution)",
         "12 odd blocks: local 5x5 of 7,056 tokens + hierarchical 3x3 of 4,620 tokens (at 1/2 of the resolution) +"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
 from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
+from tools.bench.published import published_attention
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
@@ -20,10 +18,7 @@ from ultragen_core.rules.ultragen import block_spec
 
 @pytest.mark.parametrize("block", [2, 3])
 @torch.no_grad()
-def test_published_arithmetic_made_anew_agrees(block, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "tools")])
-    from tools.bench.published import published_attention
-
+def test_published_arithmetic_agrees(block):
     grid, shape = TokenGrid(2, 13, 21), ExtrasShape(24, rank=4, refined=True)
     extras = BlockExtras(shape)
     extras.load_state_dict({k: v + 0.1 * seeded(*v.shape, seed=len(k)) for k, v in initial_block(shape).items()})

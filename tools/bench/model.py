@@ -198,7 +198,7 @@ def patched(model, method: str):
         for kind in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL):
             dense.remove_wrappers_with_key(kind, KEY)
         dense.set_additional_models(KEY, [])
-        return dense, {backend.OVERRIDE: backend._cudnn_attention} if method == "cudnn" else {}
+        return dense, {backend.OVERRIDE: backend.cudnn_attention} if method == "cudnn" else {}
     if method == "t3":
         return apply(model, Settings(rule="t3")), {}
     blocks = GlobalConfig(dense_blocks=frozenset() if method == "all" else PUBLISHED_DENSE)

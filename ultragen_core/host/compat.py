@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import comfy.ldm.modules.attention as attention
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -80,3 +81,21 @@ def sampler_functions(names: Iterable[str]) -> dict[Callable[..., Tensor], str]:
     """Return the names of ComfyUI's sampler functions, by function. 0.3.75 lacks exp_heun_2_x0 and its SDE form."""
     found = {name: getattr(sampling, f"sample_{name}", None) for name in names}
     return {function: name for name, function in found.items() if function}
+
+
+def preferred_attention(module: nn.Module):
+    """Return a module's wish for an attention function, an object with `function`, or None.
+
+    ComfyUI has it from 0.40 on, as `comfy_attention` of attention modules; checkpoints fill it.
+    """
+    wish = getattr(module, "comfy_attention", None)
+    return wish if getattr(wish, "function", None) is not None else None
+
+
+def attention_operands(*tensors: Tensor) -> tuple:
+    """Return q, k and v as ComfyUI's models hand them over, so that its attention can free each as early as possible.
+
+    From 0.40 on in containers that give their tensor away once, before as plain tensors.
+    """
+    container = getattr(attention, "AttentionTensorContainer", None)
+    return tensors if container is None else tuple(map(container, tensors))

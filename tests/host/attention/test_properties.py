@@ -15,6 +15,7 @@ from helpers.support import relative_error, seeded
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from ultragen_core.attention.config import GlobalConfig
 from ultragen_core.host.attention import runtime
 from ultragen_core.host.attention.load import load_model
 from ultragen_core.host.attention.patch import Settings, apply
@@ -36,8 +37,11 @@ def models(tiny_path):
 
 @st.composite
 def chosen(draw):
-    """A rule and its settings."""
-    rule, global_ = draw(st.sampled_from(["auto", "ultragen", "t3"])), draw(global_configs)
+    """A rule and settings that it takes."""
+    rule = draw(st.sampled_from(["auto", "ultragen", "t3"]))
+    if rule == "t3":
+        return Settings(global_=GlobalConfig(dense_blocks=draw(dense_blocks)), rule=rule)
+    global_ = draw(global_configs)
     ratio = draw(st.integers(1, 16)) if rule == "ultragen" else None  # trained weights fix it
     global_ = replace(global_, dense_blocks=draw(dense_blocks), compress_ratio=ratio)
     return Settings(draw(local_configs), global_, rule=rule)

@@ -1,24 +1,28 @@
-"""Uses the fastest of PyTorch's own attention backends where ComfyUI would use plain PyTorch attention.
+"""Chooses the attention function of a run: what the user, the checkpoint or another pack asks for, else the fastest.
 
-ComfyUI prefers FlashAttention; on Hopper cuDNN's kernel is 1.6 times as fast. A choice of the user or of another pack
-(SageAttention, FlashAttention, xformers, an override) is respected, and ULTRAGEN_ATTENTION=core in the environment
-switches this module off.
+ComfyUI prefers FlashAttention; on Hopper cuDNN's kernel is 1.6 times as fast. ULTRAGEN_ATTENTION=core in the
+environment leaves the choice to ComfyUI.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import os
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
-import comfy.ldm.modules.attention
+import comfy.ldm.modules.attention as comfy_attention
 import comfy.ops
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..compat import preferred_attention
 
 OVERRIDE = "optimized_attention_override"
 CUDNN_FIRST = [
@@ -27,20 +31,70 @@ CUDNN_FIRST = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+SPARSE = re.compile("sparse|radial|sliding|jenga", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 
 
-def with_fast_attention(transformer_options: dict, device: torch.device) -> dict:
-    """The options, with ComfyUI's plain PyTorch attention replaced by a faster backend where there is one."""
-    if OVERRIDE in transformer_options or not cudnn_is_faster(device):
-        return transformer_options
-    return {**transformer_options, OVERRIDE: _cudnn_attention}
+@dataclass(frozen=True)
+class AttentionChoice:
+    """The attention function of a run.
+
+    name: for the log. asked_by: who chose it. options: changes to ComfyUI's transformer_options. sparse: whether the
+    function leaves tokens out, as far as its name tells.
+    """
+
+    name: str
+    asked_by: str
+    options: dict
+    sparse: bool = False
+
+    def __str__(self) -> str:
+        return f"attention {self.name} ({self.asked_by})"
 
 
-def _cudnn_attention(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
+def choose_attention(dm: nn.Module, transformer_options: dict, device: torch.device) -> AttentionChoice:
+    """Respect every choice that was made; where ComfyUI would use plain PyTorch attention, use the fastest backend.
+
+    In ComfyUI an override of a node or a pack goes before the wish of a checkpoint, and that before the command line.
+    """
+    plain = comfy_attention.optimized_attention is comfy_attention.attention_pytorch
+    override = transformer_options.get(OVERRIDE)
+    wish = next((found for module in dm.modules() if (found := preferred_attention(module))), None)
+    if override is not None:
+        name, fast = _name_of(override), plain and cudnn_is_faster(device)
+        options = {OVERRIDE: _over_cudnn(override)} if fast and wish is None else {}
+        return AttentionChoice(name, "set by a node or another pack", options, bool(SPARSE.search(name)))
+    if wish is not None:
+        return AttentionChoice(_name_of(wish.function), "asked for by the checkpoint", {})
+    if plain and cudnn_is_faster(device):
+        return AttentionChoice("cuDNN", "fastest of PyTorch's on this GPU", {OVERRIDE: cudnn_attention})
+    return AttentionChoice(_name_of(comfy_attention.optimized_attention), "ComfyUI's choice", {})
+
+
+def _name_of(function: Callable) -> str:
+    module = getattr(function, "__module__", None) or ""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{module.rpartition('.')[2]}.{name}" if module else name
+
+
+def _over_cudnn(override: Callable) -> Callable:
+    """An override that acts on some calls only: those that it passes on run on cuDNN."""
+
+    @functools.wraps(override)
+    def call(func: Callable, *args, **kwargs) -> Tensor:
+        @functools.wraps(func)
+        def passed_on(*args, **kwargs) -> Tensor:
+            return cudnn_attention(func, *args, **kwargs)
+
+        return override(passed_on, *args, **kwargs)
+
+    return call
+
+
+def cudnn_attention(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
     """ComfyUI's attention_pytorch on (b, tokens, c) tensors with cuDNN first; passes any other call on."""
-    plain = func is comfy.ldm.modules.attention.attention_pytorch.__wrapped__ and q.ndim == 3 and not args
+    plain = func is comfy_attention.attention_pytorch.__wrapped__ and q.ndim == 3 and not args
     if (
         not plain
         or kwargs.get("mask") is not None

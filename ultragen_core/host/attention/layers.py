@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...attention.engine import Engine, in_pieces
 from ...attention.layer import dense_attention_
 from ...attention.rope import RopeTables
-from ..compat import cast_parameters
+from ..compat import attention_operands, cast_parameters, preferred_attention
 from ..wan_model import uncompiled
 
 # A block whose own forward is one of these hands its attention a tensor that nobody else holds.
@@ -30,16 +30,20 @@ def managed_parameters(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | N
 
 
 def engine(
+    module: nn.Module,
     transformer_options: dict,
     tokens_at_a_time: int | None,
     rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
     rope_tables: RopeTables | None = None,
 ) -> Engine:
-    """The engine of one layer of ComfyUI's: its attention, its parameters."""
+    """The engine of one of ComfyUI's self-attention modules: ComfyUI's attention and parameters."""
+    wish = preferred_attention(module)
+    preferred = {} if wish is None else {"preferred_attention": wish}
 
     def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         # Looked up at call time, so that the attention which the user or another pack has chosen is used.
-        return wan.optimized_attention(q, k, v, heads=heads, transformer_options=transformer_options)
+        operands = attention_operands(q, k, v)
+        return wan.optimized_attention(*operands, heads=heads, transformer_options=transformer_options, **preferred)
 
     return Engine(attention, managed_parameters, rope_scale, tokens_at_a_time, rope_tables or RopeTables())
 
@@ -66,7 +70,7 @@ class RuleLayer:
             return layer.dense(x, freqs, transformer_options=transformer_options, **kwargs)
         if transformer_options.get("patches", {}).get("attn1_patch"):
             layer.note("attention patches (attn1_patch) of other nodes act on dense blocks only")
-        chosen = engine(transformer_options, layer.tokens_at_a_time, layer.rope_scale, layer.rope_tables)
+        chosen = engine(module, transformer_options, layer.tokens_at_a_time, layer.rope_scale, layer.rope_tables)
         return layer.attention(module, x, engine=chosen)
 
 
@@ -81,7 +85,7 @@ class DenseLayer:
         # ComfyUI's rotations: (1, s, 1, d / 2, 2, 2), each ((cos, -sin), (sin, cos)).
         table = freqs[0, :, 0, :, :, 0]
         return dense_attention_(
-            module, x, table, engine(transformer_options or {}, module.ultragen_layer.tokens_at_a_time)
+            module, x, table, engine(module, transformer_options or {}, module.ultragen_layer.tokens_at_a_time)
         )
 
 

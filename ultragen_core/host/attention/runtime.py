@@ -26,7 +26,7 @@ from ...rules.rule import Rule
 from ..compat import free_memory
 from ..memory import is_out_of_memory
 from ..wan_model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
-from .backend import with_fast_attention
+from .backend import OVERRIDE, AttentionChoice, choose_attention
 from .extras import LoadedExtras, blocks_of
 from .layers import RuleLayer, bounded_layers, installed
 
@@ -50,6 +50,7 @@ class Runtime:
     noted: set[str] = field(default_factory=set)
     budgets: dict[tuple[Activations, torch.device], MemoryBudget] = field(default_factory=dict)
     rope_tables: RopeTables = field(default_factory=RopeTables)
+    choices: dict[tuple[int, torch.device], AttentionChoice] = field(default_factory=dict)
 
     def outer_sample(self, executor, noise: Tensor, *args, **kwargs):
         """Wraps a whole sampling run: logs once what will run and what is bad about its size, and corrects ComfyUI's
@@ -63,6 +64,9 @@ class Runtime:
         if hasattr(dm, "vace_blocks"):
             parts.append("VACE blocks as the blocks that they feed (experimental)")
         log.info("UltraGen: %s", ", ".join(parts))
+        if not self.rule.blocks:
+            log.warning("UltraGen: there is nothing to do: all blocks of this model stay dense.")
+            return executor(noise, *args, **kwargs)
         for sentence in self.rule.advice(grid):
             log.warning("UltraGen: %s", sentence)
         try:
@@ -76,6 +80,7 @@ class Runtime:
         self.noted.clear()
         self.budgets.clear()
         self.rope_tables.clear()
+        self.choices.clear()
 
     def memory_required(self, base, input_shape: tuple[int, ...], cond_shapes: Mapping | None = None) -> int:
         """Replaces BaseModel.memory_required, whose estimate is for dense attention over all tokens at once."""
@@ -101,7 +106,8 @@ class Runtime:
         attentions = self.rule.attentions(extras_on(base), base.model_sampling.timestep(t).float(), grid)
         if not attentions:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-        options = with_fast_attention(options, x.device)
+        if changes := self.attention(base, options, x.device).options:
+            options = {**options, **changes}
         budget = self.budget(base, grid, x)
         while True:
             layers = self.layers(base, attentions, grid, options, budget.tokens_at_a_time)
@@ -114,6 +120,16 @@ class Runtime:
                     raise
             log.warning("UltraGen: out of memory, retrying with %d tokens at a time.", budget.tokens_at_a_time)
             comfy.model_management.soft_empty_cache()
+
+    def attention(self, base, options: dict, device: torch.device) -> AttentionChoice:
+        """The attention function, chosen and logged once a run for every override and device."""
+        key = id(options.get(OVERRIDE)), device
+        if key not in self.choices:
+            choice = self.choices[key] = choose_attention(diffusion_model(base), options, device)
+            log.info("UltraGen: %s", choice)
+            if choice.sparse:
+                self.note(f"{choice.name} leaves tokens out inside UltraGen's windows: two approximations at once")
+        return self.choices[key]
 
     def layers(self, base, attentions: dict[int, Callable], grid: TokenGrid, options: dict, at_a_time: int | None):
         """The layers of one evaluation, by the module that they replace."""
