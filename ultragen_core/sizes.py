@@ -24,7 +24,7 @@ PRESETS = {
 }
 
 
-# Pixels that one latent pixel stands for, by the channels of the latent: Wan 2.1's VAE, Wan 2.2's.
+# Pixels per latent pixel and axis, by the latent's channels: Wan 2.1's VAE, Wan 2.2's.
 SPATIAL_RATIO = {16: 8, 48: 16}
 
 

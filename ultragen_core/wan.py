@@ -12,7 +12,7 @@ from .sizes import SPATIAL_RATIO
 
 PATCH = 1, 2, 2  # latent pixels (t, h, w) that become one token, in every Wan model
 HEAD_DIM = 128
-# Tensors whose sizes tell a model's, with their number of axes.
+# Tensors whose sizes identify a model's, with their number of axes.
 TELLING = {"head.modulation": 3, "head.head.weight": 2, "blocks.0.ffn.0.weight": 2}
 
 
@@ -20,8 +20,8 @@ TELLING = {"head.modulation": 3, "head.head.weight": 2, "blocks.0.ffn.0.weight":
 class WanShape:
     """Sizes of a Wan model.
 
-    out_channels: of the latent. vace_blocks: blocks that feed others. other_attention: blocks whose self-attention is
-    not Wan's plain one, and what it is.
+    out_channels: of the latent. vace_blocks: number of blocks that feed others. other_attention: by block, the class of a
+    self-attention that is not Wan's plain one.
     """
 
     blocks: int
@@ -34,7 +34,7 @@ class WanShape:
 
     @classmethod
     def of_keys(cls, state: Mapping[str, Tensor]) -> WanShape:
-        """From a checkpoint in Wan's own key names. Raises ValueError, with why, where it is none."""
+        """From a checkpoint in Wan's own key names. Raises ValueError, with the reason, for other files."""
         lacking = [key for key, axes in TELLING.items() if key not in state or state[key].ndim != axes]
         if lacking:
             raise ValueError(f"a Wan model has {lacking[0]}, with {TELLING[lacking[0]]} axes")

@@ -116,7 +116,7 @@ def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
         ("trained", "auto", Settings(LocalConfig(windows=(2, 3)), rule="t3"), "a local config asks for others"),
         ("trained", None, Settings(), "The model has no extras, so its attention rule is unknown"),
         ("trained", "dense", Settings(), "The model has no extras, so its attention rule is unknown"),
-        ("wan", "auto", None, "wan.safetensors is a Wan model without UltraGen's extra weights"),
+        ("wan", "auto", None, "wan.safetensors is a Wan model without UltraGen's extras"),
         ("wan", "t3", Settings(), None),
         ("flux", "ultragen", None, "flux.safetensors is an unknown file"),
         ("flux", None, Settings(rule="t3"), "UltraGen patches Wan models, flux.safetensors"),

@@ -44,7 +44,7 @@ FILES = {
     ),
     "wan.safetensors": (
         lambda p: safetensors.torch.save_file(PLAIN, p),
-        "wan.safetensors is a Wan model without UltraGen's extras (attention_rule = ultragen runs it without them",
+        "wan.safetensors is a Wan model without UltraGen's extras. Expected an UltraGen checkpoint",
     ),
     "truncated.ckpt": (truncated, "truncated.ckpt (100,000 bytes) is damaged, incomplete or not a weights file"),
     "hostile.ckpt": (

@@ -95,7 +95,7 @@ def test_model_sampling_is_for_flow_models(pack, tiny, caplog):
     sampling = node(pack, "UltraGenModelSampling").execute
     other = tiny.clone()
     other.add_object_patch("model_sampling", comfy.model_sampling.EPS())
-    with pytest.raises(ValueError, match="A flow shift is for flow models such as Wan, got WanModel. Connect"):
+    with pytest.raises(ValueError, match="A flow shift needs a flow model such as Wan, got WanModel. Connect"):
         sampling(other, 5.0, 30)
     with pytest.raises(ValueError, match="such as Wan, got str"):
         sampling("a model", 5.0, 30)

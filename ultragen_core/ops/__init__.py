@@ -1,1 +1,1 @@
-"""Every function that has a Triton form, beside its plain PyTorch form, which defines it."""
+"""Every function that has a Triton form, next to its plain PyTorch form, which defines it."""

@@ -151,7 +151,7 @@ def describe(state_dict: StateDict) -> str:
     if any(key.startswith("decoder.") for key in keys):
         return "looks like a VAE (load it with a VAE loader)"
     if any(key.startswith("blocks.0.self_attn") for key in keys):
-        return "is a Wan model without UltraGen's extras (attention_rule = ultragen runs it without them, experimental)"
+        return "is a Wan model without UltraGen's extras"
     return f"is an unknown file ({len(keys)} tensors, the first {printable(keys[0], 120)!r})"
 
 

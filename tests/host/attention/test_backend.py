@@ -59,7 +59,7 @@ def test_the_faster_backend_where_nobody_has_chosen(faster):
 def test_the_command_line_is_respected(faster, monkeypatch):
     monkeypatch.setattr(core, "optimized_attention", core.attention_split)
     choice = choose_attention(PLAIN, {}, CPU)
-    assert choice.options == {} and str(choice) == "attention attention.attention_split (ComfyUI's choice)"
+    assert choice.options == {} and str(choice) == "attention attention_split (ComfyUI's choice)"
 
 
 def test_the_checkpoint_is_respected(faster):

@@ -56,7 +56,7 @@ def test_a_file_larger_than_memory_is_left_on_the_disk(checkpoint, ending, monke
     state_dict = loading.read_state_dict
     monkeypatch.setattr(loading, "read_state_dict", lambda *args: read.append(args[1]) or state_dict(*args))
     model = load_model(path)
-    assert read == [True] and "is large for this computer's memory" in caplog.text
+    assert read == [True] and "is large for this computer's RAM" in caplog.text
     gates = [gate for patch in model.get_nested_additional_models() for gate in patch.model.parameters()]
     assert gates and all(torch.isfinite(gate).all() for gate in gates)
     if Path("/proc/self/maps").exists() and not getattr(model, "is_dynamic", bool)():

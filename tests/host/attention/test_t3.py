@@ -100,7 +100,7 @@ def test_other_attention_than_trained_for_warns(files, tiny_path, caplog):
 
 def test_the_rule_is_never_guessed(tiny_path, tmp_path):
     save_file(base_weights(tiny_path), tmp_path / "renamed.safetensors")
-    with pytest.raises(WeightsError, match="Set attention_rule to t3 if it is a renamed one"):
+    with pytest.raises(WeightsError, match="Set attention_rule to t3 for a renamed T3-Video checkpoint"):
         load_model(tmp_path / "renamed.safetensors", "auto", FLOAT32)
     save_file(base_weights(tiny_path), tmp_path / "wan2.1_test3-video.safetensors")
     with pytest.raises(WeightsError, match="or a file named T3-Video"):

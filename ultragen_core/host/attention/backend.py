@@ -75,7 +75,7 @@ def choose_attention(dm: nn.Module, transformer_options: dict, device: torch.dev
 def _name_of(function: Callable) -> str:
     module = getattr(function, "__module__", None) or ""
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{module.rpartition('.')[2]}.{name}" if module else name
+    return name if not module or module.startswith("comfy.") else f"{module.rpartition('.')[2]}.{name}"
 
 
 def _over_cudnn(override: Callable) -> Callable:
