@@ -20,8 +20,8 @@ TELLING = {"head.modulation": 3, "head.head.weight": 2, "blocks.0.ffn.0.weight":
 class WanShape:
     """Sizes of a Wan model.
 
-    out_channels: of the latent. vace_blocks: number of blocks that feed others. other_attention: by block, the class of a
-    self-attention that is not Wan's plain one.
+    out_channels: of the latent. vace_blocks: number of blocks that feed others. other_attention: by block, the class of
+    a self-attention that is not Wan's plain one.
     """
 
     blocks: int

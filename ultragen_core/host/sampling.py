@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 
 def with_shift(model, shift: float):
-    """A clone of `model` that samples flow matching with this shift, t = 1000 * sigma (like ComfyUI's ModelSamplingSD3).
+    """A clone of `model` that samples flow matching with this shift, t = 1000 * sigma (like ComfyUI's
+    ModelSamplingSD3).
 
     Raises ValueError for a model that does not sample flow matching.
     """
@@ -57,7 +58,7 @@ def empty_latent(wanted: VideoSize, batch: int, vae=None) -> tuple[dict, VideoSi
         channels, spatial = vae.latent_channels, vae.spacial_compression_encode()
         temporal = vae.temporal_compression_decode()
         if temporal is None:
-            raise ValueError("A video latent needs a video VAE, but the connected one is for images. Connect Wan's VAE.")
+            raise ValueError("A video latent needs a video VAE, the connected VAE is for images. Connect Wan's VAE.")
     size = round_up(wanted, spatial, temporal)
     shape = latent_shape(size, batch, channels, spatial, temporal)
     check_memory(shape, size)
@@ -72,6 +73,6 @@ def check_memory(shape: tuple[int, ...], size: VideoSize) -> None:
     free = free_ram() if device.type == "cpu" else comfy.model_management.get_free_memory(device)
     if needed > free:
         raise ValueError(
-            f"A latent of {size}, batch of {shape[0]}, takes {gib(needed)} of memory, but {gib(free)} are free. Choose a"
-            " smaller size, fewer frames or a smaller batch."
+            f"A latent of {size}, batch of {shape[0]}, takes {gib(needed)} of memory, but {gib(free)} are free. Choose"
+            " a smaller size, fewer frames or a smaller batch."
         )
