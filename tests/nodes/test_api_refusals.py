@@ -36,11 +36,12 @@ FILES = {
         lambda p: safetensors.torch.save_file(
             {"diffusion_model.blocks.0.self_attn.q.lora_down.weight": torch.zeros(4, 256)}, p
         ),
-        "lora.safetensors looks like a LoRA (load it with a LoRA loader after the model), not an UltraGen checkpoint",
+        "lora.safetensors looks like a LoRA (load it with a LoRA loader after the model). Expected an UltraGen"
+        " checkpoint",
     ),
     "vae.safetensors": (
         lambda p: safetensors.torch.save_file({"decoder.conv1.weight": torch.zeros(4)}, p),
-        "vae.safetensors looks like a VAE (load it with a VAE loader), not an UltraGen checkpoint",
+        "vae.safetensors looks like a VAE (load it with a VAE loader). Expected an UltraGen checkpoint",
     ),
     "wan.safetensors": (
         lambda p: safetensors.torch.save_file(PLAIN, p),

@@ -126,6 +126,6 @@ def test_other_things_than_models_and_configs_are_refused(pack, tiny):
         apply(
             tiny,
             global_config=node(pack, "UltraGenLocalConfig")
-            .execute(0, 0, "paper", "auto", False, True, 0, 0, "trained", 0.5, 1.0)
+            .execute(0, 0, "paper", "auto", False, True, 0, 0, 1.0, "trained", 0.5, 1.0)
             .result[0],
         )

@@ -127,13 +127,13 @@ def mixed():
 REFUSED = {
     "a LoRA": (
         {"lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.zeros(2)},
-        "looks like a LoRA .*not an UltraGen checkpoint",
+        "looks like a LoRA .*Expected an UltraGen checkpoint",
     ),
     "a LoRA of peft": (
         {"base_model.model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(2)},
-        "looks like a LoRA .*not an UltraGen checkpoint",
+        "looks like a LoRA .*Expected an UltraGen checkpoint",
     ),
-    "a VAE": ({"decoder.conv1.weight": torch.zeros(2)}, "looks like a VAE .*not an UltraGen checkpoint"),
+    "a VAE": ({"decoder.conv1.weight": torch.zeros(2)}, "looks like a VAE .*Expected an UltraGen checkpoint"),
     "plain Wan": (split(FLAT, "tiny")[0], "is a Wan model without UltraGen's extras"),
     "something else": ({"emb.weight": torch.zeros(2)}, r"is an unknown file \(1 tensors, the first 'emb.weight'\)"),
     "a missing tensor": (

@@ -95,8 +95,8 @@ def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
             base[key] = tensor
     if not per_block:
         raise WeightsError(
-            f"{name} {describe(state_dict)}, not an UltraGen checkpoint: its blocks have no extras such as "
-            f"blocks.3.self_attn.downsample_conv.weight. Get UltraGen's weights from {SOURCE}."
+            f"{name} {describe(state_dict)}. Expected an UltraGen checkpoint, whose blocks have extras such as"
+            f" blocks.3.self_attn.downsample_conv.weight. Get one from {SOURCE}."
         )
     per_block = dict(sorted(per_block.items()))
     shape = _validate(per_block, name)
