@@ -1,4 +1,4 @@
-"""ComfyUI's server: its queue, the node that runs, routes, and the graph as it was queued."""
+"""ComfyUI's server: its queue, the node that runs, routes, and the queued graph."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pkgutil
 from types import MethodType
 
 import comfy.ldm.wan
-import comfy.ldm.wan.model as core
+import comfy.ldm.wan.model as wan_model
 import comfyui_version
 import pytest
 import torch
@@ -42,7 +42,7 @@ def calls(wan, evaluate):
 def test_every_wan_model_is_tested_or_left_alone():
     for module in pkgutil.iter_modules(comfy.ldm.wan.__path__):
         importlib.import_module(f"comfy.ldm.wan.{module.name}")
-    found, open_classes = set(), [core.WanModel]
+    found, open_classes = set(), [wan_model.WanModel]
     while open_classes:
         each = open_classes.pop()
         found.add(each.__name__)
@@ -55,19 +55,19 @@ def test_names_of_the_models_parts(wan):
     assert not lacking(dm, "blocks", "dim", "num_heads", "ffn_dim", "out_dim", "patch_size", "patch_embedding")
     assert not lacking(dm.blocks[0], "self_attn", "cross_attn", "ffn")
     assert tuple(dm.patch_size) == (1, 2, 2)
-    source = inspect.getsource(core.VaceWanModel)
+    source = inspect.getsource(wan_model.VaceWanModel)
     assert "self.vace_blocks" in source and "self.vace_layers_mapping" in source
 
 
 def test_names_of_the_self_attentions_parts(wan):
     attn = wan.model.diffusion_model.blocks[0].self_attn
-    assert type(attn) is core.WanSelfAttention
+    assert type(attn) is wan_model.WanSelfAttention
     assert not lacking(attn, "q", "k", "v", "o", "norm_q", "norm_k", "num_heads", "head_dim")
     assert not lacking(attn.norm_q, "weight", "eps")
 
 
 def test_self_attention_takes_x_and_rotations(calls):
-    assert parameters(core.WanSelfAttention.forward) == ["x", "freqs", "transformer_options"]
+    assert parameters(wan_model.WanSelfAttention.forward) == ["x", "freqs", "transformer_options"]
     args, options = calls("blocks.0.self_attn")[0]
     x, freqs = args
     assert x.shape[:2] == (1, TOKENS) and freqs.shape[:2] == (1, TOKENS) and options.keys() == {"transformer_options"}
@@ -89,13 +89,13 @@ def test_options_that_scale_rotations(evaluate):
 
 
 def test_attention_is_looked_up_in_the_models_module(evaluate, monkeypatch):
-    attention, seen = core.optimized_attention, []
+    attention, seen = wan_model.optimized_attention, []
 
     def spy(q, k, v, heads, **options):
         seen.append((q.shape[1], k.shape[1], sorted(options)))
         return attention(q, k, v, heads=heads, **options)
 
-    monkeypatch.setattr(core, "optimized_attention", spy)
+    monkeypatch.setattr(wan_model, "optimized_attention", spy)
     evaluate()
     assert (TOKENS, TOKENS, ["transformer_options"]) in seen
 
@@ -146,5 +146,5 @@ def test_blocks_leave_their_self_attention_the_only_holder_of_x(wan, evaluate):
 
 def test_no_graph_of_kernels_is_captured():
     """A captured graph would replay the first evaluation's gates and layers in all others."""
-    source = inspect.getsource(core)
+    source = inspect.getsource(wan_model)
     assert not [name for name in ("model_prefetch", "malloc_graph", "get_dynamic_vram__units") if name in source]

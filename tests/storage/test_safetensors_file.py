@@ -97,7 +97,7 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path, monkeypatch):
         read_tensors(path)
 
 
-LIES = {
+DAMAGED = {
     "nothing": (b"", "ends early"),
     "a length alone": (file_of(b"", length=9), "header should be 9 bytes long, the file has 8"),
     "a huge length": (file_of({}, length=2**63), "header should be 9,223,372,036,854,775,808 bytes"),
@@ -123,11 +123,11 @@ LIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize("name", DAMAGED)
 @pytest.mark.parametrize("read", [read_header, read_tensors])
-def test_a_header_that_lies_is_refused(tmp_path, name, read):
-    content, sentence = LIES[name]
-    path = tmp_path / "lies.safetensors"
+def test_a_wrong_header_is_refused(tmp_path, name, read):
+    content, sentence = DAMAGED[name]
+    path = tmp_path / "damaged.safetensors"
     path.write_bytes(content)
     with pytest.raises(DamagedFile, match=sentence):
         read(path)

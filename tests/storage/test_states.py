@@ -73,7 +73,7 @@ def test_a_damaged_file_is_no_state(states, tmp_path, caplog, damage):
     ids=["none", "no fingerprint", "cut json", "other values"],
 )
 def test_odd_files_stop_nobody(states, tmp_path, metadata):
-    """Neither beside a run's own file, nor in its place."""
+    """Neither next to a run's own file, nor in its place."""
     save_file({"x": torch.zeros(2)}, tmp_path / ("0" * 64 + ".safetensors"), metadata)
     (tmp_path / ("1" * 64 + ".safetensors")).symlink_to("/gone")
     (tmp_path / ("2" * 64 + ".safetensors")).mkdir()

@@ -104,7 +104,7 @@ COMPLETE = {
     "Wan's": PLAIN,
     "1.3B": published(30),
     "14B": published(40, 5120),
-    "extra weights alone": {key: value for key, value in FLAT.items() if key not in PLAIN},
+    "extras alone": {key: value for key, value in FLAT.items() if key not in PLAIN},
     "a LoRA": {"blocks.0.self_attn.q.lora_A.weight": torch.zeros(2)},
     "another model": {"double_blocks.0.img_attn.qkv.weight": torch.zeros(2)},
     "scales in some blocks": PLAIN | {"blocks.1.ffn.0.scale_weight": torch.zeros(()), "scaled_fp8": torch.zeros(0)},

@@ -26,7 +26,7 @@ WRAPPINGS = {
     "flat": FLAT,
     "state_dict": {"state_dict": FLAT, "epoch": 3},
     "module": {"module": FLAT},
-    "module beside others": {"module": FLAT, "optimizer": {"lr": 1e-4}},
+    "module next to others": {"module": FLAT, "optimizer": {"lr": 1e-4}},
     "model": {"model": FLAT},
     "model.": prefixed("model."),
     "model.diffusion_model.": {**prefixed("model.diffusion_model."), "first_stage_model.conv1.bias": torch.zeros(1)},
@@ -227,8 +227,8 @@ def test_a_truncated_file_is_refused(tmp_path, ending, keep):
 def test_a_text_file_is_refused_and_named(tmp_path, text, what):
     path = tmp_path / "page.ckpt"
     path.write_text(text)
-    said = rf"page.ckpt \({len(text)} bytes\) is damaged, incomplete or not a weights file: {what}"
-    with pytest.raises(WeightsError, match=said) as refused:
+    message = rf"page.ckpt \({len(text)} bytes\) is damaged, incomplete or not a weights file: {what}"
+    with pytest.raises(WeightsError, match=message) as refused:
         read_state_dict(path)
     assert "weights_only" not in str(refused.value), "no advice to switch the protection off"
 

@@ -141,7 +141,7 @@ def _rename_to_new(part: Path, path: Path) -> None:
     try:
         os.link(part, path)
     except FileExistsError:
-        if not os.path.samefile(part, path):  # else an earlier attempt worked, though a network folder said no
+        if not os.path.samefile(part, path):  # else the link exists: a network folder failed late
             raise
     except OSError:  # a file system without hard links
         if os.path.lexists(path):

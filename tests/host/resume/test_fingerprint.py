@@ -69,7 +69,7 @@ def changed(node_id, **inputs):
         changed("5", sampler=["3", 0]),
         GRAPH | {"9": GRAPH["3"]},
     ],
-    ids=["downstream", "how states are kept", "how results are kept", "without Resume", "beside"],
+    ids=["downstream", "how states are kept", "how results are kept", "without Resume", "a node apart"],
 )
 def test_what_changes_nothing_in_the_latent_is_left_out(graph):
     assert of(graph) == of(GRAPH)

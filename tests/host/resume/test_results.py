@@ -48,7 +48,7 @@ class Sampling:
         return executor(*args, **kwargs)
 
     def run(self, name="euler", seed=3, cfg=1.0, word=1, sigmas=None, heard=None):
-        """(samples, x0 of the last step, whether anything was evaluated), through core's custom sampling."""
+        """(samples, x0 of the last step, whether anything was evaluated), through ComfyUI's custom sampling."""
         self.evaluations, shown = 0, {}
 
         def callback(step, x0, x, total_steps):

@@ -1,4 +1,4 @@
-"""Sampling that goes on: cut off anywhere and taken up again, it ends as if nothing had happened, bit for bit."""
+"""Interrupted sampling: stopped anywhere and resumed, it gives the result of an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def resuming(states, name="euler", node=NODE, **more):
 
 
 def run(model, sampler, callback=None, seed=3, sigmas=SIGMAS, shape=SHAPE, latent=None, mask=None, noise=None, word=1):
-    """Core's custom sampling with cfg 3."""
+    """ComfyUI's custom sampling with cfg 3."""
     latent = torch.zeros(shape) if latent is None else latent
     noise = comfy.sample.prepare_noise(latent, seed) if noise is None else noise
     context = seeded(1, 12, 4096, seed=word)
@@ -237,14 +237,14 @@ def test_another_run_starts_anew_and_says_what_changed(model, states, kept, capl
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(model, resuming(states, **settings), first, **inputs)
     assert first.heard == [(1, STEP_COUNT)] and len(kept()) == 2
-    said = f"starting over; a state after step 2 has another {named}."
-    assert (said in caplog.text) == (named is not None)
+    message = f"starting over; a state after step 2 has another {named}."
+    assert (message in caplog.text) == (named is not None)
 
 
 @pytest.mark.parametrize(
     "graph",
     [changed("6", fps=24.0), changed("4", every=9, unit="minutes"), GRAPH | {"9": GRAPH["3"]}],
-    ids=["downstream", "how often", "beside"],
+    ids=["downstream", "how often", "a node apart"],
 )
 def test_what_the_video_does_not_depend_on_may_change(model, states, caplog, graph):
     caplog.set_level("INFO")
