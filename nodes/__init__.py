@@ -1,4 +1,4 @@
-"""The pack's nodes: forms over ultragen_core. Each module lists its own in NODES."""
+"""The pack's nodes: thin forms over ultragen_core. Each module lists its nodes in NODES."""
 
 from __future__ import annotations
 

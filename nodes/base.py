@@ -1,4 +1,4 @@
-"""What every node of the pack shares: inputs held to the schema's limits, errors that can be shown and logged."""
+"""The base class of every node: validates inputs against the schema and makes error messages safe to encode."""
 
 from __future__ import annotations
 
@@ -13,85 +13,92 @@ from comfy_api.latest import io
 
 from ..ultragen_core.printable import encodable
 
-LONGEST_SHOWN = 60  # characters of a value
-MOST_SHOWN = 12  # options of a list
+MAX_SHOWN_LENGTH = 60  # characters of a value in an error
+MAX_SHOWN_OPTIONS = 12  # options of a list in an error
 LARGEST = sys.float_info.max
 
 
 class Node(io.ComfyNode):
-    """A node whose inputs are held to its own schema, whatever they come from.
+    """A node that validates all inputs against its schema, widgets and links alike.
 
-    ComfyUI checks the widgets of a queued prompt, but lets NaN pass, and looks at nothing that comes through a link.
-    Subclasses write `execute`, `validate_inputs` and `fingerprint_inputs` as for ComfyNode, and get them guarded:
-    - `execute` starts with valid inputs only. What `validate_inputs` refuses is refused here too, with the values of
-      links, which are None when a prompt is queued.
-    - `validate_inputs` never raises. An option list that it takes as a parameter is its own to check, as for ComfyUI.
-    - `fingerprint_inputs` never raises: the node runs again instead, and says itself what is wrong.
-    - Errors keep their type and traceback, and their messages can be encoded.
+    ComfyUI validates the widgets of a queued prompt only, and lets NaN pass. Subclasses implement `execute`,
+    `validate_inputs` and `fingerprint_inputs` as for ComfyNode; this class wraps them:
+    - `execute` gets valid inputs only. It first calls `validate_inputs` again, because linked values are None when a
+      prompt is queued.
+    - `validate_inputs` never raises. As in ComfyUI, it must itself check the options of a combo that it takes.
+    - `fingerprint_inputs` never raises. On an error the node runs again, and `execute` reports what is wrong.
+    - Errors keep their type and traceback; characters that cannot be encoded are escaped in their messages.
     """
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         for name, guard in _GUARDS.items():
             method = cls.__dict__.get(name)
-            # ComfyUI runs nodes on copies of their classes: these are guarded already, and locked.
+            # ComfyUI runs nodes on locked copies of their classes, whose methods are wrapped already.
             if method is not None and not hasattr(method.__func__, "__wrapped__"):
                 setattr(cls, name, classmethod(guard(method.__func__)))
 
     @classmethod
-    def before_refusal(cls, inputs: Mapping[str, object]) -> str:
-        """Keep what a refusal of these inputs would lose when the node runs; say so in a sentence."""
+    def on_refused(cls, inputs: Mapping[str, object]) -> str:
+        """Hook: save whatever would be lost because `execute` refuses these inputs.
+
+        Returns a sentence for the error message, or "".
+        """
         return ""
 
     @classmethod
     def checked(cls, inputs: Mapping[str, object], queued: bool = False) -> dict[str, object]:
-        """Return `inputs`, numbers in the schema's type; names that the schema does not have are passed on as they are.
+        """Return the validated inputs, numbers converted to the schema's type. Unknown names are passed through.
 
-        queued: whether this is before the run, when None stands for what a link will bring, and what is missing is
-        ComfyUI's to report. Raises ValueError for what the node's widgets and sockets could not hold.
+        queued: whether the prompt is only being queued. Then None stands for a linked value, and ComfyUI itself reports
+        missing inputs. Raises ValueError for a value that the widget or socket cannot hold.
         """
         schema, values = cls.define_schema(), dict(inputs)
         for each in schema.inputs:
             if each.id not in values:
                 if not (queued or each.optional):
-                    raise ValueError(f"{schema.display_name}: {each.id} is missing.")
+                    raise ValueError(f"{schema.display_name}: {each.id} is missing. Connect it or give it a value.")
                 continue
-            options = None if each.id in _own_checks(cls) else getattr(each, "options", None)
-            check = functools.partial(_held, schema.display_name, each, options, queued)
+            options = None if each.id in _self_validated(cls) else getattr(each, "options", None)
+            check = functools.partial(_validated, schema.display_name, each, options, queued)
             value = values[each.id]
             if value is None and each.optional and not queued and hasattr(each, "default"):
-                del values[each.id]  # a link that brings nothing leaves an optional widget at its default
+                del values[each.id]  # a link without a value leaves an optional widget at its default
                 continue
             if schema.is_input_list and value is not None:
                 if not (value or queued or each.optional):
-                    raise ValueError(f"{schema.display_name}: {each.id} is an empty list. Connect at least one.")
+                    raise ValueError(
+                        f"{schema.display_name}: {each.id} must not be an empty list. Connect at least one."
+                    )
                 values[each.id] = [check(one) for one in value]
             else:
                 values[each.id] = check(value)
         return values
 
 
-def _held(node: str, each: io.Input, options: list | None, queued: bool, value: object) -> object:
-    """One value for the input `each`, in its type. Raises ValueError."""
+def _validated(node: str, each: io.Input, options: list | None, queued: bool, value: object) -> object:
+    """Return `value` in the type of the input `each`. Raises ValueError."""
     if value is None and (queued or each.optional):
         return None
-    rule, fits = _rule(each, options)
+    rule, fits = _requirement(each, options)
     if not fits(value):
-        raise ValueError(f"{node}: {each.id} must be {rule}, got {_shown(value)}. Change it, or what is linked to it.")
+        raise ValueError(f"{node}: {each.id} must be {rule}, got {_shown(value)}. Change it or its link.")
     if isinstance(each, io.Int.Input):
         return int(value)
     return float(value) if isinstance(each, io.Float.Input) else value
 
 
-def _rule(each: io.Input, options: list | None) -> tuple[str, Callable[[object], bool]]:
-    """What a value must be, in words and as a test."""
+def _requirement(each: io.Input, options: list | None) -> tuple[str, Callable[[object], bool]]:
+    """Return what a value must be, in words and as a predicate."""
     if isinstance(each, (io.Int.Input, io.Float.Input)):
         return _number(each.min, each.max, whole=isinstance(each, io.Int.Input))
     if isinstance(each, io.Boolean.Input):
         return "true or false", lambda value: isinstance(value, int) and value in (0, 1)
     if isinstance(each, io.Combo.Input) and options is not None:
-        listed = ", ".join(map(str, options)) if len(options) <= MOST_SHOWN else f"{len(options)} options of its list"
-        words = f"one of {listed}" if options else "one of its options, but it has none"
+        listed = (
+            ", ".join(map(str, options)) if len(options) <= MAX_SHOWN_OPTIONS else f"{len(options)} options of its list"
+        )
+        words = f"one of {listed}" if options else "one of its options, but its list is empty"
         return words, lambda value: isinstance(value, (str, int)) and value in options
     if isinstance(each, (io.String.Input, io.Combo.Input)):
         return "text", lambda value: isinstance(value, str)
@@ -102,7 +109,9 @@ def _rule(each: io.Input, options: list | None) -> tuple[str, Callable[[object],
 
 def _is_latent(value: object) -> bool:
     samples = value.get("samples") if isinstance(value, Mapping) else None
-    return isinstance(samples, torch.Tensor) or getattr(samples, "is_nested", False)  # video and sound as one
+    return isinstance(samples, torch.Tensor) or getattr(
+        samples, "is_nested", False
+    )  # a nested latent of video and audio
 
 
 def _number(least: float | None, most: float | None, whole: bool) -> tuple[str, Callable[[object], bool]]:
@@ -122,11 +131,11 @@ def _shown(value: object) -> str:
     if not isinstance(value, (str, int, float)) or (isinstance(value, int) and abs(value) > LARGEST):
         return f"a value of type {type(value).__name__}"
     text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}..."
 
 
-def _own_checks(cls: type[Node]) -> set[str]:
-    """The inputs that a node's own `validate_inputs` takes; ComfyNode's takes any, and none by name."""
+def _self_validated(cls: type[Node]) -> set[str]:
+    """Return the inputs that `validate_inputs` takes by name; ComfyNode's default takes none."""
     parameters = inspect.signature(cls.validate_inputs).parameters.values()
     return {each.name for each in parameters if each.kind != each.VAR_KEYWORD}
 
@@ -149,12 +158,12 @@ def _guarded_execute(execute: Callable) -> Callable:
 def _accepted(cls: type[Node], given: dict[str, object]) -> dict[str, object]:
     try:
         values = cls.checked(given)
-        own = {name: values[name] for name in _own_checks(cls) & values.keys()}
+        own = {name: values[name] for name in _self_validated(cls) & values.keys()}
         verdict = cls.validate_inputs(**own) if own else True
         if verdict is not True:
             raise ValueError(f"{cls.define_schema().display_name}: {verdict}")
     except ValueError as error:
-        kept = cls.before_refusal(given)
+        kept = cls.on_refused(given)
         raise ValueError(f"{error}\n{kept}" if kept else str(error)) from error
     return values
 
@@ -168,14 +177,14 @@ def _guarded_validation(validate: Callable) -> Callable:
         try:
             signature.bind(cls, **values)
         except TypeError:
-            return True  # an input is missing, which ComfyUI itself reports
+            return True  # ComfyUI itself reports a missing input
         try:
             verdict = validate(cls, **cls.checked(values, queued=True))
         except Exception as error:
             verdict = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return encodable(verdict) if isinstance(verdict, str) else verdict
 
-    guarded.__signature__ = signature  # ComfyUI reads the parameters without following wrappers
+    guarded.__signature__ = signature  # ComfyUI reads the parameters without following __wrapped__
     return guarded
 
 
@@ -199,7 +208,7 @@ _GUARDS = {
 
 
 def _make_printable(error: BaseException) -> None:
-    """Escape what no log can encode in the messages of `error` and of those that led to it, in place."""
+    """Escape, in place, characters that cannot be encoded in the messages of `error` and its causes."""
     seen, waiting = set(), [error]
     while waiting:
         one = waiting.pop()

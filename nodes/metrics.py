@@ -1,4 +1,4 @@
-"""How good is a video? The metrics of UltraGen's paper."""
+"""UltraGen Metrics: the metrics of UltraGen's paper."""
 
 from __future__ import annotations
 
@@ -21,52 +21,52 @@ class UltraGenMetrics(Node):
             display_name="UltraGen Metrics",
             category="UltraGen",
             description=(
-                "Measures videos as UltraGen's paper does, frame by frame at full resolution. Lists are measured"
-                " together; a video from a file is never in memory as a whole."
+                "Measures videos with the metrics of UltraGen's paper, frame by frame at full resolution. Lists are"
+                " measured together. Files are streamed, so a long video needs little memory."
             ),
             inputs=[
                 io.MultiType.Input(
                     "video",
                     types=[io.Video, io.Image],
-                    tooltip="A video, or the frames of one as an image batch. A list of them is measured together.",
+                    tooltip="A video, or its frames as an image batch. Lists are measured together.",
                 ),
                 io.Boolean.Input(
                     "hd_mse",
                     default=True,
                     tooltip=(
-                        "Detail in squared levels of 0-255: what is lost when a frame is made 8, 16 and 32 times"
-                        " smaller. Higher: more detail, or more noise. Needs no file."
+                        "Detail lost when a frame is downscaled 8, 16 and 32 times: the sum of three mean squared"
+                        " errors, in levels of 0-255. Higher: more detail, or more noise. Needs no file."
                     ),
                 ),
                 io.Boolean.Input(
                     "hd_lpips",
                     default=False,
                     tooltip=(
-                        "The same as people see it (LPIPS). Higher: more detail. Needs alexnet-owt-7be5be79.pth and"
-                        " alex.pth in models/classifiers."
+                        "The same with a perceptual distance (LPIPS). Higher: more detail. Needs"
+                        " alexnet-owt-7be5be79.pth and alex.pth in models/classifiers."
                     ),
                 ),
                 io.Boolean.Input(
                     "hd_fvd",
                     default=False,
                     tooltip=(
-                        "Frechet distance of patches of 224 pixels to those of the reference videos. Lower: more like"
-                        " them. Needs rgb_imagenet.pt in models/classifiers."
+                        "Frechet distance between 224x224 patches of the videos and of the reference videos. Lower:"
+                        " more similar. Needs rgb_imagenet.pt in models/classifiers."
                     ),
                 ),
                 io.Boolean.Input(
                     "clip_score",
                     default=False,
                     tooltip=(
-                        "How well the frames fit the prompt, a cosine. Higher: better. Needs"
-                        " clip-vit-large-patch14.safetensors in models/clip_vision."
+                        "Cosine similarity of frames and prompt in CLIP. Higher: the video matches the prompt better."
+                        " Needs clip-vit-large-patch14.safetensors in models/clip_vision."
                     ),
                 ),
                 io.Boolean.Input(
                     "temporal_consistency",
                     default=False,
                     tooltip=(
-                        "How alike each frame is to the one before and to the first, to CLIP. 1 is a still picture."
+                        "Similarity of each frame to the previous one and to the first, in CLIP. 1 is a still picture."
                         " Needs the same file as clip_score."
                     ),
                 ),
@@ -74,19 +74,19 @@ class UltraGenMetrics(Node):
                     "prompt",
                     default="",
                     multiline=True,
-                    tooltip="For clip_score: what the video was made from. A list holds one for each video.",
+                    tooltip="For clip_score: the prompt of the video. A list holds one for each video.",
                 ),
                 io.MultiType.Input(
                     "reference",
                     types=[io.Video, io.Image],
                     optional=True,
-                    tooltip="For hd_fvd: real videos of the same size and kind, one or a list. The more, the better.",
+                    tooltip="For hd_fvd: real videos of the same size and subject, one or a list. More are better.",
                 ),
             ],
             outputs=[
-                io.String.Output("numbers", tooltip="JSON: means, and each video's own values."),
-                io.String.Output("text", tooltip="A table to read."),
-                io.Image.Output("picture", tooltip="The table with a line over the frames for each metric."),
+                io.String.Output("numbers", tooltip="JSON: means over all videos, and the values of each."),
+                io.String.Output("text", tooltip="The results as a readable table."),
+                io.Image.Output("picture", tooltip="The table with a curve over the frames for each metric."),
             ],
             is_input_list=True,
             is_output_node=True,
@@ -94,14 +94,14 @@ class UltraGenMetrics(Node):
 
     @classmethod
     def wanted(cls, switches: dict[str, list]) -> list[str]:
-        """The names of the metrics that are switched on. ComfyUI hands every input as a list."""
+        """Return the metrics that are switched on. switches: lists, because ComfyUI passes every input as a list."""
         return [metric for metric in METRICS if switches[metric][0]]
 
     @classmethod
     def validate_inputs(
         cls, hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency, prompt=(), reference=()
     ) -> bool | str:
-        """When the prompt is queued, before any sampling; what comes through a link is None here."""
+        """Check the inputs when the prompt is queued, before any sampling. Linked inputs are None here."""
         values = [hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency]
         if any(value[0] is None for value in values):
             return True

@@ -1,4 +1,4 @@
-"""Loading a model, giving it UltraGen's attention, taking its extra weights out."""
+"""UltraGen Load Model, UltraGen Apply and UltraGen Extract Weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NONE = "none"
 def settings_of(
     attention_rule, start_percent, end_percent, bounded_memory, local_config=None, global_config=None
 ) -> Settings:
-    """The settings that the widgets of UltraGen Apply and its configs stand for. Raises ValueError."""
+    """Return the settings of UltraGen Apply's widgets and configs. Raises ValueError."""
     configs = {"local": local_config, "global_": global_config}
     return Settings(
         start_percent=start_percent,
@@ -47,17 +47,17 @@ class UltraGenLoadModel(Node):
             display_name="UltraGen Load Model",
             category="UltraGen",
             description=(
-                "Loads a checkpoint of UltraGen or T3-Video (or a Wan model) and gives it the attention that it was"
-                " trained for."
+                "Loads an UltraGen or T3-Video checkpoint, or a plain Wan model, and applies the attention that it was"
+                " trained with."
             ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip=(
-                        "A file of models/diffusion_models: ultragen_1080p.ckpt as published, under any name, .ckpt or"
-                        " .safetensors, for 1080P; T3-Video-Wan2.1-T2V-1.3B or T3-Video-Wan2.2-T2V-5B for 4K. Of a"
-                        " model in pieces (-00001-of-00003) any piece. GGUF: use its own loader, then UltraGen Apply."
+                        "A file in models/diffusion_models. 1080P: ultragen_1080p.ckpt, under any name, .ckpt or"
+                        " .safetensors. 4K: T3-Video-Wan2.1-T2V-1.3B or T3-Video-Wan2.2-T2V-5B. Of a model in several"
+                        " files (-00001-of-00003) choose any. For GGUF use its own loader, then UltraGen Apply."
                     ),
                 ),
                 io.Combo.Input(
@@ -65,10 +65,10 @@ class UltraGenLoadModel(Node):
                     options=list(RULES),
                     default="auto",
                     tooltip=(
-                        "auto: the rule that the weights in the file were trained for (UltraGen is known by its keys,"
-                        " T3-Video by its file name), and an error for other files. t3: this is T3-Video under another"
-                        " name. ultragen: also take a Wan model without UltraGen's weights (experimental, quality"
-                        " unmeasured). dense: core's full attention, for comparing."
+                        "auto: the rule that the weights were trained with; an error for other files. (UltraGen is"
+                        " recognised by its keys, T3-Video by its file name.) t3: the file is T3-Video under another"
+                        " name. ultragen: also accept a plain Wan model (experimental, quality unmeasured). dense:"
+                        " ComfyUI's full attention, for comparison."
                     ),
                 ),
                 io.Combo.Input(
@@ -76,15 +76,13 @@ class UltraGenLoadModel(Node):
                     options=list(WEIGHT_DTYPES),
                     default="default",
                     tooltip=(
-                        "Precision that the base weights are kept in. default: as in the file. fp8 halves their memory"
-                        " and costs some quality; UltraGen's extra weights keep theirs."
+                        "Precision of the base weights in memory. default: as in the file. fp8 halves their memory and"
+                        " costs some quality. UltraGen's extras keep their precision."
                     ),
                 ),
                 keep_gb_input(),
             ],
-            outputs=[
-                io.Model.Output(tooltip="The model, patched already. Chain UltraGen Apply to change the settings.")
-            ],
+            outputs=[io.Model.Output(tooltip="The patched model. Add UltraGen Apply to change the settings.")],
         )
 
     @classmethod
@@ -101,8 +99,8 @@ class UltraGenApply(Node):
             display_name="UltraGen Apply",
             category="UltraGen",
             description=(
-                "Gives a Wan model from any loader UltraGen's or T3-Video's attention. On a model that has it already,"
-                " replaces the settings and keeps rule and extra weights."
+                "Applies UltraGen's or T3-Video's attention to a Wan model from any loader. On a model that is patched"
+                " already, it replaces the settings and keeps the extras."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="A Wan 2.1 or 2.2 model, in any precision."),
@@ -111,10 +109,9 @@ class UltraGenApply(Node):
                     options=[rule for rule in RULES if rule != "dense"],
                     default="auto",
                     tooltip=(
-                        "auto: the rule that the model has already or its extra weights were trained for, and an error"
-                        " if there are none. t3: for a model whose weights are T3-Video's, from any loader (with others"
-                        " the picture falls apart). ultragen: also without extra weights (experimental: average"
-                        " pooling, quality unmeasured)."
+                        "auto: the rule of the patched model or of the extras; an error if there is neither. t3: for"
+                        " T3-Video's weights from any loader (other weights give a broken picture). ultragen: also"
+                        " without extras (experimental: average pooling, quality unmeasured)."
                     ),
                 ),
                 io.Combo.Input(
@@ -122,8 +119,8 @@ class UltraGenApply(Node):
                     options=[NONE, *folder_paths.get_filename_list("model_patches")],
                     default=NONE,
                     tooltip=(
-                        "UltraGen's extra weights, a file of models/model_patches made by UltraGen Extract Weights."
-                        " none: those that the model has already, if it has any."
+                        "UltraGen's extras: the weights that it adds to Wan, in a file in models/model_patches made by"
+                        " UltraGen Extract Weights. none: keep the model's extras, if it has any."
                     ),
                 ),
                 io.Float.Input(
@@ -133,9 +130,9 @@ class UltraGenApply(Node):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "Part of the sampling run (0.3 is its first 30 %) after which UltraGen's attention starts;"
-                        " before it attention is dense. Raise it to let the first steps, which decide the layout, see"
-                        " the whole frame at full cost."
+                        "Fraction of the sampling run at which UltraGen's attention starts; before it attention is"
+                        " dense. Raise it to run the first steps, which decide the layout, with full attention at full"
+                        " cost."
                     ),
                 ),
                 io.Float.Input(
@@ -145,25 +142,25 @@ class UltraGenApply(Node):
                     max=1.0,
                     step=0.01,
                     tooltip=(
-                        "Part of the sampling run (0 to 1) after which attention is dense again. Leave it at 1 for"
-                        " trained weights."
+                        "Fraction of the sampling run after which attention is dense again. Leave it at 1 for trained"
+                        " weights."
                     ),
                 ),
                 io.Boolean.Input(
                     "bounded_memory",
                     default=True,
                     tooltip=(
-                        "On a card too small for all tokens at once, work on some of them at a time: the same result, a"
-                        " few per cent slower. Off: never, for comparing or for another pack that replaces the same"
+                        "On a GPU too small for all tokens at once, process them in chunks: the same result, a few"
+                        " percent slower. Switch it off for comparison, or for another pack that replaces the same"
                         " layers."
                     ),
                 ),
                 keep_gb_input(),
                 LocalConfigType.Input(
-                    "local_config", optional=True, tooltip="Windows and hierarchical branch; without it, as published."
+                    "local_config", optional=True, tooltip="Windows and hierarchical branch. Default: as published."
                 ),
                 GlobalConfigType.Input(
-                    "global_config", optional=True, tooltip="Global branch and dense blocks; without it, as published."
+                    "global_config", optional=True, tooltip="Global branch and dense blocks. Default: as published."
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -171,7 +168,7 @@ class UltraGenApply(Node):
 
     @classmethod
     def validate_inputs(cls, start_percent=None, end_percent=None):
-        return True  # `Node` has held both to the schema; ComfyUI itself lets NaN pass
+        return True  # `Node` validates both; ComfyUI itself lets NaN pass
 
     @classmethod
     def execute(
@@ -201,24 +198,25 @@ class UltraGenExtractWeights(Node):
             display_name="UltraGen Extract Weights",
             category="UltraGen",
             description=(
-                "Writes the weights that UltraGen adds to Wan into a small safetensors file for UltraGen Apply."
+                "Writes UltraGen's extras, the weights that it adds to Wan, to a small safetensors file for UltraGen"
+                " Apply."
             ),
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="A whole UltraGen checkpoint of models/diffusion_models.",
+                    tooltip="A complete UltraGen checkpoint in models/diffusion_models.",
                 ),
                 io.String.Input(
                     "file_name",
                     default="ultragen_extras",
                     tooltip=(
-                        "Name of the file in models/model_patches, without ending. Where another file has that name, a"
-                        " number is added; nothing is replaced."
+                        "Name of the file in models/model_patches, without extension. No file is replaced: if the name"
+                        " is taken, a number is added."
                     ),
                 ),
             ],
-            outputs=[io.String.Output("path", tooltip="Where the file lies.")],
+            outputs=[io.String.Output("path", tooltip="The path of the file.")],
             is_output_node=True,
         )
 
@@ -226,7 +224,7 @@ class UltraGenExtractWeights(Node):
     def execute(cls, checkpoint, file_name) -> io.NodeOutput:
         source = folder_paths.get_full_path_or_raise("diffusion_models", checkpoint)
         path, blocks, written = extract(source, folder_paths.get_folder_paths("model_patches")[0], file_name)
-        there = "" if written else "already there, unchanged: "
+        there = "" if written else "exists already, unchanged: "
         shown = f"{there}{blocks} blocks, {path.stat().st_size / 2**20:.1f} MiB: {printable(path)}"
         return io.NodeOutput(str(path), ui=ui.PreviewText(shown))
 

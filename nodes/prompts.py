@@ -1,4 +1,4 @@
-"""Lists of prompts."""
+"""UltraGen Prompts, and the route that counts the prompts of a list for the canvas."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from ..ultragen_core.video.image import read_image
 from .base import Node
 from .questions import add_question, mapping
 
-IMAGE = 3  # its place among the outputs
+IMAGE = 3  # index of the output `images`
 
 
 class UltraGenPrompts(Node):
-    """One item a queue entry, by `index`, rather than an expansion of the whole list within one: each entry is a run of
-    its own for ComfyUI, so a video is on disk before the next run begins, an error or a kill costs one item, and an
-    item can be cancelled, found in the history and queued again alone. It works the same through the API.
+    """Outputs one item of a list (`index`), or the whole list.
+
+    Why one item per queue entry rather than expanding the list in one run: each video is on disk before the next run
+    begins, an error or a kill costs one item, and each item can be cancelled, found in the history and queued again
+    alone. It works the same way through the API.
     """
 
     @classmethod
@@ -34,9 +36,9 @@ class UltraGenPrompts(Node):
             display_name="UltraGen Prompts",
             category="UltraGen",
             description=(
-                "A list of prompts, with a negative, a seed and a start image for each where you want them. With index"
-                " 0 and its control on increment, each Run makes the next video: set the number beside Run to as many."
-                " With index -1 one Run makes all, and saves them at the end."
+                "A list of prompts, each optionally with a negative prompt, a seed and a start image. With index 0 and"
+                " its control set to increment, each run makes the next video: set the batch count of Run to the length"
+                " of the list. With index -1 one run makes all videos and saves them at the end."
             ),
             inputs=[
                 io.String.Input(
@@ -44,7 +46,7 @@ class UltraGenPrompts(Node):
                     default="",
                     multiline=True,
                     tooltip=(
-                        "One prompt a line; a line that starts with # and a blank is a comment. Or a table or json with"
+                        "One prompt per line; a line that starts with # and a space is a comment. Or CSV or JSON with"
                         " prompt, negative, seed and image, as in a file."
                     ),
                 ),
@@ -53,8 +55,8 @@ class UltraGenPrompts(Node):
                     options=[NO_FILE, *cls.prompt_files()],
                     default=NO_FILE,
                     tooltip=(
-                        "A .txt, .csv, .tsv, .json or .jsonl file of the input folder, read instead of the text. Press"
-                        " R to see new ones."
+                        "A .txt, .csv, .tsv, .json or .jsonl file in the input folder, read instead of the text. Press"
+                        " R to refresh the list."
                     ),
                 ),
                 io.Combo.Input(
@@ -63,9 +65,9 @@ class UltraGenPrompts(Node):
                     default=AUTO,
                     optional=True,
                     tooltip=(
-                        "auto goes by the file's ending, and takes pasted json and tables for what they are. lines:"
-                        " each line is a prompt. paragraphs: blank lines stand between prompts. CSV: a first row with"
-                        " prompt, negative, seed, image. JSON: a list of strings or of objects with these keys."
+                        "auto: by the file's extension, and pasted CSV and JSON are detected. lines: one prompt per"
+                        " line. paragraphs: prompts separated by blank lines. CSV: the first row names the columns"
+                        " prompt, negative, seed, image. JSON: a list of strings, or of objects with these keys."
                     ),
                 ),
                 io.Int.Input(
@@ -74,11 +76,11 @@ class UltraGenPrompts(Node):
                     min=WHOLE_LIST,
                     max=2**31 - 1,
                     optional=True,
-                    # A word names the control in frontends that mix up two of one name.
+                    # A string names the control: some frontends confuse two controls with the default name.
                     control_after_generate="fixed",
                     tooltip=(
-                        "Which prompt this run makes, counted from 0; with the control on increment the next Run makes"
-                        " the next one, and the queue refuses what is beyond the end. -1: the whole list in one run."
+                        "Which prompt this run uses, from 0. With the control set to increment each run uses the next"
+                        " one, and a run beyond the end is refused when queued. -1: the whole list in one run."
                     ),
                 ),
                 io.String.Input(
@@ -86,7 +88,7 @@ class UltraGenPrompts(Node):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="What the video must not show, for prompts whose entry in the list has no negative.",
+                    tooltip="Negative prompt for entries of the list that have none.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -96,8 +98,8 @@ class UltraGenPrompts(Node):
                     optional=True,
                     control_after_generate=True,
                     tooltip=(
-                        "For prompts whose entry has no seed. The same entry again takes the next seed, so a line"
-                        " written four times makes four different videos."
+                        "Seed for entries that have none. A repeated entry gets the next seed, so a line written four"
+                        " times makes four different videos."
                     ),
                 ),
             ],
@@ -109,7 +111,7 @@ class UltraGenPrompts(Node):
                     "negatives", display_name="negative", is_output_list=True, tooltip="For a second CLIP Text Encode."
                 ),
                 io.Int.Output(
-                    "seeds", display_name="seed", is_output_list=True, tooltip="For RandomNoise, or a sampler's seed."
+                    "seeds", display_name="seed", is_output_list=True, tooltip="For RandomNoise or a sampler's seed."
                 ),
                 io.Image.Output(
                     "images",
@@ -118,7 +120,7 @@ class UltraGenPrompts(Node):
                     tooltip="The start image of each prompt, for image-to-video.",
                 ),
                 io.String.Output(
-                    "details", is_output_list=True, tooltip="All of it as json, for details of UltraGen Save Video."
+                    "details", is_output_list=True, tooltip="All values as JSON, for details of UltraGen Save Video."
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
@@ -136,17 +138,19 @@ class UltraGenPrompts(Node):
 
     @classmethod
     def read_file(cls, name: str) -> bytes:
-        """The content of a file of the input folder. Raises ValueError where there is none that can be read."""
+        """Return the content of a file in the input folder. Raises ValueError if it cannot be read."""
         path = file_within(cls.folder(), str(name))
         try:
             with open(path, "rb") as file:
                 return file.read(MAX_BYTES + 1)
         except OSError as error:
-            raise ValueError(f"{printable(name)} cannot be read: {error.strerror}.") from error
+            raise ValueError(
+                f"{printable(name)} cannot be read: {error.strerror}. Check the file in the input folder, and press R."
+            ) from error
 
     @classmethod
     def items(cls, text, file, format, index, negative="", seed=0) -> tuple[str, list[Item]]:
-        """What was understood, in a line, and the items of this run. Raises ValueError."""
+        """Return a one-line summary of the list and the items of this run. Raises ValueError."""
         found = read_list({"text": text, "file": file, "format": format}, cls.read_file)
         return found.summary(), chosen_items(found, index, negative, seed)
 
@@ -159,7 +163,7 @@ class UltraGenPrompts(Node):
 
     @classmethod
     def validate_inputs(cls, text="", file=NO_FILE, format=AUTO, index=WHOLE_LIST):
-        """When the prompt is queued; what comes through a link is None here."""
+        """Check the list when the prompt is queued. Linked inputs are None here."""
         if None in (file, format) or (file == NO_FILE and text is None):
             return True
         _, items = cls.items(text, file, format, WHOLE_LIST if index is None else index)
@@ -170,8 +174,8 @@ class UltraGenPrompts(Node):
 
     @classmethod
     def fingerprint_inputs(cls, text, file, format=AUTO, index=WHOLE_LIST, negative="", seed=0):
-        """By the content of the items of this run, and size and time of their images."""
-        if text is None and file == NO_FILE:  # ComfyUI looks at what it is linked to
+        """Hash the items of this run, with size and time of their images."""
+        if text is None and file == NO_FILE:  # ComfyUI itself tracks the linked node
             return ""
         index = WHOLE_LIST if index is None else index
         _, items = cls.items(text, file, format, index, negative or "", seed or 0)
@@ -182,7 +186,7 @@ class UltraGenPrompts(Node):
     @classmethod
     def execute(cls, text, file, format=AUTO, index=WHOLE_LIST, negative="", seed=0) -> io.NodeOutput:
         summary, items = cls.items(text, file, format, index, negative, seed)
-        shown = [summary, *(f"Now number {item.index + 1}: {item.prompt}" for item in items if index != WHOLE_LIST)]
+        shown = [summary, *(f"Number {item.index + 1}: {item.prompt}" for item in items if index != WHOLE_LIST)]
         return io.NodeOutput(
             [item.prompt for item in items],
             [item.negative for item in items],
@@ -194,21 +198,21 @@ class UltraGenPrompts(Node):
 
     @classmethod
     def image(cls, item: Item):
-        """The image, read only where something is linked to it; there, none is an error.
+        """Return the item's image, read only if the output is linked; then a missing image raises ValueError.
 
-        Otherwise a blocker, for a link that is made while ComfyUI has this output cached.
+        Otherwise return a blocker, in case the output is linked later while ComfyUI has it cached.
         """
         number, linked = item.index + 1, cls.is_linked(IMAGE)
         if item.image is None:
-            reason = f"Prompt {number} has no image. Give each one in the column image, or unlink the output image."
+            reason = f"Prompt {number} has no image. Name a file in the column image, or unlink the output image."
             if linked:
                 raise ValueError(reason)
             return ExecutionBlocker(reason)
         if linked:
             return read_image(cls.image_path(item))
         return ExecutionBlocker(
-            f"The image of prompt {number} was not read, as nothing was linked to it when UltraGen Prompts last ran."
-            " Change the node's seed and queue again."
+            f"The image of prompt {number} was not read, because nothing was linked to it when UltraGen Prompts last"
+            " ran. Change the node's seed and queue again."
         )
 
     @classmethod
@@ -219,13 +223,13 @@ class UltraGenPrompts(Node):
 
 
 def length_of(asked: object) -> dict:
-    """asked: the node's text, file and format. Raises ValueError where they are no list."""
-    asked = {"text": None, **UltraGenPrompts.checked(mapping("The question", asked), queued=True)}
+    """Return {"count": length of the list}. asked: the node's text, file and format. Raises ValueError."""
+    asked = {"text": None, **UltraGenPrompts.checked(mapping("The request", asked), queued=True)}
     return {"count": len(read_list(asked, UltraGenPrompts.read_file).entries)}
 
 
 def add_route() -> None:
-    """POST /ultragen/prompts, for the button on the canvas that queues a run for each."""
+    """Add POST /ultragen/prompts, for the button that queues one run per prompt."""
     add_question("/ultragen/prompts", length_of)
 
 

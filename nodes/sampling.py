@@ -1,4 +1,4 @@
-"""Where sampling starts: noise levels and the empty latent."""
+"""UltraGen Model Sampling and UltraGen Empty Latent."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class UltraGenModelSampling(Node):
             display_name="UltraGen Model Sampling",
             category="UltraGen",
             description=(
-                "Flow shift for the model, and the published noise levels, which ComfyUI's schedulers do not hit"
-                " exactly."
+                "Sets the model's flow shift and outputs the published noise levels, which ComfyUI's schedulers only"
+                " approximate."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="A Wan model, patched or not; the order does not matter."),
+                io.Model.Input("model", tooltip="A Wan model, patched or not. The order of the nodes does not matter."),
                 io.Float.Input(
                     "shift",
                     default=PUBLISHED_SHIFT,
@@ -33,8 +33,8 @@ class UltraGenModelSampling(Node):
                     max=100.0,
                     step=0.01,
                     tooltip=(
-                        "How much of the run is spent at high noise. UltraGen and T3-Video: 5. Higher: steadier layout,"
-                        " less detail."
+                        "Flow shift: how much of the run is spent at high noise. UltraGen and T3-Video: 5. Higher: more"
+                        " coherent layout, less detail."
                     ),
                 ),
                 io.Int.Input(
@@ -42,30 +42,28 @@ class UltraGenModelSampling(Node):
                     default=30,
                     min=1,
                     max=1000,
-                    tooltip=(
-                        "Evaluations of the model. UltraGen: 30; T3-Video: 50; fewer only with a distillation LoRA."
-                    ),
+                    tooltip=("Number of steps. UltraGen: 30; T3-Video: 50. Use fewer only with a distillation LoRA."),
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
                     tooltip=(
-                        "Connect the empty latent to scale the shift by its size: `shift` is then meant for 1920x1088"
-                        " and grows with the square root of the number of pixels."
+                        "Connect the empty latent to scale the shift with its size: shift then applies to 1920x1088 and"
+                        " grows with the square root of the number of pixels."
                     ),
                 ),
             ],
             outputs=[
                 io.Model.Output(),
                 io.Sigmas.Output(
-                    tooltip="steps + 1 noise levels from 1 to 0, for SamplerCustom and SamplerCustomAdvanced."
+                    tooltip="steps + 1 noise levels from 1 to 0, for SamplerCustom or SamplerCustomAdvanced."
                 ),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, shift=None):
-        return True  # `Node` has held shift to the schema; ComfyUI itself lets NaN pass
+        return True  # `Node` validates it; ComfyUI itself lets NaN pass
 
     @classmethod
     def execute(cls, model, shift, steps, latent=None) -> io.NodeOutput:
@@ -82,7 +80,8 @@ class UltraGenEmptyLatent(Node):
             display_name="UltraGen Empty Latent",
             category="UltraGen",
             description=(
-                "An empty video latent in a size that Wan can hold; sizes are rounded up, and the node says so."
+                "Creates an empty video latent in a size that Wan supports. Other sizes are rounded up, and the node"
+                " shows the result."
             ),
             inputs=[
                 io.Combo.Input(
@@ -90,28 +89,32 @@ class UltraGenEmptyLatent(Node):
                     options=[*PRESETS, CUSTOM],
                     default=DEFAULT_PRESET,
                     tooltip=(
-                        "Size and frames. UltraGen's published weights are for 1080P x 81. custom: the three values"
-                        " below."
+                        "Size and number of frames. UltraGen's published weights are for 1080P x 81. custom: use the"
+                        " three values below."
                     ),
                 ),
-                io.Int.Input("width", default=1920, min=16, max=16384, step=8, tooltip="Pixels, with preset = custom."),
                 io.Int.Input(
-                    "height", default=1088, min=16, max=16384, step=8, tooltip="Pixels, with preset = custom."
+                    "width", default=1920, min=16, max=16384, step=8, tooltip="In pixels, for preset = custom."
+                ),
+                io.Int.Input(
+                    "height", default=1088, min=16, max=16384, step=8, tooltip="In pixels, for preset = custom."
                 ),
                 io.Int.Input(
                     "frames",
                     default=81,
                     min=1,
                     max=4097,
-                    tooltip="With preset = custom: 4n + 1 frames, 81 as Wan was trained; 1 makes an image.",
+                    tooltip="For preset = custom: 4n + 1 frames. Wan was trained on 81; 1 makes an image.",
                 ),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Videos at once; memory grows with it."),
+                io.Int.Input(
+                    "batch_size", default=1, min=1, max=64, tooltip="Videos sampled at once. Memory grows with it."
+                ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
                     tooltip=(
-                        "Sets the latent's channels and ratio. Without it: Wan 2.1's (16 channels, 8x). Wan 2.2 5B"
-                        " needs its own VAE here."
+                        "Sets the latent's channels and compression. Default: Wan 2.1 (16 channels, 8x). Wan 2.2 5B"
+                        " needs its VAE here."
                     ),
                 ),
             ],
@@ -120,15 +123,15 @@ class UltraGenEmptyLatent(Node):
 
     @classmethod
     def wanted(cls, preset=DEFAULT_PRESET, width=1920, height=1088, frames=81, **_) -> VideoSize:
-        """What is asked for, before it is rounded."""
+        """Return the requested size, before rounding."""
         return PRESETS.get(preset, VideoSize(width, height, frames))
 
     @classmethod
     def execute(cls, preset, width, height, frames, batch_size, vae=None) -> io.NodeOutput:
         wanted = cls.wanted(preset, width, height, frames)
         latent, size = empty_latent(wanted, batch_size, vae)
-        said = str(size) if size == wanted else f"{size} (rounded up from {wanted})"
-        return io.NodeOutput(latent, ui=ui.PreviewText(said))
+        shown = str(size) if size == wanted else f"{size} (rounded up from {wanted})"
+        return io.NodeOutput(latent, ui=ui.PreviewText(shown))
 
 
 NODES = [UltraGenModelSampling, UltraGenEmptyLatent]

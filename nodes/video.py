@@ -1,4 +1,4 @@
-"""From a latent to a video file."""
+"""UltraGen Save Video."""
 
 from __future__ import annotations
 
@@ -31,87 +31,91 @@ class UltraGenSaveVideo(Node):
             node_id="UltraGenSaveVideo",
             display_name="UltraGen Save Video",
             category="UltraGen",
-            description="Decodes a latent exactly, in tiles, and writes the frames to a video file. The whole video is "
-            "never an IMAGE in memory, and the latent is saved before anything can fail. A batch makes one file each.",
+            description="Decodes a latent in exact tiles and streams the frames to a video file, without holding the"
+            " video in memory as an IMAGE. The latent is kept first, so a failed decode costs no sampling. Each video"
+            " of a batch becomes a file.",
             inputs=[
-                io.Latent.Input("samples", tooltip="The sampler's latent of a video, before any VAE Decode."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model: Wan 2.1's, or for the 5B model 2.2's."),
+                io.Latent.Input("samples", tooltip="The sampler's video latent, not yet decoded."),
+                io.Vae.Input("vae", tooltip="The model's VAE: Wan 2.1's, or Wan 2.2's for the 5B model."),
                 io.Float.Input(
                     "fps",
                     default=15.0,
                     min=1.0,
                     max=240.0,
                     step=0.001,
-                    tooltip="Frames a second. UltraGen's weights: 15. T3-Video's: 30. Wan's own: 16.",
+                    tooltip="Frames per second. UltraGen: 15. T3-Video: 30. Wan: 16.",
                 ),
                 io.Combo.Input(
                     "codec",
                     options=list(CODECS),
                     default=next(iter(CODECS)),
-                    tooltip="H.264 8-bit (.mp4) plays everywhere. H.265: smaller files; 10-bit keeps smooth skies free "
-                    "of banding (a VAE in bf16 resolves about 9 bits, in fp16 or fp32 more). FFV1 (.mkv): every pixel "
-                    "exact, large, for editing; plays in mpv and VLC, not in browsers. What a browser may not play is "
-                    "shown here as a small H.264 preview.",
+                    tooltip="H.264 8-bit (.mp4) plays everywhere. H.265: smaller files; 10-bit avoids banding in smooth"
+                    " skies (a VAE in bf16 resolves about 9 bits, in fp16 or fp32 more). FFV1 (.mkv): lossless, large,"
+                    " for editing; plays in mpv and VLC, not in browsers. If a browser may not play the file, the node"
+                    " shows a small H.264 preview.",
                 ),
                 io.Int.Input(
                     "crf",
                     default=17,
                     min=1,
                     max=51,
-                    tooltip="CRF of H.264 and H.265: lower is better and larger; 17 looks like the original, 23 takes "
-                    "about half the space. FFV1 does not use it.",
+                    tooltip="Constant rate factor of H.264 and H.265. Lower: better and larger. 17 is visually"
+                    " lossless, 23 takes about half the space. FFV1 ignores it.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="video/ultragen",
-                    tooltip="Folder and name inside ComfyUI's output folder. A number is added, nothing that exists is "
-                    "replaced. %year%-%month%-%day%, %width% and %height% are filled in, and so are %date:yyyy-MM-dd% "
-                    "and %NodeTitle.widget%.",
+                    tooltip="Folder and name inside ComfyUI's output folder. A number is added; no file is replaced. "
+                    "Placeholders: %year%-%month%-%day%, %width% and %height%, %date:yyyy-MM-dd% and "
+                    "%NodeTitle.widget%.",
                 ),
                 io.Combo.Input(
                     "crop",
                     options=list(CROPS),
                     default="keep",
-                    tooltip="Cut rows from top and bottom alike: Wan makes 1088 rows, a Full HD screen has 1080.",
+                    tooltip="Crops rows equally at top and bottom. Wan makes 1088 rows, a Full HD screen has 1080.",
                 ),
                 io.Combo.Input(
                     "keep_latent",
                     options=[KEEP, KEEP_UNTIL_SAVED, KEEP_NEVER],
                     default=KEEP,
-                    tooltip="Save the latent to output/latents first, so that a failed decode costs no sampling: "
-                    "UltraGen Load Latent brings it back. Choose off when the latent comes from there.",
+                    tooltip="Save the latent to output/latents first, so that a failed decode costs no sampling. "
+                    "UltraGen Load Latent loads it again; choose off for such a latent.",
                 ),
                 tile_input(),
                 io.Audio.Input(
                     "audio",
                     optional=True,
-                    tooltip="Goes along: AAC in .mp4, FLAC in .mkv. Cut where the video ends, or followed by silence.",
+                    tooltip="Audio track: AAC in .mp4, FLAC in .mkv. Cut to the video's length, or padded with"
+                    " silence.",
                 ),
                 io.String.Input(
                     "details",
                     default="",
                     optional=True,
                     force_input=True,
-                    tooltip="A text about this video, such as UltraGen Prompts' details (prompt, negative, seed). Goes "
-                    "into the file as its comment.",
+                    tooltip="Text to store in the file as its comment, such as the details of UltraGen Prompts (prompt,"
+                    " negative, seed).",
                 ),
                 io.Combo.Input(
                     "side_file",
                     options=list(SIDE_FILES),
                     default=next(iter(SIDE_FILES)),
                     optional=True,
-                    tooltip="json: write the details, codec and size beside the video too, as NAME_00001_.json. For "
-                    "scripts and catalogues.",
+                    tooltip="json: also write details, codec and size to NAME_00001_.json next to the video, for"
+                    " scripts and catalogues.",
                 ),
                 io.Boolean.Input(
                     "trim_to_audio",
                     default=False,
                     optional=True,
-                    tooltip="End the video with its audio where that is shorter, instead of adding silence.",
+                    tooltip="If the audio is shorter, end the video with it instead of padding it with silence.",
                 ),
             ],
             outputs=[
-                io.Video.Output("video", is_output_list=True, tooltip="The files, one for each video of the batch.")
+                io.Video.Output(
+                    "video", is_output_list=True, tooltip="The video files, one for each video of the batch."
+                )
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
@@ -151,9 +155,9 @@ class UltraGenSaveVideo(Node):
     ) -> io.NodeOutput:
         choices = fps, codec, crf, crop, keep_latent, tile or None, details or "", side_file, trim_to_audio
         settings = VideoSettings(filename_prefix, *choices)
-        saved = save_video(vae, samples, settings, cls.folders(), cls.metadata(), audio, cls.say)
+        saved = save_video(vae, samples, settings, cls.folders(), cls.metadata(), audio, cls.show_status)
         previews = [cls.shown(path) for path in saved.previews]
-        # What /history tells programs: the page shows and plays `images` alone, which may be previews.
+        # `ultragen_files` is for API clients; the frontend plays `images`, which may be previews.
         written = [*saved.videos, *saved.side_files]
         shown = {**ui.PreviewVideo(previews).as_dict(), **ui.PreviewText(cls.summary(saved)).as_dict()}
         return io.NodeOutput(
@@ -162,7 +166,7 @@ class UltraGenSaveVideo(Node):
         )
 
     @classmethod
-    def before_refusal(cls, inputs) -> str:
+    def on_refused(cls, inputs) -> str:
         return keep_refused(inputs, cls.folders(), cls.metadata())
 
     @classmethod
@@ -176,8 +180,8 @@ class UltraGenSaveVideo(Node):
         return metadata if cls.hidden.prompt is None else metadata | {"prompt": cls.hidden.prompt}
 
     @classmethod
-    def say(cls, text: str) -> None:
-        """Show a line in the node while it runs, if there is a server."""
+    def show_status(cls, text: str) -> None:
+        """Show a line in the node while it runs, if a server runs."""
         server = prompt_server()
         if server is not None and cls.hidden.unique_id is not None:
             server.send_progress_text(text, cls.hidden.unique_id)
@@ -190,24 +194,24 @@ class UltraGenSaveVideo(Node):
             lines.append(f"Latent: {saved.latent}")
         lines += saved.notes
         if saved.fallback_reason:
-            lines.append(f"Left to ComfyUI's own decode. {saved.fallback_reason}")
+            lines.append(f"ComfyUI's own decode was used. {saved.fallback_reason}")
         return "\n".join(lines)
 
     @staticmethod
     def size(path: Path) -> str:
         try:
             return f" ({path.stat().st_size / 2**20:.1f} MiB)"
-        except OSError:  # somebody has moved it already
+        except OSError:  # already moved or deleted
             return ""
 
     @classmethod
     def shown(cls, path: Path) -> ui.SavedResult:
-        """A file of the output or temp folder, as the browser asks for it."""
-        for kind in (io.FolderType.output, io.FolderType.temp):
-            base = Path(folder_paths.get_directory_by_type(kind.value))
+        """Return a file of the output or temp folder in the form that the frontend requests."""
+        for folder in (io.FolderType.output, io.FolderType.temp):
+            base = Path(folder_paths.get_directory_by_type(folder.value))
             if path.is_relative_to(base):
-                return ui.SavedResult(path.name, path.parent.relative_to(base).as_posix(), kind)
-        raise ValueError(f"{path} lies neither in ComfyUI's output folder nor in its temp folder.")
+                return ui.SavedResult(path.name, path.parent.relative_to(base).as_posix(), folder)
+        raise ValueError(f"{path} must be in ComfyUI's output folder or temp folder.")
 
 
 NODES = [UltraGenSaveVideo]

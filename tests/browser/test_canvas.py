@@ -197,7 +197,7 @@ def test_plan_is_of_what_would_run(canvas):
     plan_says(canvas, "UltraGenLoadModel", "640x384, 81 frames")
     canvas.run(LINKED, [None])
     plan_says(
-        canvas, "UltraGenLoadModel", "UltraGen Empty Latent: width comes through a link and is known only in the run"
+        canvas, "UltraGenLoadModel", "UltraGen Empty Latent: width is linked and is known only when the graph runs"
     )
     canvas.run(MODE, ["UltraGenLoadModel", 2])
     canvas.page.wait_for_function(f"kind => ({PLAN})(kind) === ''", arg="UltraGenLoadModel", timeout=10_000)

@@ -59,7 +59,7 @@ def attended(model, monkeypatch, **conditions) -> float:
 
 def test_published_layout_in_words():
     made = preview(VideoSize(1920, 1080, 81), Source("ultragen_1080p.ckpt", None, "auto"))
-    assert [warning[:36] for warning in made.warnings] == ["ultragen_1080p.ckpt is not there: dra"[:36]]
+    assert [warning.split(".")[:2] for warning in made.warnings] == [["ultragen_1080p", "ckpt is missing"]]
     assert made.text()[:3] == [
         "1920x1088, 81 frames: 21x68x120 = 171,360 tokens; rule ultragen in 24 of 30 blocks, dense 0-2, 27-29 (no"
         " extras)",
@@ -121,7 +121,7 @@ def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
         ("flux", "ultragen", None, "flux.safetensors is an unknown file"),
         ("flux", None, Settings(rule="t3"), "UltraGen patches Wan models, flux.safetensors"),
         ("extras", "auto", None, "holds only UltraGen's extras"),
-        ("gone", "t3", None, "gone.safetensors is not there"),
+        ("gone", "t3", None, "gone.safetensors is missing"),
     ],
 )
 def test_what_the_run_refuses_the_plan_refuses(tmp_path, tiny_path, file, rule, settings, sentence):

@@ -87,7 +87,7 @@ def called(node, name: str = "EXECUTE_NORMALIZED", /, **inputs):
         ({}, "Toy Node: rate is missing."),
         (
             {"rate": 1, "count": 0},
-            "count must be a whole number from 1 to 8, got 0. Change it, or what is linked to it.",
+            "count must be a whole number from 1 to 8, got 0. Change it or its link.",
         ),
         ({"rate": 1, "count": 1.5}, "got 1.5"),
         ({"rate": 1, "switch": "no"}, "switch must be true or false, got 'no'"),
@@ -120,7 +120,7 @@ def test_inputs_of_a_list_node_are_held_one_by_one(pack):
     switches = dict.fromkeys(("hd_mse", "hd_lpips", "hd_fvd", "clip_score", "temporal_consistency"), [False])
     for wrong, sentence in (
         ({"prompt": ["a", 5]}, "prompt must be text, got 5"),
-        ({"video": []}, "UltraGen Metrics: video is an empty list"),
+        ({"video": []}, "UltraGen Metrics: video must not be an empty list"),
         ({"video": [None]}, "video must be connected, got nothing"),
         ({"hd_mse": ["yes"]}, "hd_mse must be true or false"),
     ):
@@ -158,7 +158,7 @@ def test_validation_ends_in_a_sentence_and_fingerprints_in_a_run(toy):
     assert called(toy, "validate_inputs", file="there") is True
     assert (
         called(toy, "validate_inputs", file=5)
-        == "Toy Node: file must be text, got 5. Change it, or what is linked to it."
+        == "Toy Node: file must be text, got 5. Change it or its link."
     )
     assert called(toy, "validate_inputs", file=BYTES_NAME) == "no file gr\\xf6n.ckpt"
     toy.broken = ValueError(BYTES_NAME)

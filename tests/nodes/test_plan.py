@@ -1,4 +1,4 @@
-"""The plan through the real server: the node's words and picture, the canvas's question, and wrong questions."""
+"""The plan through the real server: the node's text and picture, the canvas's request, and wrong requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APPLY = {"attention_rule": "auto", "extras": "none", "start_percent": 0, "end_pe
 LATENT = {"preset": "custom", "width": 200, "height": 128, "frames": 9, "batch_size": 2}
 
 
-def test_node_says_and_draws_what_the_canvas_was_shown(server):
+def test_node_and_canvas_show_the_same_plan(server):
     local = {
         "windows_even": 2, "windows_odd": 3, "cross_window": "paper", "uneven": "auto", "antialias": False,
         "hierarchical": True, "hierarchical_windows_even": 0, "hierarchical_windows_odd": 0,
@@ -33,39 +33,39 @@ def test_node_says_and_draws_what_the_canvas_was_shown(server):
         "4": {"class_type": "UltraGenEmptyLatent", "inputs": LATENT},
         "5": {"class_type": "UltraGenPlan", "inputs": {"model": ["3", 0], "latent": ["4", 0]}},
     }
-    said = server.run(graph)["5"]
+    output = server.run(graph)["5"]
     asked = {"node": apply, "model": LOADER["checkpoint"], "local": local, "global": None, "latent": LATENT}
     shown = server.post("/ultragen/plan", asked)
-    assert said["text"][0].startswith("208x128, 9 frames: 3x8x13 = 312 tokens; rule ultragen in 4 of 6 blocks")
-    assert "local 2x2" in said["text"][1] and "local 3x3" in said["text"][2]
+    assert output["text"][0].startswith("208x128, 9 frames: 3x8x13 = 312 tokens; rule ultragen in 4 of 6 blocks")
+    assert "local 2x2" in output["text"][1] and "local 3x3" in output["text"][2]
     # From the loaded model more is known: its weights' size, and the trained gates.
     assert [line for line in shown["text"] if "device memory" not in line] == [
-        line for line in said["text"] if "device memory" not in line
+        line for line in output["text"] if "device memory" not in line
     ]
-    assert "weights 0.0" in "".join(said["text"]) and "gates over the run" in said["ultragen_plan"][0]
+    assert "weights 0.0" in "".join(output["text"]) and "gates over the run" in output["ultragen_plan"][0]
     assert shown["picture"].startswith("<svg") and "gates over the run" not in shown["picture"]
 
 
 ONE_WINDOW = {"windows_even": 2}
 WRONG = [
-    (None, "The question must be names with values"),
-    ([], "The question must be names with values"),
+    (None, "The request must be names with values"),
+    ([], "The request must be names with values"),
     ({}, "node must be names with values, got a value of type NoneType"),
     *(({"node": value}, "node must be names with values") for value in (None, "text", [LOADER])),
-    ({"node": {"checkpoint": 5}}, "Which model this is, is known only in the run"),
-    ({"node": APPLY, "model": None}, "Which model this is, is known only in the run"),
+    ({"node": {"checkpoint": 5}}, "The model's file is known only when the graph runs"),
+    ({"node": APPLY, "model": None}, "The model's file is known only when the graph runs"),
     ({"node": {**LOADER, "attention_rule": "t5"}}, "attention_rule must be one of auto, ultragen, t3, dense"),
     ({"node": {**APPLY, "extras": "../x"}, "model": LOADER["checkpoint"]}, "extras must be one of"),
-    ({"node": {**APPLY, "start_percent": None}, "model": LOADER["checkpoint"]}, "start_percent comes through a link"),
+    ({"node": {**APPLY, "start_percent": None}, "model": LOADER["checkpoint"]}, "start_percent is linked"),
     ({"node": {**APPLY, "start_percent": 1}, "model": LOADER["checkpoint"]}, "start_percent must be below end_percent"),
     ({"node": LOADER, "latent": {**LATENT, "width": 0}}, "width must be a whole number from 16 to 16384, got 0"),
     ({"node": LOADER, "latent": {**LATENT, "width": 1e300}}, "got 1e+300"),
     ({"node": LOADER, "latent": {**LATENT, "height": float("nan")}}, "got nan"),
     ({"node": LOADER, "latent": {**LATENT, "frames": 10**9}}, "frames must be a whole number from 1 to 4097"),
-    ({"node": LOADER, "latent": {**LATENT, "height": None}}, "height comes through a link"),
+    ({"node": LOADER, "latent": {**LATENT, "height": None}}, "height is linked"),
     ({"node": LOADER, "latent": {**LATENT, "preset": "8K"}}, "preset must be one of"),
     ({"node": LOADER, "latent": {**LATENT, "steps": [{"scale_by": 99}]}}, "width must be a whole number from 16"),
-    ({"node": LOADER, "latent": {**LATENT, "steps": [{"scale_by": "2"}]}}, "Sizes are scaled by up to 100, got '2'"),
+    ({"node": LOADER, "latent": {**LATENT, "steps": [{"scale_by": "2"}]}}, "scale_by must be between 0 and 100, got"),
     ({"node": LOADER, "latent": "1080P"}, "latent must be names with values"),
     ({"node": LOADER, "before": "x"}, "before must be a list"),
     ({"node": LOADER, "local": ONE_WINDOW}, "UltraGen Local Config: windows_odd is missing"),
@@ -79,7 +79,7 @@ WRONG = [
 
 @pytest.fixture
 def answer(pack, tmp_path, monkeypatch):
-    """The route's answer to a question, without a server; the models folder holds the tiny checkpoint."""
+    """The route's answer to a request, without a server; the models folder holds the tiny checkpoint."""
     folder = tmp_path / "diffusion_models"
     folder.mkdir()
     shutil.copy(DATA / "tiny_ultragen.safetensors", folder / "ultragen_1080p.safetensors")
@@ -89,10 +89,10 @@ def answer(pack, tmp_path, monkeypatch):
     return plan.preview_of_graph
 
 
-@pytest.mark.parametrize(("wrong", "said"), WRONG)
-def test_a_wrong_question_is_answered_with_a_sentence(answer, wrong, said):
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_a_wrong_request_is_refused_with_a_reason(answer, wrong, message):
     wrong = json.loads(json.dumps(wrong).replace("ultragen_1080p.ckpt", "ultragen_1080p.safetensors"))
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         answer(wrong)
 
 
@@ -117,22 +117,22 @@ def test_nodes_between_loader_and_patch_count(answer):
         answer({**asked, "before": []})
 
 
-def test_wrong_questions_reach_the_canvas_as_400(server):
-    for wrong, said in WRONG[:3]:
-        assert_refused(server, wrong, said)
+def test_wrong_requests_reach_the_canvas_as_400(server):
+    for wrong, message in WRONG[:3]:
+        assert_refused(server, wrong, message)
     deep = urllib.request.Request(f"{server.url}/ultragen/plan", b"[" * 100_000, {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(deep)
     assert refused.value.code == 400
 
 
-def assert_refused(server, wrong, said):
+def assert_refused(server, wrong, message):
     with pytest.raises(urllib.error.HTTPError) as refused:
         server.post("/ultragen/plan", wrong)
-    assert refused.value.code == 400 and said in json.load(refused.value)["error"]
+    assert refused.value.code == 400 and message in json.load(refused.value)["error"]
 
 
-def test_a_file_that_only_its_loader_reads_is_said_to_be_one(server):
+def test_a_file_that_only_its_loader_can_read_is_reported(server):
     asked = {"node": {"attention_rule": "auto", "extras": "none"}, "model": "wan2.1-t2v-14b-Q4_K_M.gguf"}
     with pytest.raises(urllib.error.HTTPError) as refused:
         server.post("/ultragen/plan", asked)

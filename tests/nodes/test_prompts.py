@@ -49,7 +49,7 @@ def test_outputs(node):
     assert all(isinstance(each, ExecutionBlocker) for each in image)
     assert done.ui.as_dict()["text"] == ("2 prompts, 1 with a negative, 1 with a seed",)
     assert execute(node, text, "none", index=1).result[0] == ["b"]
-    assert "Now number 2: b" in execute(node, text, "none", index=1).ui.as_dict()["text"][0]
+    assert "Number 2: b" in execute(node, text, "none", index=1).ui.as_dict()["text"][0]
 
 
 def test_files_of_the_input_folder(node, folder):
@@ -114,7 +114,7 @@ def test_a_broken_image_is_a_sentence(node, folder, content):
     with pytest.raises(ValueError, match="broken.png cannot be read as a picture"):
         execute(node, text, "none", graph=IMAGE_LINKED)
     (not_read,) = execute(node, text, "none").result[3]
-    assert "not read, as nothing was linked" in not_read.message
+    assert "not read, because nothing was linked" in not_read.message
 
 
 def test_an_item_without_image_is_refused_where_images_are_linked(node, folder):

@@ -1,4 +1,4 @@
-"""The plan of what a graph would load, from the headers of its files, with the rule that the loaded model would get."""
+"""Plans a graph before it runs, from the headers of its model files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ TRAINED_FOR = "trained for"
 
 
 class Source(NamedTuple):
-    """Where the model comes from.
+    """The model file and its loader.
 
-    name: of its file. path: None where there is no such file. rule: attention_rule of UltraGen Load Model; TRAINED_FOR
-    takes files of other models as well; None is another loader, which drops UltraGen's weights.
+    path: None if there is no such file. rule: attention_rule of UltraGen Load Model. TRAINED_FOR: the rule that the
+    weights were trained with, dense for a plain Wan model. None: another loader, which ignores UltraGen's extras.
     """
 
     name: str
@@ -43,16 +43,17 @@ class Source(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """An UltraGen Apply: its settings, and its file of extras, if it has one."""
+    """An UltraGen Apply: its settings and its file of extras, if any."""
 
     settings: Settings
     extras: Path | None = None
 
 
 def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) -> Plan:
-    """The plan of a video with the model of `source`, patched by `patches` in turn. Raises ValueError as the run would.
+    """Plan a video of the wanted size with the model of `source`, patched by `patches` in turn.
 
-    A file that is not there yet is taken for UltraGen's published weights on Wan 2.1 1.3B, and the plan warns of it.
+    A missing file is planned as UltraGen's published weights on Wan 2.1 1.3B, with a warning. Raises ValueError for
+    whatever the run itself would refuse.
     """
     if source.path is None:
         shape, rule, warning = _not_there(source)
@@ -72,14 +73,16 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) ->
 
 def _not_there(source: Source) -> tuple[WanShape, Rule, tuple[str, ...]]:
     if source.rule in ("t3", "dense") or T3_NAME.search(Path(source.name).name):
-        raise ValueError(f"{printable(source.name)} is not there, and its size is not known without it.")
-    warning = f"{printable(source.name)} is not there: drawn as UltraGen's published weights on Wan 2.1 1.3B."
+        raise ValueError(
+            f"{printable(source.name)} is missing, so its size is unknown. Put the file into its folder and press R."
+        )
+    warning = f"{printable(source.name)} is missing. The plan shows UltraGen's published weights on Wan 2.1 1.3B."
     rule = choose_rule(WAN_1_3B, Settings(), PUBLISHED)
     return WAN_1_3B, rule, (warning,)
 
 
 def _loaded(name: str, state: StateDict, source: Source) -> tuple[WanShape, Rule | None]:
-    """Sizes and rule of a model as its loader hands it on."""
+    """Return shape and rule of a model as its loader outputs it. Raises ValueError."""
     name = printable(name)
     if source.rule is not None:
         check_complete(state, name)
@@ -99,7 +102,7 @@ def _loaded(name: str, state: StateDict, source: Source) -> tuple[WanShape, Rule
 
 
 def _extras(name: str, state: StateDict, whole: bool = False) -> Extras:
-    # Norms are what recognises a base model by its values, and headers have none.
+    # `split` compares values of norms to recognise a base model; headers have no values.
     without_norms = {key: tensor for key, tensor in state.items() if not key.endswith("norm_q.weight")}
     return (split_whole if whole else split)(without_norms, name)[1]
 
@@ -110,13 +113,13 @@ def _summary(extras: Extras) -> ExtrasSummary:
 
 
 def _gates_known(rule: Rule | None) -> bool:
-    """Whether the gates of a rule need no weights."""
+    """Whether the rule's gates are known without loading weights."""
     trained = rule is not None and rule.extras is not None and rule.extras.trained
     return not trained or None not in (rule.local.gate, rule.global_.gate)
 
 
 def outline_of(path: Path) -> StateDict:
-    """Names and sizes of a file's tensors, read once as long as the file stays the same. Raises WeightsError."""
+    """Read names and shapes of a file's tensors; cached until the file changes. Raises WeightsError."""
     pieces = ((piece, piece.stat()) for piece in shards_of(path))
     return _outline(path, tuple((piece, facts.st_size, facts.st_mtime_ns) for piece, facts in pieces))
 
