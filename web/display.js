@@ -1,11 +1,11 @@
-/** A widget that only shows `element`, `height()` pixels high, and is part of neither prompts nor workflows. */
+/** Add a widget that shows `element`, `height()` pixels high, and is not saved in prompts or workflows. */
 export function display(node, name, element, height) {
     const widget = node.addDOMWidget(name, name, element, {
-        serialize: false, // of prompts
+        serialize: false, // in prompts
         hideOnZoom: false,
         getMinHeight: height,
         getMaxHeight: height,
     });
-    widget.serialize = false; // of workflows
+    widget.serialize = false; // in workflows
     return widget;
 }

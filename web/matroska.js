@@ -1,4 +1,4 @@
-// The tags of a Matroska file (RFC 9559), which is a tree of elements: an id, a size, and content or more elements.
+// Reads the tags of a Matroska file (RFC 9559). The file is a tree of elements: id, size, then data or child elements.
 
 const SEGMENT = 0x18538067;
 const TAGS = 0x1254c367;
@@ -6,13 +6,13 @@ const TAG = 0x7373;
 const SIMPLE_TAG = 0x67c8;
 const TAG_NAME = 0x45a3;
 const TAG_STRING = 0x4487;
-const HEADER = 12; // bytes at most
-const LONGEST = 2 ** 26; // bytes of a text
-const MOST = 100_000; // elements side by side
+const MAX_HEADER = 12; // bytes
+const MAX_TEXT = 2 ** 26; // bytes
+const MAX_CHILDREN = 100_000;
 
 /**
- * The texts of those of `names` (in lower case) that the file has: {name: text}. Matroska writes names in capitals.
- * Reads the headers of elements and the tags themselves, never a frame, and stops when every name is found.
+ * Return the tags with these names, in lower case, as {name: text}. (Matroska writes tag names in capitals.)
+ * Reads element headers and tags only, no frames, and stops when every name is found.
  */
 export async function readTags(file, names) {
     const found = {};
@@ -38,16 +38,16 @@ async function* descendants(file, element, [id, ...deeper]) {
 }
 
 async function* children(file, { start, end }) {
-    for (let count = 0; start < end && count < MOST; count++) {
-        const head = header(await bytes(file, start, HEADER));
-        if (!head) return; // damaged, or no Matroska
+    for (let count = 0; start < end && count < MAX_CHILDREN; count++) {
+        const head = header(await bytes(file, start, MAX_HEADER));
+        if (!head) return; // damaged, or not Matroska
         const child = { id: head.id, start: start + head.length };
         start = child.start + head.size;
         yield { ...child, end: Math.min(start, end) };
     }
 }
 
-/** An id keeps its length's bits, a size does not; a size of ones alone is unknown and lasts to the parent's end. */
+/** Parse id and size. An id keeps its length bits, a size does not. A size of all ones means up to the parent's end. */
 function header(data) {
     const idLength = vintLength(data[0]);
     const sizeLength = vintLength(data[idLength]);
@@ -67,7 +67,7 @@ function number(digits) {
 }
 
 async function text(file, { start, end }) {
-    return new TextDecoder().decode(await bytes(file, start, Math.min(end - start, LONGEST))).replace(/\0+$/, "");
+    return new TextDecoder().decode(await bytes(file, start, Math.min(end - start, MAX_TEXT))).replace(/\0+$/, "");
 }
 
 async function bytes(file, start, length) {

@@ -1,7 +1,7 @@
 import { app } from "../../scripts/app.js";
 import { readTags } from "./matroska.js";
 
-// ComfyUI opens workflows from .mp4 and .webm, not from .mkv. Ours are handed to it as the .json that is inside.
+// ComfyUI opens workflows from .mp4 and .webm, not from .mkv. This opens the workflow of an .mkv as .json.
 
 app.registerExtension({
     name: "ultragen.open",
@@ -10,7 +10,7 @@ app.registerExtension({
         app.handleFile = async function (file, ...more) {
             return handleFile.call(this, (await workflowOf(file)) ?? file, ...more);
         };
-        const chooser = document.getElementById("comfy-file-input"); // of Workflow > Open
+        const chooser = document.getElementById("comfy-file-input"); // Workflow > Open
         if (chooser?.accept) chooser.accept += ",.mkv";
     },
 });

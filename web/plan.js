@@ -2,23 +2,23 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { display } from "./display.js";
 
-// A picture of what a run would do, on the nodes that decide it. Python draws it; this gathers what the canvas says.
+// Shows the plan of a run on the nodes that determine it. Python plans and draws; this script describes the graph.
 
 const PATCHES = ["UltraGenApply", "UltraGenLoadModel"];
 const SHOWN_ON = [...PATCHES, "UltraGenPlan"];
 const FOLLOWED = [...SHOWN_ON, "UltraGenLocalConfig", "UltraGenGlobalConfig", "UltraGenEmptyLatent"];
 const NAME = "ultragen.plan";
 const SETTING = "UltraGen.Plan.OnNodes";
-const PAUSE = 200; // milliseconds without a change
-const SIDES = 30; // pixels of a node's width beside its widgets
-const FARTHEST = 100; // nodes in a row
-const AGAIN = 5000; // milliseconds after a question without an answer
-const MUTED = 2; // LiteGraph's modes of a node
+const DEBOUNCE = 200; // milliseconds
+const SIDE_MARGINS = 30; // pixels of a node's width outside its widgets
+const MAX_DEPTH = 100; // nodes followed upstream
+const RETRY = 5000; // milliseconds after a failed request
+const MUTED = 2; // LiteGraph's node modes
 const BYPASSED = 4;
-const UNKNOWN = {}; // in place of a node
+const UNKNOWN = {}; // instead of a node: known only when the graph runs
 const KEEPS_SIZE = /^(KSampler|SamplerCustom|VAEDecode|VAEEncode|UltraGen|SetLatentNoiseMask|Reroute)/;
 
-const shownOn = new Set(); // nodes of every graph: those inside subgraphs are not among app.graph's
+const shownOn = new Set(); // nodes of all graphs; app.graph lacks those inside subgraphs
 let timer = 0;
 
 app.registerExtension({
@@ -46,9 +46,9 @@ app.registerExtension({
         }
         follow();
     },
-    setup: () => api.addEventListener("graphChanged", follow), // links and modes of any node
+    setup: () => api.addEventListener("graphChanged", follow), // a link or a mode of any node
     afterConfigureGraph: () => follow(),
-    refreshComboInNodes: () => again(), // files may have come
+    refreshComboInNodes: () => refreshAll(), // there may be new files
 });
 
 function after(object, name, then) {
@@ -60,7 +60,7 @@ function after(object, name, then) {
     };
 }
 
-function again() {
+function refreshAll() {
     for (const node of shownOn) node.ultragenAsked = undefined;
     follow();
 }
@@ -69,11 +69,11 @@ function follow() {
     clearTimeout(timer);
     timer = setTimeout(() => {
         for (const node of shownOn) if (node.graph) refresh(node);
-    }, PAUSE);
+    }, DEBOUNCE);
 }
 
 async function refresh(node) {
-    const wanted = app.extensionManager.setting.get(SETTING) ? asking(node) : null;
+    const wanted = app.extensionManager.setting.get(SETTING) ? readableRequest(node) : null;
     const asked = JSON.stringify(wanted);
     if (asked === node.ultragenAsked) return;
     node.ultragenAsked = asked;
@@ -89,22 +89,23 @@ async function refresh(node) {
         if (asked === node.ultragenAsked) show(node, picture, error);
     } catch {
         if (asked !== node.ultragenAsked) return;
-        node.ultragenAsked = undefined; // the server may be starting again
-        show(node, "", "ComfyUI did not answer.");
-        setTimeout(follow, AGAIN);
+        node.ultragenAsked = undefined; // the server may be restarting
+        show(node, "", "ComfyUI did not answer. Trying again in 5 seconds.");
+        setTimeout(follow, RETRY);
     }
 }
 
-/** Nodes of other packs may be anything: one that cannot be read costs the picture, not the page. */
-function asking(node) {
+/** Return the request, or an error: a node of another pack that cannot be read must not break the page. */
+function readableRequest(node) {
     try {
-        return question(node);
+        return request(node);
     } catch (error) {
-        return { error: `This graph cannot be read before it runs (${error.message}).` };
+        return { error: `The plan cannot read this graph (${error.message}). Queue UltraGen Plan instead.` };
     }
 }
 
-function question(node) {
+/** Describe what would run with the model of `node`, for POST /ultragen/plan; null if nothing would. */
+function request(node) {
     const chain = models(node);
     const patches = chain.filter((other) => PATCHES.includes(other.comfyClass));
     if (!active(node) || !patches.length) return null;
@@ -120,7 +121,7 @@ function question(node) {
 
 const file = (node) => ["checkpoint", "unet_name"].map((name) => values(node)?.[name]).find(Boolean) ?? null;
 
-// --- the size: of what the sampler that gets this model is given
+// --- the size of the latent that goes into the sampler of this model
 
 function size(node, patch) {
     const all = everyNode(node.graph).filter(active);
@@ -130,7 +131,7 @@ function size(node, patch) {
     return sources.length === 1 ? sizeOf(sources[0]) : null;
 }
 
-/** As UltraGen Empty Latent's widgets, with what is done to it after; null where only the run knows. */
+/** The widgets of an UltraGen Empty Latent and the `steps` that resize it; preset null if known only at run time. */
 function sizeOf(node, steps = []) {
     const held = values(node) ?? {};
     const { width, height, length, frames = length } = held;
@@ -141,14 +142,14 @@ function sizeOf(node, steps = []) {
     if (width !== undefined && height !== undefined) steps = [{ width, height }, ...steps];
     else if (held.scale_by !== undefined) steps = [{ scale_by: held.scale_by }, ...steps];
     else if (!KEEPS_SIZE.test(node?.comfyClass)) return { preset: null };
-    return steps.length > FARTHEST ? { preset: null } : sizeOf(sourceOf(node, "LATENT", "IMAGE"), steps);
+    return steps.length > MAX_DEPTH ? { preset: null } : sizeOf(sourceOf(node, "LATENT", "IMAGE"), steps);
 }
 
-// --- what feeds what in the graph as it would be queued: through reroutes, bypassed nodes and walls of subgraphs
+// --- the graph as it would be queued: links are followed through reroutes, bypassed nodes and subgraphs
 
 const active = (node) => node.mode !== MUTED && node.mode !== BYPASSED;
 
-/** Every node of the graph and of the subgraphs in it. */
+/** All nodes of the graph and its subgraphs. */
 function everyNode(graph) {
     const root = graph?.rootGraph ?? graph;
     return [root, ...(root?.subgraphs?.values?.() ?? [])].flatMap((one) => one?._nodes ?? []).filter(Boolean);
@@ -159,15 +160,15 @@ const input = (node, ...types) => node.inputs?.find((one) => one && types.includ
 
 const sourceOf = (node, ...types) => node && origin(node, input(node, ...types));
 
-/** `node`, then the nodes that its model comes from, nearest first. */
+/** Return `node` and the nodes upstream along its model, nearest first. */
 function models(node) {
     const found = [];
-    for (; node && found.length < FARTHEST; node = sourceOf(node, "MODEL", "GUIDER")) found.push(node);
+    for (; node && found.length < MAX_DEPTH; node = sourceOf(node, "MODEL", "GUIDER")) found.push(node);
     return found;
 }
 
-/** The node whose output feeds this input, UNKNOWN where only the run knows it, null where none does. */
-function origin(node, slot, left = FARTHEST) {
+/** Return the node that feeds this input, UNKNOWN if it is known only at run time, null if there is none. */
+function origin(node, slot, left = MAX_DEPTH) {
     const link = slot?.link == null ? null : node.graph?.getLink?.(slot.link);
     return link ? output(node.graph, link, left - 1) : null;
 }
@@ -189,7 +190,7 @@ function output(graph, { origin_id, origin_slot }, left) {
     return node.inputs?.length === 1 ? origin(node, node.inputs[0], left) : UNKNOWN;
 }
 
-/** What feeds an input of a subgraph from outside: a node, or the widget of the subgraph's own node. */
+/** Return what feeds a subgraph's input from outside: a node, or the widget of the subgraph's node. */
 function outside(subgraph, slot, left) {
     const [outer, ...others] = everyNode(subgraph).filter((node) => node.subgraph === subgraph);
     if (!outer || others.length) return UNKNOWN;
@@ -199,7 +200,7 @@ function outside(subgraph, slot, left) {
 
 const named = (node, name) => node.widgets?.find((widget) => widget?.name === name);
 
-/** Values of a node's widgets by name; null for one that only the run knows. */
+/** Return the values of a node's widgets by name; null for a value known only at run time. */
 function values(node) {
     if (!node) return null;
     const widgets = (node.widgets ?? []).filter((widget) => typeof widget?.name === "string" && widget.name !== NAME);
@@ -229,7 +230,7 @@ function add(node) {
     const height = () => {
         const svg = element.querySelector("svg");
         if (!svg) return element.textContent ? 45 : 0;
-        return ((node.size[0] - SIDES) * svg.getAttribute("height")) / svg.getAttribute("width");
+        return ((node.size[0] - SIDE_MARGINS) * svg.getAttribute("height")) / svg.getAttribute("width");
     };
     display(node, NAME, element, height);
 }

@@ -1,6 +1,6 @@
 import { app } from "../../scripts/app.js";
 
-// %date:yyyy-MM-dd% and %Node.widget% in a file's name: ComfyUI's page fills them in for its own nodes only.
+// Fills in %date:yyyy-MM-dd% and %Node.widget% in file names, which ComfyUI's frontend does for its own nodes only.
 
 app.registerExtension({
     name: "ultragen.prefix",
@@ -16,12 +16,12 @@ function filledIn(prefix) {
     if (!fill || typeof prefix !== "string") return prefix;
     return prefix.replace(/%[^%]+%/g, (placeholder) => {
         const value = fill(app, placeholder);
-        return value === placeholder || placeholder.startsWith("%date:") ? value : cut(value);
+        return value === placeholder || placeholder.startsWith("%date:") ? value : shortened(value);
     });
 }
 
-// A prompt is longer than a file's name may be. Letters and bytes as in ultragen_core/video/prefix.py.
-function cut(value) {
+// A value may be a whole prompt, too long for a file name. The limits are those of ultragen_core/video/prefix.py.
+function shortened(value) {
     const bytes = new TextEncoder().encode([...value].slice(0, 60).join(""));
-    return new TextDecoder().decode(bytes.subarray(0, 120), { stream: true }); // without half a letter at the end
+    return new TextDecoder().decode(bytes.subarray(0, 120), { stream: true }); // drops an incomplete last character
 }

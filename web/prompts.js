@@ -1,10 +1,10 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-// A button that queues one run for each prompt of a list. Python reads the list; this counts up the index.
+// A button that queues one run per prompt of a list. Python parses the list; this script counts up the index.
 
 const NODE = "UltraGenPrompts";
-const QUESTION = ["text", "file", "format"];
+const LIST_WIDGETS = ["text", "file", "format"];
 
 app.registerExtension({
     name: "ultragen.prompts",
@@ -13,7 +13,7 @@ app.registerExtension({
         const onNodeCreated = nodeType.prototype.onNodeCreated;
         nodeType.prototype.onNodeCreated = function () {
             onNodeCreated?.apply(this, arguments);
-            // Old frontends begin with randomize. A workflow's own value comes after this, but before nodeCreated.
+            // Old frontends start with randomize. A workflow sets its value after this and before nodeCreated.
             const control = widgetOf(this, "index").linkedWidgets?.[0];
             if (control) control.value = "fixed";
         };
@@ -21,14 +21,14 @@ app.registerExtension({
     nodeCreated(node) {
         if (node.comfyClass !== NODE) return;
         const button = node.addWidget("button", "queue all prompts", "", () => queueAll(node), { serialize: false });
-        button.serialize = false; // of workflows; the option is of prompts
+        button.serialize = false; // in workflows; the option above is for prompts
     },
 });
 
 let queueing = false;
 
 async function queueAll(node) {
-    if (queueing) return; // a second click would count the index up as well
+    if (queueing) return; // a second click would change the index too
     queueing = true;
     try {
         await queueEach(node);
@@ -38,8 +38,8 @@ async function queueAll(node) {
 }
 
 async function queueEach(node) {
-    const linked = node.inputs?.find((input) => [...QUESTION, "index"].includes(input.name) && input.link != null);
-    if (linked) return say(`${linked.name} is linked: the length of the list is known only when it runs.`);
+    const linked = node.inputs?.find((input) => [...LIST_WIDGETS, "index"].includes(input.name) && input.link != null);
+    if (linked) return say(`${linked.name} is linked, so the list is known only when the graph runs. Unlink it.`);
     const { count, error } = await listOf(node);
     if (error) return say(error);
     const index = widgetOf(node, "index");
@@ -51,20 +51,20 @@ async function queueEach(node) {
             await queueIsFree();
             index.value = number;
             await app.queuePrompt(0, 1);
-            if (Object.keys(app.lastNodeErrors ?? {}).length) break; // refused: the page says why
+            if (Object.keys(app.lastNodeErrors ?? {}).length) break; // refused; the frontend shows why
         }
     } finally {
         widgets.forEach((widget, place) => (widget.value = before[place]));
     }
 }
 
-// While the page queues something else, queuePrompt returns at once and reads the widgets later.
+// While another prompt is being queued, queuePrompt returns immediately and reads the widgets later.
 async function queueIsFree() {
     while (app.processingQueue) await new Promise((resolve) => setTimeout(resolve, 20));
 }
 
 async function listOf(node) {
-    const asked = Object.fromEntries(QUESTION.map((name) => [name, widgetOf(node, name).value]));
+    const asked = Object.fromEntries(LIST_WIDGETS.map((name) => [name, widgetOf(node, name).value]));
     const response = await api.fetchApi("/ultragen/prompts", {
         method: "POST",
         headers: { "Content-Type": "application/json" },

@@ -114,7 +114,7 @@ def test_node_shows_what_it_says_at_its_end(any_canvas):
     any_canvas.add("UltraGenEmptyLatent")
     any_canvas.run("() => app.graph._nodes[0].onExecuted({text: ['1920x1088, 81 frames', '(rounded up)']})")
     any_canvas.page.get_by_text("1920x1088, 81 frames (rounded up)").wait_for(timeout=10_000)
-    any_canvas.shoot("said")
+    any_canvas.shoot("output")
     any_canvas.run("() => app.graph._nodes[0].onExecuted({})")
     any_canvas.page.get_by_text("1920x1088, 81 frames").wait_for(state="hidden", timeout=10_000)
 

@@ -30,7 +30,7 @@ ODD = """async () => {
     node.widgets.shift();
     node.size = [10, 10];
     node.onExecuted({text: ["a long line ".repeat(99)]});
-    const {getMinHeight} = node.widgets.find(widget => widget.name === "ultragen.said").options;
+    const {getMinHeight} = node.widgets.find(widget => widget.name === "ultragen.output").options;
     app.graph.remove(node);
     node.onExecuted({text: ["removed"]});
     return getMinHeight();

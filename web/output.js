@@ -1,10 +1,10 @@
 import { app } from "../../scripts/app.js";
 import { display } from "./display.js";
 
-// ComfyUI itself shows how far a running node is, and the video that it made. What a node says at its end, such as the
-// size that it chose or the files that it wrote, would stay in the server's answer.
+// ComfyUI's frontend shows a node's progress and its videos, but not its text output, such as the size that it chose or
+// the files that it wrote. This shows that text in the node.
 app.registerExtension({
-    name: "ultragen.said",
+    name: "ultragen.output",
     nodeCreated(node) {
         if (!node.comfyClass?.startsWith("UltraGen")) return;
         const onExecuted = node.onExecuted;
@@ -15,14 +15,14 @@ app.registerExtension({
     },
 });
 
-const NAME = "ultragen.said";
+const NAME = "ultragen.output";
 const LINE = 15; // pixels
-const MOST_LINES = 6;
+const MAX_LINES = 6;
 
 function show(node, text) {
-    const said = node.widgets?.find((widget) => widget?.name === NAME) ?? (text && add(node));
-    if (!said?.element) return;
-    said.element.textContent = text;
+    const widget = node.widgets?.find((widget) => widget?.name === NAME) ?? (text && add(node));
+    if (!widget?.element) return;
+    widget.element.textContent = text;
     const [width, height] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
 }
@@ -38,9 +38,9 @@ function add(node) {
         userSelect: "text",
         whiteSpace: "pre-wrap",
     });
-    // Six pixels a letter: the element itself cannot be measured before it is drawn.
+    // Assume 6 pixels per character: the element cannot be measured before it is drawn.
     const width = () => Math.max(60, node.size[0] - 40);
     const lines = () => element.textContent.split("\n").map((line) => Math.ceil((6 * line.length) / width()));
-    const height = () => 4 + LINE * Math.min(MOST_LINES, lines().reduce((a, b) => a + b, 0));
+    const height = () => 4 + LINE * Math.min(MAX_LINES, lines().reduce((a, b) => a + b, 0));
     return display(node, NAME, element, height);
 }
