@@ -1,4 +1,4 @@
-"""Help pages, Chinese words and troubleshooting: whole, of the nodes that there are, in the words that they say."""
+"""Help pages, Chinese texts and troubleshooting: complete, and in the words that the nodes use."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_quoted_messages_are_what_the_pack_says():
         ast.parse(path.read_text()) for floor in ("nodes", "ultragen_core") for path in (ROOT / floor).rglob("*.py")
     ]
     constants = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
-    said = [text for text in constants if isinstance(text, str)]
+    texts = [text for text in constants if isinstance(text, str)]
     help_pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "docs").rglob("*.md"))
     symptoms = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    table = symptoms.split("## What the pack says")[1]
+    table = symptoms.split("## Messages")[1]
     first_cells = "".join(re.findall(r"^\| (`.+?`) \|", table, re.MULTILINE))
     quoted = re.findall(r'\*"(.+?)"\*', help_pages) + re.findall("`(.+?)`", first_cells)
     assert len(quoted) > 30
     parts = {part.strip(" :,") for message in quoted for part in message.split("...")} - {""}
-    assert [part for part in parts if not any(part in text for text in said)] == []
+    assert [part for part in parts if not any(part in text for text in texts)] == []
