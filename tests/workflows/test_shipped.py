@@ -75,10 +75,10 @@ def test_choices_are_among_the_options(file, object_info):
 
 
 def test_server_accepts_every_value(file, object_info, server):
-    """ComfyUI validates all nodes before it runs any: with a bad rate it objects to that alone and runs nothing."""
+    """ComfyUI validates all nodes before it runs any: with one bad value it reports that alone and runs nothing."""
     graph = workflow.to_api(file, object_info)
     (save,) = (key for key, node in graph.items() if node["class_type"] == "UltraGenSaveVideo")
-    graph[save]["inputs"]["fps"] = 0
+    graph[save]["inputs"]["crf"] = 0
     with pytest.raises(Refused) as refused:
         server.queue(graph)
     complaints = refused.value.error["node_errors"]
