@@ -1,4 +1,4 @@
-"""What a user meets in the browser: workflows that open whole, nodes with their widgets, a run that ends in a video."""
+"""In the browser: workflows open complete, nodes have their widgets, and a run ends with a video."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_every_node_has_a_help_page(any_canvas):
         any_canvas.shoot(f"{kind}-help")
 
 
-def test_node_shows_what_it_says_at_its_end(any_canvas):
+def test_node_shows_its_text_output(any_canvas):
     any_canvas.add("UltraGenEmptyLatent")
     any_canvas.run("() => app.graph._nodes[0].onExecuted({text: ['1920x1088, 81 frames', '(rounded up)']})")
     any_canvas.page.get_by_text("1920x1088, 81 frames (rounded up)").wait_for(timeout=10_000)
@@ -120,7 +120,7 @@ def test_node_shows_what_it_says_at_its_end(any_canvas):
 
 
 def test_picture_of_the_plan_follows_the_widgets(any_canvas):
-    """On the shipped workflow: what is drawn is what Python draws for the widgets as they are."""
+    """On the shipped workflow, the picture is the one that Python draws for the current widgets."""
     any_canvas.open(json.loads(workflow.SHIPPED.read_text()))
     loader = {"checkpoint": "ultragen_1080p.ckpt", "attention_rule": "auto"}
     picture = any_canvas.page.locator("svg", has_text="1920x1088, 81 frames: rule ultragen")
@@ -172,7 +172,7 @@ ODD = """() => {
 
 
 def plan_says(canvas, kind: str, text: str) -> None:
-    """Wait until the picture on this node, or the sentence in its place, begins so."""
+    """Wait until the picture on this node, or the message instead of it, starts with `text`."""
     canvas.page.wait_for_function(
         f"([kind, text]) => ({PLAN})(kind).startsWith(text)", arg=[kind, text], timeout=30_000
     )
@@ -183,8 +183,8 @@ def test_plan_of_two_passes_is_that_of_the_second_for_its_loader(canvas):
     plan_says(canvas, "UltraGenLoadModel", "1920x1088, 81 frames: rule ultragen")
 
 
-def test_plan_is_of_what_would_run(canvas):
-    """Reroutes and bypassed nodes are passed, linked values are followed, and what cannot be known is named."""
+def test_plan_shows_what_would_run(canvas):
+    """Reroutes and bypassed nodes are followed, linked values are used, and unknown values are named."""
     canvas.open(json.loads(workflow.SHIPPED.read_text()))
     plan_says(canvas, "UltraGenLoadModel", "1920x1088, 81 frames: rule ultragen")
     canvas.run(ODD)

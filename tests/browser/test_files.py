@@ -107,7 +107,7 @@ def element(identity: str, content: bytes, unknown: bool = False) -> bytes:
 
 
 def test_tags_behind_the_frames_are_found_without_reading_those(canvas):
-    """As other programs write Matroska; the whole is of unknown size, as in a recording."""
+    """Matroska as other programs write it, with a segment of unknown size, as in a recording."""
     tag = element("67c8", element("45a3", b"WORKFLOW") + element("4487", b"{}"))
     frames = [element("1f43b675", bytes(100_000)) for _ in range(3)]
     inside = b"".join(frames) + element("1254c367", element("7373", tag))

@@ -21,7 +21,7 @@ INDEX = """() => {
 
 
 def shown(server) -> list[str]:
-    """What the runs of this server have shown, in order."""
+    """Return the texts that the node showed in the runs of this server, in order."""
     runs = sorted(server.get("/history").values(), key=lambda run: run["prompt"][0])
     return [text for run in runs for output in run["outputs"].values() for text in output["text"]]
 

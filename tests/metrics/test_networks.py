@@ -29,7 +29,7 @@ def reference():
 
 @pytest.fixture
 def alexnet(reference, tmp_path):
-    """That AlexNet as torchvision publishes it, classifier and all."""
+    """The same AlexNet as torchvision publishes it, with its classifier."""
     trunk = {key: value for key, value in reference.state_dict().items() if key.startswith("net.")}
     state = torchvision.models.alexnet().state_dict()
     state |= {re.sub(r"net\.slice\d", "features", key): value for key, value in trunk.items()}

@@ -1,4 +1,4 @@
-"""What the metrics make of frames and features, against their definitions and reference implementations."""
+"""The metrics against their definitions and reference implementations."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_frechet_distance_is_scipys():
 
 @pytest.mark.parametrize("count", [2, 10, 100])
 def test_equal_features_are_at_no_distance_and_shifted_ones_at_the_shift(count):
-    """Also of fewer features than channels, where a root of the product of the covariances goes wrong."""
+    """Also with fewer features than channels, where a square root of the covariances' product is inaccurate."""
     features = seeded(count, 40)
     assert abs(frechet_distance(features, features.flip(0))) < 1e-6
     assert frechet_distance(features, features + 0.5) == pytest.approx(40 * 0.25, rel=1e-5)
@@ -109,7 +109,7 @@ def test_clip_score_is_the_plain_cosine():
 
 
 def test_temporal_consistency_is_vbenchs():
-    """Its rule step by step: each frame with the one before and with the first, no cosine below 0."""
+    """VBench's rule step by step: each frame against the previous and the first, cosines clamped at 0."""
     frames = seeded(6, 3)
     cosines = [
         [F.cosine_similarity(frame, other, dim=0).item() for other in (before, frames[0])]

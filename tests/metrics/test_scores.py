@@ -1,4 +1,4 @@
-"""From frames to a report: what belongs to a video, what to all of them, and how it is shown."""
+"""From frames to a report: values per video and over all videos, and their display."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def distance(a, b):
 
 
 def features(clips):
-    """Means and deviations of the colours: enough to tell clips apart."""
+    """Means and deviations of the colours, which distinguish clips."""
     return torch.cat([clips.mean((2, 3, 4)), clips.std((2, 3, 4))], dim=1)
 
 

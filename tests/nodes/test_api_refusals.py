@@ -1,4 +1,4 @@
-"""Wrong files and values through the real server: what the user reads in ComfyUI's error."""
+"""Wrong files and values through the real server: the errors that users read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLAIN = {
 
 
 class Runs:
-    """Something that a pickle could run."""
+    """A pickle that would run code."""
 
     def __reduce__(self):
         return print, ("this must not run",)

@@ -1,4 +1,4 @@
-"""What every node of the pack shares, called the way ComfyUI calls it."""
+"""The nodes' base class, called as ComfyUI calls it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def base(pack):
 
 @pytest.fixture
 def toy(base):
-    """A node that hands back what it was given."""
+    """A node that returns its inputs."""
 
     class Toy(base.Node):
         fail = broken = None  # what execute and validate_inputs raise
@@ -68,7 +68,7 @@ def toy(base):
 
 
 def called(node, name: str = "EXECUTE_NORMALIZED", /, **inputs):
-    """As ComfyUI's executor calls a node: on a locked copy of its class, with a list for each input."""
+    """Call a node as ComfyUI's executor does: on a locked copy of its class, with a list for each input."""
     inputs = {key: [value] for key, value in inputs.items()}
     mapped = execution._async_map_node_over_list("prompt", "1", node, inputs, name, False, None, None, {})
     return asyncio.run(mapped)[0]
@@ -98,7 +98,7 @@ def called(node, name: str = "EXECUTE_NORMALIZED", /, **inputs):
         ({"rate": 1, "file": "gone"}, "Toy Node: no file gone"),
     ],
 )
-def test_a_value_through_a_link_is_held_to_the_widgets_limits(toy, inputs, sentence):
+def test_linked_values_have_the_limits_of_the_widget(toy, inputs, sentence):
     toy.fail = AssertionError("work began")
     with pytest.raises(ValueError) as refused:
         called(toy, **inputs)
@@ -115,7 +115,7 @@ def test_valid_values_arrive_in_the_schemas_types(toy):
     assert toy.execute(1.0, 2).result[1] == 2
 
 
-def test_inputs_of_a_list_node_are_held_one_by_one(pack):
+def test_items_of_a_list_node_are_validated_one_by_one(pack):
     metrics = sys.modules[f"{pack.__name__}.nodes.metrics"].UltraGenMetrics
     switches = dict.fromkeys(("hd_mse", "hd_lpips", "hd_fvd", "clip_score", "temporal_consistency"), [False])
     for wrong, sentence in (
@@ -211,6 +211,6 @@ def wrong_values(each) -> list:
 
 
 def called_once(node, inputs: dict):
-    """execute on ComfyUI's copy of the class, each input as it is."""
+    """Call execute on ComfyUI's copy of the class, with the inputs unchanged."""
     node.VALIDATE_CLASS()
     return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}} if hasattr(io, "V3Data") else {}).execute(**inputs)

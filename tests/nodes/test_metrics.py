@@ -1,4 +1,4 @@
-"""UltraGenMetrics as ComfyUI runs it: lists in, three outputs, refusals when the prompt is queued."""
+"""UltraGenMetrics as ComfyUI runs it: lists in, three outputs, errors when the prompt is queued."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def switches(*on: str) -> dict[str, list[bool]]:
 
 
 def test_hd_fvd_of_a_list_of_videos_with_a_list_of_references(node, tmp_path):
-    """Two patches against themselves in another order are at no distance; the one file is found by its name."""
+    """Two patches have no distance from themselves in another order; the network's file is found by name."""
     state = seeded_i3d({key: value.shape for key, value in I3D().state_dict().items()})
     torch.save(state, tmp_path / "classifiers" / "rgb_imagenet.pt")
     videos = [seeded(16, 224, 224, 3, seed=seed).sigmoid() for seed in (1, 2)]

@@ -97,7 +97,7 @@ def test_a_wrong_request_is_refused_with_a_reason(answer, wrong, message):
 
 
 def test_what_is_done_to_an_empty_latent_is_counted(answer):
-    """As in two passes: the size that the second sampler is given."""
+    """As in the two-pass template: the size of the second sampler's latent."""
     loader = {**LOADER, "checkpoint": "ultragen_1080p.safetensors"}
     steps = [{"scale_by": 2}, {"width": 640, "height": 384}]
     sizes = ["208x128", "400x256", "640x384"]

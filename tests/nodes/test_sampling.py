@@ -1,4 +1,4 @@
-"""The sampling nodes: published noise levels, possible sizes, prompt lists."""
+"""The sampling nodes: published noise levels and supported sizes."""
 
 from __future__ import annotations
 

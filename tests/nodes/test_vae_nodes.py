@@ -34,7 +34,7 @@ def test_tile_is_checked_before_anything_runs(node):
         assert (node.UltraGenVAETiling.validate_inputs(tile) is True) == valid
 
 
-def test_a_vae_left_to_core_is_said_in_the_node(node):
+def test_the_node_shows_why_a_vae_falls_back_to_comfyui(node):
     other = toy_vae()
     other.first_stage_model.decoder.middle[1] = torch.nn.Identity()
     said = node.UltraGenVAETiling.execute(other, 0).ui.as_dict()["text"]

@@ -1,4 +1,4 @@
-"""The two nodes as ComfyUI calls them."""
+"""UltraGen Save Video and UltraGen Load Latent, called as ComfyUI calls them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_save_then_load_then_save_again(base, nodes):
     assert len(files(base / "output/latents")) == 1
 
 
-def test_core_reads_the_prompt_from_the_video(base, nodes):
+def test_prompt_and_workflow_are_stored_in_the_video(base, nodes):
     run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=narrow_vae(), **SAVE)
     with av.open(str(base / "output/video/clip_00001_.mp4")) as container:
         found = {key: json.loads(container.metadata[key]) for key in ("prompt", "workflow")}
@@ -145,7 +145,7 @@ def test_programs_find_every_file_in_the_history(base, nodes):
     ]
 
 
-def test_what_failed_is_said_by_both_nodes(base, nodes):
+def test_both_nodes_report_a_failed_sampling(base, nodes):
     broken = {"samples": torch.full((1, 16, 1, 6, 8), torch.nan)}
     saved = run(nodes["UltraGenSaveVideo"], samples=broken, vae=narrow_vae(), **SAVE)
     assert "768 of the latent's 768 values are NaN" in saved.ui["text"][0]
@@ -175,7 +175,7 @@ def test_a_name_that_comes_through_a_link_is_not_known_yet(nodes):
     assert changed != changed, "runs each time"
 
 
-def test_what_the_tooltip_says_of_names_is_filled_in(base, nodes):
+def test_placeholders_of_the_tooltip_are_filled_in(base, nodes):
     inputs = {item.id: item for item in nodes["UltraGenSaveVideo"].GET_SCHEMA().inputs}
     tooltip = inputs["filename_prefix"].tooltip
     placeholders = [part for part in ("%year%", "%month%", "%day%", "%width%", "%height%") if part in tooltip]

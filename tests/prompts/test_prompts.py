@@ -1,4 +1,4 @@
-"""Prompt lists as people have them, and what the node makes of each entry."""
+"""Prompt lists in all formats, and the items that the node makes of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of a video's audio before the decode."""
+"""Checks of the audio before the decode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is refused before the first frame, and the sentences that say so."""
+"""What is refused before the first frame, and the error messages."""
 
 from __future__ import annotations
 

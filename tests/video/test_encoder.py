@@ -1,4 +1,4 @@
-"""Real files, read back with PyAV the way a player of BT.709 does."""
+"""Real files, read back with PyAV as a BT.709 player reads them."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_fewer_frames_than_announced_are_an_error(tmp_path, codec, count):
 @pytest.mark.parametrize(
     "frame", [np.zeros((64, 64, 3)), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64), np.uint8)]
 )
-def test_frames_of_another_kind_are_said(tmp_path, frame):
+def test_frames_of_another_format_are_refused(tmp_path, frame):
     message = r"A frame must be uint8 or uint16 of shape \(height, width, 3\), got"
     with pytest.raises(ValueError, match=message), VideoWriter(tmp_path / "a", H264, (64, 64), FPS, 12, 1) as writer:
         writer.write(frame)

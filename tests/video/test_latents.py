@@ -1,4 +1,4 @@
-"""Kept latents: exact, whole, and readable by ComfyUI's own node."""
+"""Latent files: exact, complete, and readable by ComfyUI's own node."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_files_that_hold_no_latent_are_refused(tmp_path, tensors, message):
         load_latent(tmp_path / "a.latent")
 
 
-def test_a_half_written_file_is_said(tmp_path):
+def test_a_partial_file_is_refused(tmp_path):
     path = tmp_path / "a.latent"
     save_latent([path], SAMPLES, {})
     path.write_bytes(path.read_bytes()[:-100])
@@ -90,7 +90,7 @@ def test_values_that_are_not_finite_come_back_as_they_were(tmp_path):
 
 
 def test_a_file_that_is_cut_while_its_latent_is_used(tmp_path):
-    """In a mapped file that would be a bus error, which ends the process."""
+    """With a mapped file this would be a bus error, which kills the process."""
     save_latent([tmp_path / "a.latent"], SAMPLES, {})
     loaded = load_latent(tmp_path / "a.latent")
     os.truncate(tmp_path / "a.latent", 0)

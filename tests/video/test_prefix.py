@@ -1,4 +1,4 @@
-"""File name prefixes: confined, storable on every system, filled in as ComfyUI's page does."""
+"""File name prefixes: confined to the folder, storable everywhere, with ComfyUI's placeholders."""
 
 from __future__ import annotations
 

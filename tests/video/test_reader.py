@@ -1,4 +1,4 @@
-"""Frames out of files: the colours that were written, the part that was asked for, one at a time."""
+"""Frames of files: the colours written, the part requested, one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A list of prompts, one video a run of the queue."""
+"""A list of prompts, one video per run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.templates import write as templates
 
 @pytest.fixture(scope="module")
 def batch(server):
-    """The template, small, in a folder of its own, at a place of its list."""
+    """Return the template, small, in its own folder, at an index of its list."""
     graph = workflow.to_api(templates.FOLDER / "ultragen_batch_1080p.json", server.get("/object_info"))
     graph = workflow.with_stand_ins(workflow.make_small(graph, width=96, height=64, frames=5, steps=1, seed=11))
     ids = {node["class_type"]: key for key, node in graph.items()}

@@ -1,4 +1,4 @@
-"""What docs/headless shows: templates in API format, and the lines that queue them."""
+"""docs/headless: templates in API format, and the script that queues them."""
 
 from __future__ import annotations
 

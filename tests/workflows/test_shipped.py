@@ -1,4 +1,4 @@
-"""Every shipped workflow opens without a missing node or link, and ComfyUI accepts each of its values."""
+"""Every shipped workflow has all its nodes and links, and ComfyUI accepts each of its values."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_nodes_have_the_slots_that_the_schema_has(file, object_info):
 
 
 def test_conversion_keeps_every_widget(file, object_info):
-    """A value too many or too few in `widgets_values` would shift all that follow."""
+    """One value too many or too few in `widgets_values` would shift all that follow."""
     graph = workflow.to_api(file, object_info)
     for node in graph.values():
         schema = object_info[node["class_type"]]["input"]
@@ -64,7 +64,7 @@ def test_conversion_keeps_every_widget(file, object_info):
 
 
 def test_choices_are_among_the_options(file, object_info):
-    """The server says so too, but ComfyUI 0.3.75 does not look at the choices of newer nodes."""
+    """The server checks this too, but ComfyUI 0.3.75 does not check the choices of V3 nodes."""
     for node in workflow.to_api(file, object_info).values():
         schema = object_info[node["class_type"]]["input"]
         accepted = schema.get("required", {}) | schema.get("optional", {})

@@ -101,7 +101,7 @@ def test_inputs_that_do_not_fit_together_are_refused(saved, wanted, more, messag
 
 
 class Damaged:
-    """A video whose file is no video, or ends too early."""
+    """A video whose file is not a video, or is truncated."""
 
     def __init__(self, first: Exception | None, later: Exception | None = None):
         self.first, self.later = first, later

@@ -1,4 +1,4 @@
-"""What a save leaves behind when it is refused, fails, is interrupted or killed."""
+"""What a save leaves behind if it is refused, fails, is interrupted or killed."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def test_killed_while_encoding_the_latent_finishes_the_job(tmp_path, vae):
 
 
 def test_pixels_that_overflow_are_not_made_white(tmp_path, monkeypatch):
-    """The clamp of core's `process_output` would turn infinity into an ordinary value before anybody can count it."""
+    """The clamp of ComfyUI's `process_output` would turn infinity into an ordinary value before it can be counted."""
     vae, decoded = narrow_vae(), []
     vae_support(vae)
     inner = exact.decode_video
