@@ -1,6 +1,4 @@
-"""Every test runs against a real ComfyUI: the tree that COMFYUI_PATH names, on the CPU, in float32 unless a test says
-otherwise.
-"""
+"""All tests run on a real ComfyUI, the tree at COMFYUI_PATH, on the CPU, in float32 unless a test says otherwise."""
 
 from __future__ import annotations
 
@@ -37,14 +35,14 @@ def pytest_configure(config):
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui or not (Path(comfyui) / "comfy").is_dir():
         raise pytest.UsageError("COMFYUI_PATH must name a ComfyUI folder; `python3 tools/dev.py test` sets it for you.")
-    # Triton decides at its first import whether its library can be interpreted, and ComfyUI imports it.
+    # Triton decides at its first import whether it can interpret kernels, and ComfyUI imports it.
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.import_module("triton.language")
     # ComfyUI first, the pack last: our nodes/ must not shadow ComfyUI's nodes.py.
     sys.path.insert(0, comfyui)
     sys.path.append(str(ROOT))
-    # As ComfyUI's main does: its nodes put comfy/, which has a module of that name, first on the path.
+    # First, as in ComfyUI's main.py: its nodes put comfy/ on the path, which has another `utils`.
     importlib.import_module("utils.extra_config")
     import comfy.cli_args
 
@@ -82,7 +80,7 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(scope="session")
 def pack():
-    """The pack, imported the way ComfyUI imports a custom node: under a name that is not the repository's."""
+    """The pack, imported as ComfyUI imports a custom node: under the name of any folder."""
     spec = importlib.util.spec_from_file_location(
         "any_folder_name", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
@@ -94,11 +92,10 @@ def pack():
 
 @pytest.fixture(scope="session")
 def new_server(tmp_path_factory):
-    """`new_server(base, frontend)`: a tools.server.Server of COMFYUI_PATH, not started yet, with the pack, the demo's
-    nodes and the tiny models.
+    """`new_server(base, frontend, name)`: a tools.server.Server, not started, with pack, demo nodes and tiny models.
 
-    base: None is a folder of its own; with that of another server it takes its place. frontend: the folder of one; None
-        is the one installed. name: of its log and database, where several share a base.
+    base: of another server, to use its folders; None creates new ones. frontend: a folder; None is the installed one.
+    name: of log and database, if several servers run on one base.
     """
     from tools import tiny_bundle
     from tools.demo import DEMO_NODES
@@ -121,9 +118,9 @@ def server(new_server):
     """A running server, with the frontend that this ComfyUI asks for.
 
     `server.run(graph)` queues a graph in API format and returns {node id: what it reported}; it raises Refused with the
-    validation errors, Failed with the message of the node that raised. `server.get("/object_info")`, `server.base`
-    (models/, input/ and output/ in it), `server.log` (a file) and `server.url` are the rest of what tests need. One
-    server serves the whole session, so leave files of your own names in its folders and change none that are there.
+    validation errors, or Failed with the message of the node that raised. Also: `server.get("/object_info")`,
+    `server.base` (with models/, input/ and output/), `server.log` (a file) and `server.url`. One server serves the
+    whole session: write only files with your own names into its folders, and change none that are there.
     """
     from tools import browser
 
@@ -140,13 +137,13 @@ def tiny_path():
 
 @pytest.fixture
 def tiny(tiny_path):
-    """That checkpoint in ComfyUI, in float32, patched."""
+    """That checkpoint, loaded in float32 and patched."""
     return _load(tiny_path, "auto")
 
 
 @pytest.fixture
 def dense(tiny_path):
-    """The same base weights, unpatched."""
+    """Its base weights, unpatched."""
     return _load(tiny_path, "dense")
 
 

@@ -1,1 +1,1 @@
-"""What tests share: toy models, graphs, runs."""
+"""Shared by tests: toy models, graphs, runs."""

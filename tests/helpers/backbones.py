@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def seeded_i3d(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """For every key, in alphabetical order: what keeps activations at about 1 through all layers."""
+    """Draw a tensor for every key, in alphabetical order, that keeps activations at about 1 through all layers."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for key in sorted(key for key in shapes if not key.endswith("num_batches_tracked")):

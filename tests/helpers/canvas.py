@@ -1,4 +1,4 @@
-"""ComfyUI's page in a browser, as tests drive it."""
+"""ComfyUI's page in a browser, driven by tests."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+SECONDS = 120  # for a page or a click, on machines that are busy with other tests
 VERSION = comfyui_version.__version__
 # pinned: the frontend that this ComfyUI asks for. The oldest lacks what the newest frontend asks for.
 FRONTENDS = ["pinned"] if VERSION == comfyui.OLDEST.version else ["pinned", "newest"]
-# The oldest's frontend loses the words of custom nodes when it loads a language (Comfy-Org/ComfyUI_frontend#7214).
+# The oldest frontend drops custom nodes' translations when it loads a language (Comfy-Org/ComfyUI_frontend#7214).
 TRANSLATES_NODES = VERSION != comfyui.OLDEST.version
 RENDERERS = ["litegraph", "vue"]
 
-# The page opens a workflow of its own at last.
+# When loading is finished, the page opens a workflow.
 _READY = "() => !!window.app?.extensionManager?.workflow?.activeWorkflow && !app.extensionManager.workflow.isBusy"
 # A new graph is drawn within a few frames.
 _DRAWN = "() => new Promise(done => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 300))"
-# Loaded between two nodes: after graph.clear() the Vue renderer draws the next node where the last of its id was.
+# Loaded between nodes: after graph.clear() the Vue renderer would draw a node where the last one of its id was.
 _EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "version": 0.4}
-# Right of the sidebar that shows help pages: it lies over the canvas and takes the clicks.
+# Right of the sidebar with help pages, which covers the canvas and takes clicks.
 _ADD = """kind => {
     const node = LiteGraph.createNode(kind);
     node.pos = [700, 250];
@@ -56,15 +57,16 @@ _DROP = """([name, type, content]) => {
 
 
 class Canvas:
-    """The page of one frontend in one renderer. `errors` are those that the pack's own files raised or logged."""
+    """The page of one frontend in one renderer. `errors`: what the pack's own files raised or logged."""
 
     def __init__(self, page: Page, server: Server, name: str):
         self.page, self.server, self.name = page, server, name
         self.errors: list[str] = []
-        page.on("pageerror", lambda error: self._heard(error.stack or error.message))
-        page.on("console", lambda said: said.type == "error" and self._heard(f"{said.location} {said.text}"))
+        page.set_default_timeout(SECONDS * 1000)
+        page.on("pageerror", lambda error: self._note(error.stack or error.message))
+        page.on("console", lambda line: line.type == "error" and self._note(f"{line.location} {line.text}"))
 
-    def _heard(self, error: str) -> None:
+    def _note(self, error: str) -> None:
         if "/extensions/ultragen" in error:
             self.errors.append(error)
 
@@ -73,32 +75,32 @@ class Canvas:
         settings = {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue, "Comfy.Locale": language}
         self.server.post("/settings", settings)
         self.page.goto(self.server.url)
-        self.page.wait_for_function(_READY, timeout=120_000)
+        self.page.wait_for_function(_READY)
 
     def run(self, script: str, argument=None):
         return self.page.evaluate(script, argument)
 
     def open(self, workflow: dict) -> None:
-        """As if the file had been dropped on the page."""
+        """Open a workflow as if its file had been dropped on the page."""
         self.run("workflow => app.loadGraphData(workflow)", workflow)
         self.run(_DRAWN)
 
     def drop(self, file: Path, kind: str) -> None:
-        """A file dropped on the graph, of this media type."""
+        """Drop a file on the graph. kind: its media type."""
         self.run(_DROP, [file.name, kind, base64.b64encode(file.read_bytes()).decode()])
 
     def prompt(self) -> dict:
-        """What Run would queue, in API format."""
+        """Return what Run would queue, in API format."""
         return self.run("async () => (await app.graphToPrompt()).output")
 
     def add(self, kind: str) -> None:
-        """One node of this type, alone on the canvas."""
+        """Add a node of this type to an empty canvas."""
         self.open(_EMPTY)
         self.run(_ADD, kind)
         self.run(_DRAWN)
 
     def help(self) -> str:
-        """The help page of the only node, opened as a user does: a click on its title, then on (i)."""
+        """Open the help page of the only node as a user does, by its title and (i), and return its text."""
         self.page.mouse.click(*self.run(_TITLE))
         self.page.get_by_test_id("info-button").click()
         page = self.page.locator(".node-help-content")
@@ -106,6 +108,6 @@ class Canvas:
         return page.inner_text()
 
     def shoot(self, what: str) -> None:
-        """A picture, in the folder that ULTRAGEN_SCREENSHOTS names if it does."""
+        """Save a screenshot if ULTRAGEN_SCREENSHOTS names a folder."""
         if folder := os.environ.get("ULTRAGEN_SCREENSHOTS"):
             self.page.screenshot(path=Path(folder) / f"{VERSION}-{self.name}-{what}.png")

@@ -1,4 +1,4 @@
-"""Driving a loaded ComfyUI model from a test."""
+"""Run a loaded ComfyUI model in a test."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RULES = ("ultragen", "t3")
 
 @torch.no_grad()
 def velocity(model, x: Tensor, context: Tensor, sigma: float, loaded: float = 1.0, **conditions) -> Tensor:
-    """One evaluation through BaseModel.apply_model, as the sampler makes it: the raw output (x - denoised) / sigma.
+    """Evaluate the model once as a sampler does, through BaseModel.apply_model. Returns (x - denoised) / sigma.
 
-    loaded: the part of the weights that may be loaded; the rest is cast layer by layer, as ComfyUI does on small cards.
+    loaded: share of the weights to load; ComfyUI casts the others layer by layer, as on small cards.
     """
     patchers = [model, *model.get_nested_additional_models()]
     comfy.model_management.load_models_gpu(patchers)
@@ -50,7 +50,7 @@ def sample(
     callback=None,
     **conditions,
 ) -> Tensor:
-    """A run of core's KSampler (euler, simple) from noise; the negative prompt is zeros."""
+    """Sample from noise with ComfyUI's KSampler (euler, simple). The negative prompt is zeros."""
     latent = torch.zeros(shape)
     noise = comfy.sample.prepare_noise(latent, seed)
     positive, negative = [[context, conditions]], [[torch.zeros_like(context), conditions]]
@@ -59,13 +59,13 @@ def sample(
 
 
 def run_node(node, model, **inputs):
-    """What one of core's V3 nodes makes of a model, with the node's own defaults."""
+    """Run one of ComfyUI's V3 nodes on a model, with the node's defaults."""
     defaults = {each.id: each.default for each in node.define_schema().inputs[1:]}
     return node.execute(model, **defaults | inputs)[0]
 
 
 def patched(model, rule: str):
-    """The tiny base model with our attention, and with trained extra weights where the rule has any."""
+    """Patch the tiny base model, with trained extras if the rule has any."""
     return apply(model, Settings(rule=rule), load_extras_file(TINY) if rule == "ultragen" else None)
 
 
@@ -74,7 +74,7 @@ def with_lora(model):
 
 
 def lora(rank: int = 4) -> dict[str, Tensor]:
-    """A LoRA for the tiny models, on the projections that UltraGen's branches share."""
+    """Make a LoRA for the tiny models, on the projections that UltraGen's branches share."""
     state = {}
     for block in range(4):
         for name in ("q", "v", "o"):
@@ -85,7 +85,7 @@ def lora(rank: int = 4) -> dict[str, Tensor]:
 
 
 def attn_state(model) -> list[dict]:
-    """What a patch could leave on the attention modules of a model."""
+    """Return what a patch could leave on a model's attention modules."""
     return [
         {key: value for key, value in block.self_attn.__dict__.items() if not key.startswith("_")}
         for block in model.model.diffusion_model.blocks

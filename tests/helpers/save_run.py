@@ -15,11 +15,11 @@ from ultragen_core.host.save.save import Folders, VideoSettings
 
 
 def narrow_vae(seed: int = 0) -> comfy.sd.VAE:
-    """Wan 2.1's VAE with 8 channels instead of 96 and random weights, in float32."""
+    """Make Wan 2.1's VAE with 8 channels instead of 96 and random weights, in float32."""
     torch.manual_seed(seed)
     layout = {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
     inner = comfy.ldm.wan.vae.WanVAE(**layout, temperal_downsample=[False, True, True], dropout=0.0)
-    # The last layer is small, so that most pixels lie within 0..1 and rounding sees all their digits.
+    # The last layer is small, so that most pixels are within 0..1 and none of their digits is clamped.
     weights = {
         key: torch.ones_like(value) if key.endswith("gamma") else torch.randn_like(value) * 0.1
         for key, value in inner.state_dict().items()
@@ -43,7 +43,7 @@ def settings(codec: str = "FFV1 lossless RGB", prefix: str = "video/clip", **mor
 
 
 def rgb(path: Path) -> np.ndarray:
-    """The frames of a lossless file, (frames, height, width, 3) uint8."""
+    """Decode a lossless file to (frames, height, width, 3) uint8."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
@@ -53,12 +53,12 @@ def files(base: Path) -> list[str]:
 
 
 def core_levels(vae, samples: torch.Tensor) -> np.ndarray:
-    """Core's decode of one video in units of 8-bit levels, not rounded, float64."""
+    """Decode one video with ComfyUI, in 8-bit levels, not rounded, float64."""
     return vae.decode(samples)[0].clamp(0, 1).double().numpy() * 255
 
 
 def rounding_ties(ours: np.ndarray, core: np.ndarray) -> int:
-    """How many of our 8-bit values differ from core's; each by one, and only where core's is half-way between two."""
+    """Count 8-bit values that differ from ComfyUI's: by 1, and only where its value is half-way between two levels."""
     assert ours.shape == core.shape
     difference = np.abs(ours - core.round())
     assert difference.max() <= 1

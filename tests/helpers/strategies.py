@@ -1,4 +1,4 @@
-"""What property tests draw: grids, and every setting that a user can reach."""
+"""Strategies of property tests: grids, and every setting that a user can choose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.grid import TokenGrid
 
-# Where an example takes a tenth of a second, or a whole one.
+# For examples that take a tenth of a second, or a whole one.
 few, very_few = (settings(max_examples=settings().max_examples // part) for part in (4, 20))
 
 shares = st.floats(0, 1)
@@ -40,7 +40,7 @@ global_configs = st.builds(
 
 @st.composite
 def grids(draw, most_frames: int = 7, longest: int = 40, most_tokens: int = 400):
-    """Token grids of any proportions, no larger than a test can attend over."""
+    """Draw token grids of any proportions, small enough for attention in a test."""
     t = draw(st.integers(1, most_frames))
     h = draw(st.integers(1, min(longest, most_tokens // t)))
     w = draw(st.integers(1, min(longest, most_tokens // (t * h))))

@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Helpers of several test files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:
-    """||a - b|| / ||b|| in float32; nan never passes a comparison."""
+    """Return ||a - b|| / ||b|| in float32. With NaN every comparison fails."""
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Plain scaled dot-product attention on (batch, tokens, channels)."""
+    """Compute scaled dot-product attention on (batch, tokens, channels)."""
     q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
@@ -31,7 +31,7 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
 
 
 class ToyAttention(nn.Module):
-    """What a layer uses of a Wan self-attention, with seeded random weights."""
+    """The parts of a Wan self-attention that a layer uses, with seeded random weights."""
 
     def __init__(self, channels: int, heads: int = 2):
         super().__init__()
