@@ -1,4 +1,4 @@
-"""The benchmarks' baseline computes what the pack computes: a faster wrong baseline, or a slower one, would flatter."""
+"""The benchmarks measure what they name: a wrong baseline, or another method than the one asked for, would flatter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
+from tools.bench import methods
+from tools.bench.model import sample
 from tools.bench.published import published_attention
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
@@ -13,12 +15,13 @@ from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_blo
 from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.grid import TokenGrid
+from ultragen_core.ops import dispatch
 from ultragen_core.rules.ultragen import block_spec
 
 
 @pytest.mark.parametrize("block", [2, 3])
 @torch.no_grad()
-def test_published_arithmetic_agrees(block):
+def test_the_published_arithmetic_agrees_with_the_packs(block):
     grid, shape = TokenGrid(2, 13, 21), ExtrasShape(24, rank=4, refined=True)
     extras = BlockExtras(shape)
     extras.load_state_dict({k: v + 0.1 * seeded(*v.shape, seed=len(k)) for k, v in initial_block(shape).items()})
@@ -27,3 +30,44 @@ def test_published_arithmetic_agrees(block):
     spec = block_spec(block, LocalConfig(), GlobalConfig(), trained=True)
     ours = ultragen_attention(attn, x, grid, spec, extras, gates, Engine(dense_attention))
     assert relative_error(published_attention(attn, x, grid, block, extras, gates), ours) < 1e-5
+
+
+@pytest.fixture
+def sampled(tiny):
+    """`sampled(method)`: two steps of `bench model --sample`."""
+
+    def run(method: str) -> torch.Tensor:
+        prompts = [seeded(1, 16, 4096, seed=seed) for seed in (1, 2)]
+        chosen = methods.prepared(tiny, method)
+        return sample(chosen, method, torch.zeros(1, 16, 2, 12, 20), prompts, 2, 5.0, lambda: None)
+
+    return run
+
+
+def test_sampled_methods_are_the_ones_asked_for(sampled, monkeypatch):
+    """The published arithmetic, plain PyTorch and Triton agree; dense attention and other rules do not."""
+    monkeypatch.setattr(methods, "PUBLISHED_DENSE", frozenset({0, 3}))
+    ours = sampled("ours")
+    for method, same in {"published": True, "plain": True, "all": True, "core": False, "t3": False}.items():
+        assert (relative_error(sampled(method), ours) < 1e-4) == same, method
+
+
+def test_sampling_with_cudnn_asks_for_it(sampled, monkeypatch):
+    from ultragen_core.host.attention import backend
+
+    plain, asked = sampled("core"), []
+
+    def cudnn(func, *args, **kwargs):
+        asked.append(func)
+        return func(*args, **kwargs)
+
+    monkeypatch.setattr(backend, "cudnn_attention", cudnn)
+    assert torch.equal(sampled("cudnn"), plain) and asked
+
+
+def test_plain_runs_without_triton(interpreted_kernels):
+    x = torch.zeros(1)
+    with torch.no_grad():
+        for method in methods.METHODS:
+            with methods.running(method):
+                assert dispatch.triton_for(x, dispatch.ATTENTION) == (method != "plain"), method

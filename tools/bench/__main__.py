@@ -8,7 +8,7 @@ import sys
 
 
 def as_comfyui_starts(dynamic_vram: bool, native: bool) -> None:
-    """What ComfyUI's main.py does on an NVIDIA card before PyTorch is imported."""
+    """Do what ComfyUI's main.py does on an NVIDIA card before it imports PyTorch."""
     if not native:
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "backend:cudaMallocAsync"
     if dynamic_vram:
@@ -18,7 +18,7 @@ def as_comfyui_starts(dynamic_vram: bool, native: bool) -> None:
 
 
 def main() -> None:
-    # ComfyUI reads the command line when it is imported: take ours away first.
+    # ComfyUI parses sys.argv on import: remove our arguments first.
     arguments, sys.argv = sys.argv[1:], sys.argv[:1]
     if comfyui := os.environ.get("COMFYUI_PATH"):
         sys.path.insert(0, comfyui)

@@ -1,4 +1,4 @@
-"""One self-attention layer of Wan 2.1 1.3B, random weights: core dense, the published arithmetic, and this pack."""
+"""One self-attention layer of Wan 2.1 1.3B, random weights: ComfyUI's, the published arithmetic, and this pack's."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
 
 
 class Bench:
-    """A layer's modules and what it is compared with."""
+    """The modules of one layer, and the methods to compare on them."""
 
     def __init__(self):
         import comfy.ldm.wan.model as wan
@@ -106,7 +106,7 @@ class Bench:
             self.report(size, f"t3, block {block}, {windows}", ours, repeats, cost)
 
     def report(self, size: str, name: str, function: Callable, repeats: int, cost: FLOPs) -> Tensor:
-        """Print the median time, the rate, the part of the floor, and the peak of memory above what was there."""
+        """Print median time, rate, share of the floor, and peak memory on top of what was allocated before."""
         result = function()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -150,7 +150,7 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 class Ceilings(NamedTuple):
-    """The two rates, in TFLOP/s, that no layer can beat: cuDNN's attention and a matrix product."""
+    """The rates in TFLOP/s that bound every layer: cuDNN's attention and a matrix product."""
 
     attention: float
     products: float

@@ -1,4 +1,4 @@
-"""Time of one evaluation over the number of tokens, log-log, from CSV files of `bench.py model`. Needs matplotlib."""
+"""Plot the time of one evaluation over the tokens, log-log, from CSV files of the subject model. Needs matplotlib."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The published UltraGen layer's arithmetic, made anew operation by operation: the baseline of the benchmarks.
+"""The published UltraGen layer, operation by operation: the baseline of the benchmarks.
 
 As published: token maps go to convolutions and resizing as channel-first views, resizing is in float32, RMS norms in
-float32, RoPE in float64 complex numbers, projections of the hierarchical branch before its windows are cut, the query
+float32, RoPE in float64 complex numbers, projections of the hierarchical branch before window partition, the query
 projection of the global branch computed twice, attention by PyTorch's default.
 """
 

@@ -1,4 +1,4 @@
-"""One self-attention layer as it trains, forward and backward: Wan's dense one and UltraGen's. Needs no GPU."""
+"""Forward and backward of one self-attention layer in training: Wan's dense one and UltraGen's. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def layers(options: argparse.Namespace, grid: TokenGrid) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The layer of each kind, as a function of x."""
+    """Return {name: layer(x)}."""
     import comfy.ldm.wan.model as wan
     import comfy.model_management
 
@@ -69,7 +69,7 @@ def layers(options: argparse.Namespace, grid: TokenGrid) -> dict[str, Callable[[
 
 
 def median(function: Callable[[], object], options: argparse.Namespace) -> float:
-    """Milliseconds; on the CPU of this process's own time, which other processes do not stretch."""
+    """Return the median in ms: wall time, or on the CPU this process's CPU time, which others do not affect."""
     times = []
     for repeat in range(options.repeats + 1):
         clock = time.process_time if options.device == "cpu" else time.perf_counter
@@ -79,6 +79,6 @@ def median(function: Callable[[], object], options: argparse.Namespace) -> float
         function()
         if options.device == "cuda":
             torch.cuda.synchronize()
-        if repeat:  # the first one builds tables
+        if repeat:  # the first run builds tables
             times.append(clock() - started)
     return 1000 * statistics.median(times)

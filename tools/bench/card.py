@@ -1,0 +1,50 @@
+"""The GPU that the benchmarks run on: an emulated small card, and ComfyUI's dynamic VRAM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+GIB = 2**30
+# Holds all of the card's memory except what a small card would have, until its stdin is closed.
+HOLDER = """
+import sys, torch
+free, _ = torch.cuda.mem_get_info()
+held = torch.empty(free - int(float(sys.argv[1]) * 2**30), dtype=torch.uint8, device="cuda")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def small_card(usable: float | None) -> Iterator[None]:
+    """Leave `usable` GiB of the card to this process; None leaves all."""
+    if usable is None:
+        yield
+        return
+    command = [sys.executable, "-c", HOLDER, str(usable)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        free, _ = torch.cuda.mem_get_info()
+        print(f"emulated card: {free / GIB:.2f} GiB free after this program's own context")
+        yield
+    finally:
+        holder.terminate()
+
+
+def dynamic_vram() -> None:
+    """Switch dynamic VRAM on as ComfyUI's main.py does. __main__.py does the part before PyTorch is imported."""
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy_aimdo.control
+
+    device = comfy.model_management.get_torch_device()
+    assert comfy_aimdo.control.init_devices([(device.index, 0)]), "no working comfy-aimdo"
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True

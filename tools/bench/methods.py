@@ -1,0 +1,71 @@
+"""The methods that `python3 -m tools.bench model` compares, each as a clone of one loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+from torch import Tensor
+
+from ultragen_core.grid import TokenGrid
+from ultragen_core.ops.dispatch import use_triton
+from ultragen_core.rules.ultragen import UltraGenRule
+
+from .published import published_attention
+
+METHODS = ("core", "cudnn", "published", "plain", "ours", "all", "t3")
+"""ComfyUI's core; the same with cuDNN's attention; UltraGen's published arithmetic; this pack without Triton, with it,
+with UltraGen in all blocks; and T3-Video's rule."""
+PUBLISHED_DENSE = frozenset({0, 1, 2, 27, 28, 29})
+
+
+def prepared(model, method: str):
+    """Return a clone of a patched `model` (a ModelPatcher) that evaluates as `method` says, also through a sampler."""
+    from ultragen_core.attention.config import GlobalConfig
+    from ultragen_core.host.attention.patch import Settings, apply, patched_by
+
+    if method in ("core", "cudnn"):
+        return _dense(model, cudnn=method == "cudnn")
+    if method == "t3":
+        return apply(model, Settings(rule="t3"))
+    blocks = GlobalConfig(dense_blocks=frozenset() if method == "all" else PUBLISHED_DENSE)
+    made = apply(model, Settings(global_=blocks))
+    if method == "published":
+        runtime = patched_by(made)
+        runtime.rule, runtime.bounded = PublishedRule(**vars(runtime.rule)), False
+    return made
+
+
+def running(method: str) -> AbstractContextManager:
+    """Return the context to evaluate `prepared(model, method)` in."""
+    return use_triton(False) if method == "plain" else nullcontext()
+
+
+def _dense(model, cudnn: bool):
+    from comfy.patcher_extension import WrappersMP
+
+    from ultragen_core.host.attention import backend
+    from ultragen_core.host.attention.runtime import KEY
+
+    dense = model.clone()
+    for wrapper in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL):
+        dense.remove_wrappers_with_key(wrapper, KEY)
+    dense.set_additional_models(KEY, [])
+    if cudnn:
+        dense.model_options.setdefault("transformer_options", {})[backend.OVERRIDE] = backend.cudnn_attention
+    return dense
+
+
+class PublishedRule(UltraGenRule):
+    """UltraGen's rule with the published arithmetic."""
+
+    def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
+        return ["the published arithmetic"]
+
+    def attentions(self, extras: Mapping, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
+        def attention(attn, x, engine, index, **ours):
+            return published_attention(attn, x, grid, index, ours["extras"], ours["gates"])
+
+        ours = super().attentions(extras, t, grid)
+        return {index: partial(attention, index=index, **bound.keywords) for index, bound in ours.items()}
