@@ -55,15 +55,15 @@ def start(cache: Path, name: str, args: argparse.Namespace) -> Server:
     python = Path(args.python) if args.comfyui else Path(sys.executable)
     base = make_base(cache / name, DEMO_NODES)
     server = Server(python, tree, base, args.port, args.gpu)
-    make_tiny_models(python, tree, base, args.random)
+    make_tiny_models(python, tree, base, "--random" if args.random else "--trained" if name == "demo" else "")
     say("Starting ComfyUI ...")
     return server
 
 
-def make_tiny_models(python: Path, tree: Path, base: Path, random: bool) -> None:
-    """Make the tiny models once, and again when their sources change."""
+def make_tiny_models(python: Path, tree: Path, base: Path, option: str = "") -> None:
+    """Make the tiny models once, and again when their sources change. option: of tools/tiny_bundle.py."""
     sources = sorted([*(ROOT / "tools").glob("tiny_*.py"), *WEIGHTS.glob("*.safetensors")])
-    options = ["--random"] if random else []
+    options = [option] if option else []
     recipe = b"".join(file.read_bytes() for file in sources) + str(options).encode()
     stamp, digest = base / "recipe", hashlib.sha256(recipe).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:

@@ -42,11 +42,10 @@ def test_report_says_what_was_understood_and_seen(server, painted, capsys):
     assert "Understood     nothing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("random", [False, True])
-def test_tiny_models_are_made_again_when_others_are_wanted(monkeypatch, tmp_path, random):
+@pytest.mark.parametrize(("first", "then"), [("--random", ""), ("", "--random"), ("--trained", "")])
+def test_tiny_models_are_made_again_when_others_are_wanted(monkeypatch, tmp_path, first, then):
     asked = []
     monkeypatch.setattr(demo, "_run", lambda command, what: asked.append(command[5:]))
-    demo.make_tiny_models("python", "tree", tmp_path, not random)
-    for _ in range(2):
-        demo.make_tiny_models("python", "tree", tmp_path, random)
-    assert asked == ([["--random"], []] if not random else [[], ["--random"]])
+    for option in (first, then, then):
+        demo.make_tiny_models("python", "tree", tmp_path, option)
+    assert asked == [[option] if option else [] for option in (first, then)]

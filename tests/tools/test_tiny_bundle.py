@@ -70,3 +70,11 @@ def test_trained_one_has_the_same_keys_in_its_own_blocks(base, checkpoint, tmp_p
     assert narrow.keys() == wide.keys()
     for name in (tiny_bundle.VAE_WAN22, tiny_bundle.LATENT):  # never trained
         assert (tmp_path / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_the_trained_ones_can_be_had_alone(tmp_path):
+    tiny_bundle.write(tmp_path / "all")
+    tiny_bundle.write_trained(tmp_path / "alone")
+    alone = {path.relative_to(tmp_path / "alone").as_posix(): path for path in tmp_path.glob("alone/**/*.*")}
+    assert alone.keys() == {tiny_bundle.CHECKPOINT, tiny_bundle.VAE}
+    assert all(path.read_bytes() == (tmp_path / "all" / name).read_bytes() for name, path in alone.items())

@@ -33,7 +33,7 @@ def main() -> None:
     tree = Path(os.environ["COMFYUI_PATH"])
     with tempfile.TemporaryDirectory(prefix="ultragen-endurance-") as folder:
         base = make_base(Path(folder), DEMO_NODES)
-        make_tiny_models(Path(sys.executable), tree, base, random=True)
+        make_tiny_models(Path(sys.executable), tree, base, "--random")
 
         def new_server(name: str = "server") -> Server:
             return Server(Path(sys.executable), tree, base, name=name)
