@@ -10,7 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..ultragen_core.host.plan import plan_of
-from ..ultragen_core.host.plan_preview import TRAINED_FOR, Patch, Source, preview
+from ..ultragen_core.host.plan_preview import AS_TRAINED, Patch, Source, preview
 from ..ultragen_core.plan.picture import picture
 from ..ultragen_core.plan.report import Plan
 from ..ultragen_core.printable import printable
@@ -78,7 +78,7 @@ def preview_of_graph(asked: object) -> dict:
         steps[0] = steps[0] | {"node": {}}
         steps = steps if steps[0].get("local") or steps[0].get("global") else steps[1:]
     else:
-        source = _source(asked.get("model"), None if "before" in asked else TRAINED_FOR)
+        source = _source(asked.get("model"), None if "before" in asked else AS_TRAINED)
     return as_ui(preview(_size(asked.get("latent")), source, [_patch(step) for step in steps]))
 
 
@@ -102,7 +102,7 @@ def _size(latent: object) -> VideoSize:
 def _source(name: object, rule: str | None) -> Source:
     if not isinstance(name, str):
         raise ValueError(f"The model's file {KNOWN_LATER}")
-    if rule in (TRAINED_FOR, None) and Path(name).suffix.lower() not in folder_paths.supported_pt_extensions:
+    if rule in (AS_TRAINED, None) and Path(name).suffix.lower() not in folder_paths.supported_pt_extensions:
         raise ValueError(f"Only its own loader can read {printable(name)}. Queue UltraGen Plan to see the plan.")
     path = folder_paths.get_full_path("diffusion_models", name)
     return Source(name, Path(path) if path else None, rule)

@@ -19,7 +19,7 @@ from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.attention.load import load_extras_file, load_model
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.plan import plan, plan_of
-from ultragen_core.host.plan_preview import TRAINED_FOR, Patch, Source, outline_of, preview
+from ultragen_core.host.plan_preview import AS_TRAINED, Patch, Source, preview, shapes_of
 from ultragen_core.plan.picture import picture
 from ultragen_core.rules.t3 import t3_rule
 from ultragen_core.rules.ultragen import UNTRAINED_WARNING
@@ -80,7 +80,7 @@ def test_t3_at_4k(model, fewer):
 def test_a_file_gives_the_plan_of_the_model_that_is_loaded_from_it(tiny, dense, tiny_path):
     locals_ = {"auto": LocalConfig(windows=(2, 3)), "t3": LocalConfig()}
     global_ = GlobalConfig(dense_blocks=frozenset({2}))
-    source = Source(tiny_path.name, tiny_path, TRAINED_FOR)
+    source = Source(tiny_path.name, tiny_path, AS_TRAINED)
     for rule in ("auto", "t3"):
         settings = Settings(locals_[rule], global_, 0.25, 0.75, rule=rule)
         loaded = plan_of(apply(tiny, settings), SHAPE)
@@ -158,13 +158,13 @@ def test_a_compress_ratio_without_weights_is_drawn(tmp_path, tiny_path):
     assert made[0].flops.total > made[1].flops.total
 
 
-def test_an_outline_is_read_again_only_when_the_file_changed(tmp_path, tiny_path, monkeypatch):
+def test_shapes_are_read_again_only_when_the_file_changed(tmp_path, tiny_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     shutil.copy(tiny_path, path)
     read = []
     monkeypatch.setattr(preview_module, "read_shapes", lambda path: read.append(path) or load_file(path))
     for _ in range(3):
-        assert outline_of(path)
+        assert shapes_of(path)
     save_file({"head.modulation": torch.zeros(4)}, path)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"a Wan model has head.modulation, with 3 axes"):

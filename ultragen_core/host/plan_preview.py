@@ -27,13 +27,13 @@ PUBLISHED = ExtrasSummary(
 )
 
 
-TRAINED_FOR = "trained for"
+AS_TRAINED = "as trained"
 
 
 class Source(NamedTuple):
     """The model file and its loader.
 
-    path: None if there is no such file. rule: attention_rule of UltraGen Load Model. TRAINED_FOR: the rule that the
+    path: None if there is no such file. rule: attention_rule of UltraGen Load Model. AS_TRAINED: the rule that the
     weights were trained with, dense for a plain Wan model. None: another loader, which ignores UltraGen's extras.
     """
 
@@ -56,13 +56,13 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) ->
     whatever the run itself would refuse.
     """
     if source.path is None:
-        shape, rule, warning = _not_there(source)
+        shape, rule, warning = _missing(source)
     else:
-        shape, rule = _loaded(source.path.name, outline_of(source.path), source)
+        shape, rule = _loaded(source.path.name, shapes_of(source.path), source)
         warning = ()
     percent, present = (0.0, 1.0), rule.extras if rule else None
     for settings, file in patches:
-        given = _summary(_extras(printable(file.name), outline_of(file))) if file else None
+        given = _summary(_extras(printable(file.name), shapes_of(file))) if file else None
         rule = choose_rule(shape, settings, given, present, rule)
         present = rule.extras or present
         percent = settings.start_percent, settings.end_percent
@@ -71,7 +71,7 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) ->
     return replace(made, warnings=(*warning, *made.warnings))
 
 
-def _not_there(source: Source) -> tuple[WanShape, Rule, tuple[str, ...]]:
+def _missing(source: Source) -> tuple[WanShape, Rule, tuple[str, ...]]:
     if source.rule in ("t3", "dense") or T3_NAME.search(Path(source.name).name):
         raise ValueError(
             f"{printable(source.name)} is missing, so its size is unknown. Put the file into its folder and press R."
@@ -86,7 +86,7 @@ def _loaded(name: str, state: StateDict, source: Source) -> tuple[WanShape, Rule
     name = printable(name)
     if source.rule is not None:
         check_complete(state, name)
-    if source.rule in (TRAINED_FOR, None):
+    if source.rule in (AS_TRAINED, None):
         rule = trained_rule(name, state) if source.rule else "dense"
     else:
         rule = rule_for(name, state, source.rule)
@@ -94,7 +94,9 @@ def _loaded(name: str, state: StateDict, source: Source) -> tuple[WanShape, Rule
     try:
         shape = WanShape.of_keys(state)
     except ValueError as error:
-        raise ValueError(f"UltraGen patches Wan models, {name} {describe(state)}: {error}.") from None
+        raise ValueError(
+            f"UltraGen patches Wan models, but {name} {describe(state)}: {error}. Choose a Wan model."
+        ) from None
     if rule == "dense":
         return shape, None
     given = _summary(extras) if extras and rule == "ultragen" else None
@@ -118,12 +120,12 @@ def _gates_known(rule: Rule | None) -> bool:
     return not trained or None not in (rule.local.gate, rule.global_.gate)
 
 
-def outline_of(path: Path) -> StateDict:
+def shapes_of(path: Path) -> StateDict:
     """Read names and shapes of a file's tensors; cached until the file changes. Raises WeightsError."""
-    pieces = ((piece, piece.stat()) for piece in shards_of(path))
-    return _outline(path, tuple((piece, facts.st_size, facts.st_mtime_ns) for piece, facts in pieces))
+    shards = ((shard, shard.stat()) for shard in shards_of(path))
+    return _shapes(path, tuple((shard, facts.st_size, facts.st_mtime_ns) for shard, facts in shards))
 
 
 @lru_cache(maxsize=16)
-def _outline(path: Path, facts: tuple) -> StateDict:
+def _shapes(path: Path, facts: tuple) -> StateDict:
     return read_shapes(path)

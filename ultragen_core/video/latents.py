@@ -26,7 +26,7 @@ def save_latent(names: Iterable[Path], samples: torch.Tensor, metadata: Mapping[
     """
     tensors = {_TENSOR: samples.detach().cpu().contiguous(), _UNSCALED: torch.tensor([])}
     with new_file(names) as file:
-        # Not safetensors' save_file: it writes a file of its own and renames it over this one.
+        # Not safetensors' save_file: it writes another file and renames it over this one.
         file.part.write_bytes(save(tensors, metadata=dict(metadata) or None))
     return file.path
 
