@@ -1,4 +1,4 @@
-"""Every kind of Wan model that ComfyUI knows, at toy size with random weights, through ComfyUI's own detection."""
+"""Every variant of Wan that ComfyUI knows, at toy size with random weights, through ComfyUI's own detection."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ def frames(*channels_and_frames: int, seed: int = 3) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of model and how it is called.
+class WanVariant:
+    """A variant of Wan, and how to sample with it.
 
-    build: the class. make: its arguments beside the sizes.
-    conditions: what goes with the prompt. dense_because: what the log says where the rule cannot be followed.
-    config: what the file's metadata says of the model.
+    build: ComfyUI's class. make: its arguments besides the sizes. conditions: the sampler's conditions besides the
+    prompt. dense_because: the log's reason if the rule cannot run. config: the model's config in the file's metadata.
     """
 
     build: type
@@ -58,9 +57,9 @@ def joined(tokens: int) -> str:
 
 
 KINDS = {
-    "Wan2.1 T2V": Kind(wan.WanModel),
-    "Wan2.1 I2V": Kind(wan.WanModel, I2V_21, lambda: {**start_image(), "clip_vision_output": clip_vision()}),
-    "Wan2.1 FLF2V": Kind(
+    "Wan2.1 T2V": WanVariant(wan.WanModel),
+    "Wan2.1 I2V": WanVariant(wan.WanModel, I2V_21, lambda: {**start_image(), "clip_vision_output": clip_vision()}),
+    "Wan2.1 FLF2V": WanVariant(
         wan.WanModel,
         {**I2V_21, "flf_pos_embed_token_number": 514},
         lambda: {
@@ -68,36 +67,36 @@ KINDS = {
             "clip_vision_output": SimpleNamespace(penultimate_hidden_states=seeded(1, 514, 1280, seed=4)),
         },
     ),
-    "Wan2.1 VACE": Kind(
+    "Wan2.1 VACE": WanVariant(
         wan.VaceWanModel,
         {"model_type": "vace", "vace_layers": LAYERS, "vace_in_dim": 96},
         lambda: {"vace_frames": [frames(32, T)], "vace_mask": [frames(64, T)], "vace_strength": [0.7]},
     ),
-    "Wan2.1 Fun Control": Kind(
+    "Wan2.1 Fun Control": WanVariant(
         wan.WanModel, {"model_type": "i2v", "in_dim": 48}, lambda: {"concat_latent_image": frames(32, T)}
     ),
-    "Wan2.1 Fun Control with a reference": Kind(
+    "Wan2.1 Fun Control with a reference": WanVariant(
         wan.WanModel,
         {"model_type": "i2v", "in_dim": 48, "in_dim_ref_conv": 16},
         lambda: {"concat_latent_image": frames(32, T), "reference_latents": [frames(16, 1)]},
         dense_because=joined(FRAME),
     ),
-    "Wan2.1 Fun Inpaint": Kind(wan.WanModel, I2V_21, start_image),
-    "Wan2.1 Fun Camera": Kind(
+    "Wan2.1 Fun Inpaint": WanVariant(wan.WanModel, I2V_21, start_image),
+    "Wan2.1 Fun Camera": WanVariant(
         wan.CameraWanModel,
         {"model_type": "camera", "in_dim": 32},
         lambda: {"concat_latent_image": frames(16, T), "camera_conditions": seeded(1, 24, T, 8 * H, 8 * W, seed=5)},
     ),
-    "Wan2.1 Phantom": Kind(wan.WanModel, {}, lambda: {"time_dim_concat": frames(16, 2)}),
-    "Wan2.2 T2V A14B": Kind(wan.WanModel),
-    "Wan2.2 I2V A14B": Kind(wan.WanModel, {"in_dim": 36}, start_image),
-    "Wan2.2 TI2V 5B": Kind(wan.WanModel, {"in_dim": 48, "out_dim": 48}, latent_channels=48),
-    "Wan2.2 Fun Camera": Kind(
+    "Wan2.1 Phantom": WanVariant(wan.WanModel, {}, lambda: {"time_dim_concat": frames(16, 2)}),
+    "Wan2.2 T2V A14B": WanVariant(wan.WanModel),
+    "Wan2.2 I2V A14B": WanVariant(wan.WanModel, {"in_dim": 36}, start_image),
+    "Wan2.2 TI2V 5B": WanVariant(wan.WanModel, {"in_dim": 48, "out_dim": 48}, latent_channels=48),
+    "Wan2.2 Fun Camera": WanVariant(
         wan.CameraWanModel,
         {"model_type": "camera_2.2", "in_dim": 36},
         lambda: {**start_image(), "camera_conditions": seeded(1, 24, T, 8 * H, 8 * W, seed=5)},
     ),
-    "Wan2.2 Animate": Kind(
+    "Wan2.2 Animate": WanVariant(
         animate.AnimateWanModel,
         {"model_type": "animate", "in_dim": 36},
         lambda: {
@@ -107,19 +106,21 @@ KINDS = {
             "face_video_pixels": seeded(1, 3, 1, 512, 512, seed=6),
         },
     ),
-    "Wan2.2 S2V": Kind(
+    "Wan2.2 S2V": WanVariant(
         wan.WanModel_S2V,
         {"model_type": "s2v"},
         lambda: {"audio_embed": seeded(1, 25, 1024, 4 * T, seed=7), "control_video": frames(16, T)},
     ),
-    "Wan2.2 S2V with a reference": Kind(
+    "Wan2.2 S2V with a reference": WanVariant(
         wan.WanModel_S2V,
         {"model_type": "s2v"},
         lambda: {"audio_embed": seeded(1, 25, 1024, 4 * T, seed=7), "reference_latents": [frames(16, 1)]},
         dense_because=joined(FRAME),
     ),
-    "HuMo": Kind(wan.HumoWanModel, {"model_type": "humo"}, lambda: {"audio_embed": seeded(1, T, 8, 5, 1280, seed=7)}),
-    "HuMo with a reference": Kind(
+    "HuMo": WanVariant(
+        wan.HumoWanModel, {"model_type": "humo"}, lambda: {"audio_embed": seeded(1, T, 8, 5, 1280, seed=7)}
+    ),
+    "HuMo with a reference": WanVariant(
         wan.HumoWanModel,
         {"model_type": "humo"},
         lambda: {"audio_embed": seeded(1, T, 8, 5, 1280, seed=7), "reference_latents": [frames(16, 1)]},
@@ -131,21 +132,21 @@ if hasattr(wan, "SCAILWanModel"):  # 0.3.75 has none of these
     import comfy.ldm.wan.model_wandancer as wandancer
 
     KINDS |= {
-        "Wan2.1 with context latents": Kind(
+        "Wan2.1 with context latents": WanVariant(
             wan.WanModel, {}, lambda: {"context_latents": [frames(16, 1)]}, dense_because=joined(FRAME)
         ),
-        "SCAIL": Kind(
+        "SCAIL": WanVariant(
             wan.SCAILWanModel,
             {"model_type": "scail", "in_dim": 20},
             lambda: {"clip_vision_output": clip_vision(), "pose_video_latent": seeded(1, 16, T, 8, 12, seed=8)},
             dense_because=joined(T * FRAME // 4),
         ),
-        "WanDancer": Kind(
+        "WanDancer": WanVariant(
             wandancer.WanDancerModel,
             {"model_type": "wandancer", "in_dim": 36},
             lambda: {**start_image(), "clip_vision_output": clip_vision(), "audio_embed": seeded(1, 12, 35, seed=9)},
         ),
-        "Causal Wan (autoregressive)": Kind(
+        "Causal Wan (autoregressive)": WanVariant(
             causal.CausalWanModel,
             config={"transformer": {"causal_ar": True}},
             dense_because="its attention is CausalWanSelfAttention",
@@ -153,7 +154,7 @@ if hasattr(wan, "SCAILWanModel"):  # 0.3.75 has none of these
     }
 
 
-def load(kind: Kind, width: int = 128):
+def load(kind: WanVariant, width: int = 128):
     """A ModelPatcher in float32, known by its keys as a file would be."""
     arguments = {"dim": width, "ffn_dim": 2 * width, "num_heads": width // 128, "num_layers": LAYERS, **kind.make}
     model = kind.build(**arguments, operations=comfy.ops.disable_weight_init, device="cpu", dtype=torch.float32)

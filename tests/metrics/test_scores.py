@@ -63,12 +63,12 @@ def test_every_metric_is_the_mean_over_frames_and_then_over_videos(scores, promp
 
 
 def test_hd_fvd_is_between_the_patches_of_all_videos_and_of_all_references(scores):
-    def cut(seed):
+    def patches(seed):
         clip = (video(seed)[:16, :, 6:454] * 255).round().movedim(-1, 0)
         return features(torch.stack(clip.chunk(2, dim=-1)) / 127.5 - 1)
 
     assert scores.patches == (4, 2)
-    assert scores.hd_fvd == pytest.approx(frechet_distance(torch.cat([cut(1), cut(2)]), cut(3)), rel=1e-4)
+    assert scores.hd_fvd == pytest.approx(frechet_distance(torch.cat([patches(1), patches(2)]), patches(3)), rel=1e-4)
 
 
 def test_only_what_is_wanted_is_measured_and_shown(scores):

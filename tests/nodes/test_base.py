@@ -156,10 +156,7 @@ def test_every_error_that_leaves_a_node_can_be_encoded(toy):
 def test_validation_ends_in_a_sentence_and_fingerprints_in_a_run(toy):
     assert called(toy, "validate_inputs", file=None) is True
     assert called(toy, "validate_inputs", file="there") is True
-    assert (
-        called(toy, "validate_inputs", file=5)
-        == "Toy Node: file must be text, got 5. Change it or its link."
-    )
+    assert called(toy, "validate_inputs", file=5) == "Toy Node: file must be text, got 5. Change it or its link."
     assert called(toy, "validate_inputs", file=BYTES_NAME) == "no file gr\\xf6n.ckpt"
     toy.broken = ValueError(BYTES_NAME)
     assert called(toy, "validate_inputs", file="there") == "gr\\xf6n.ckpt"

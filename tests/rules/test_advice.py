@@ -28,20 +28,20 @@ KINDS = {
 
 
 @pytest.fixture(params=KINDS)
-def kind(request):
+def specs_and_extras(request):
     """The specs of even and odd blocks, and the extras."""
     trained, local, extras = KINDS[request.param]
     return [block_spec(block, local, GlobalConfig(), trained) for block in (0, 1)], extras
 
 
-def advice(kind, w, h):
-    return ultragen_advice(TokenGrid(21, h, w), *kind, pixels=16)
+def advice(specs_and_extras, w, h):
+    return ultragen_advice(TokenGrid(21, h, w), *specs_and_extras, pixels=16)
 
 
-def test_windows_cover_every_axis(kind):
+def test_windows_cover_every_axis(specs_and_extras):
     """Rows and columns are cut alike and apart, so that every length stands for all frames with such a side."""
-    for length, spec in product(LENGTHS, kind[0]):
-        for branch, ratio in enabled_branches(spec, kind[1]).values():
+    for length, spec in product(LENGTHS, specs_and_extras[0]):
+        for branch, ratio in enabled_branches(spec, specs_and_extras[1]).values():
             size, regions = branch.layout(TokenGrid(1, length, length), ratio)
             rows = {(region.rows.start, region.rows.stop, region.windows[1]) for region in regions}
             starts, stops, counts = zip(*sorted(rows), strict=True)
@@ -50,25 +50,25 @@ def test_windows_cover_every_axis(kind):
             assert sum(counts) <= branch.num_windows + branch.shifted
 
 
-def test_every_size_has_a_cost(kind):
+def test_every_size_has_a_cost(specs_and_extras):
     for h, w in product(LENGTHS[::15], LENGTHS[::15]):
-        for spec in kind[0]:
+        for spec in specs_and_extras[0]:
             grid = TokenGrid(1025, h, w)
-            flops = layer_flops(ultragen_group("blocks", [0], grid, spec, kind[1]).branches, grid, 8)
+            flops = layer_flops(ultragen_group("blocks", [0], grid, spec, specs_and_extras[1]).branches, grid, 8)
             assert min(flops) > 0
             if min(h, w) > 60:
                 assert flops.attention < dense_layer_flops(grid, 8).attention
 
 
-def test_there_is_advice_exactly_where_a_size_cuts_badly_and_it_names_good_ones(kind):
-    specs, extras = kind
+def test_there_is_advice_exactly_where_a_size_cuts_badly_and_it_names_good_ones(specs_and_extras):
+    specs, extras = specs_and_extras
     cuts = [branch for spec in specs for branch in enabled_branches(spec, extras).values()]
     for length in LENGTHS:
         bad = any(resized(length, *cut) > MOST_RESIZED or uneven(length, *cut) > MOST_UNEVEN for cut in cuts)
-        said = advice(kind, length, 240)
-        assert len(said) == (bad or bool(advice(kind, 240, 240)))
+        said = advice(specs_and_extras, length, 240)
+        assert len(said) == (bad or bool(advice(specs_and_extras, 240, 240)))
         for w, h in re.findall(r"(\d+)x(\d+)", said[0].partition("good sizes:")[2]) if said else ():
-            assert not advice(kind, int(w) // 16, int(h) // 16)
+            assert not advice(specs_and_extras, int(w) // 16, int(h) // 16)
 
 
 def test_what_is_said():

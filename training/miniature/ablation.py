@@ -1,4 +1,4 @@
-"""The paper's ablation in miniature: the same base, clips and seeds, at equal steps and at equal time."""
+"""Run the paper's ablation in miniature: one base, the same clips and seeds, at equal steps and at equal time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -21,11 +19,11 @@ from training.miniature.scenes import scene
 from training.model import build
 from training.objective import loss_of, padded
 from training.recipe import Recipe
-from ultragen_core.attention.config import GlobalConfig, LocalConfig
+from ultragen_core.attention.config import GlobalConfig
 from ultragen_core.grid import window_borders
 from ultragen_core.host.attention.load import load_model
 from ultragen_core.host.attention.patch import Settings, apply
-from ultragen_core.metrics.scores import HD_FVD, HD_LPIPS, HD_MSE, score, score_video
+from ultragen_core.metrics.scores import HD_FVD, score, score_video
 from ultragen_core.rules.ultragen import block_spec
 from ultragen_core.storage.files import finished_file
 from ultragen_core.video.frames import quantise
@@ -36,69 +34,31 @@ from .latents import Latents, encoded, normalised, words
 from .make import Making
 from .picture import draw_rows
 from .reading import read
-
-FULL = "full"
-# What is trained, as changes of the recipe that the miniature's own layers were trained with.
-TRAINED: dict[str, dict] = {
-    FULL: {},
-    "dense, tuned": {"rule": "dense"},
-    "without global": {"without": ("global",)},
-    "without hierarchical": {"without": ("hierarchical",)},
-    "without cross-window": {"cross_window": "off"},
-    "without deltas": {"without": ("delta",)},
-    "Swin": {"cross_window": "swin"},
-}
-DENSE, FINISHED, UNTRAINED = "dense, as trained low", "full, to the end", "UltraGen without weights"
-VARIANTS = (DENSE, FINISHED, UNTRAINED, *TRAINED)
-# Windows about as large as the frames that the base was trained on, as UltraGen Apply chooses them for Wan's own.
-NEAR_BASE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2))
-PICTURED = 4  # videos of each model, by their middle frames
-TIMED = 0.1  # share of the steps after which the time of a step is known
-
-
-@dataclass(frozen=True)
-class Study:
-    """variants: of `VARIANTS`, in their order.
-    dense_blocks, shift: of training, instead of the miniature's own: one dense block leaves more to see.
-    steps: of the comparison at equal steps; the time that the full layer takes for them is that of the other.
-    videos: painted by each model of each seed, in `sampling_steps`. held_out: clips of the loss, each at `levels` noise
-    levels. metrics: names of metrics.scores, through stand-ins.
-    """
-
-    variants: tuple[str, ...] = VARIANTS
-    dense_blocks: str = "0"
-    shift: float = 3.0
-    steps: int = 600
-    learning_rate: float = 5e-4
-    seeds: tuple[int, ...] = (0, 1, 2)
-    videos: int = 32
-    sampling_steps: int = 20
-    held_out: int = 64
-    levels: int = 4
-    metrics: tuple[str, ...] = (HD_MSE, HD_LPIPS, HD_FVD)
-
-
-class Judged(NamedTuple):
-    """A model after so many steps of training; and in which comparisons of trained ones it stands."""
-
-    variant: str
-    seed: int
-    steps: int
-    equal_steps: bool
-    equal_time: bool
+from .study import (
+    DENSE,
+    FINISHED,
+    FULL,
+    NEAR_BASE,
+    PICTURED,
+    TIMED,
+    TRAINED,
+    UNTRAINED,
+    Judged,
+    Study,
+)  # fmt: skip
 
 
 class Ablation:
-    """Trains and judges every variant, in parts like the miniature's own; results lie in one json file each.
+    """Trains and judges every variant, and continues where it stopped. Each result is one json file.
 
-    Raises Trouble where the miniature is not finished.
+    Raises Trouble if the miniature is not finished.
     """
 
     def __init__(self, study: Study, making: Making):
         if not making.model_file(making.recipe.ultragen).is_file():
             raise Trouble(
                 f"The ablation starts from a finished miniature, {making.folder} holds none. Make it with"
-                f" python3 -m training miniature --out {making.folder} first."
+                f" `python3 -m training miniature --out {making.folder}` first."
             )
         self.study, self.making, self.folder = study, making, making.folder / "ablation"
         self.device, self.size = making.device, making.recipe.high
@@ -107,17 +67,17 @@ class Ablation:
         self._held_out: list[Tensor] | None = None  # latents, the same for every model
 
     def run(self) -> bool:
-        """Returns whether all is done."""
+        """Run all that is missing. Returns whether everything is done."""
         done = all(self._seed(seed) for seed in self.study.seeds)
-        say(f"Everything is in {self.folder}." if done else "The time is up; the same command goes on.")
+        say(f"Everything is in {self.folder}." if done else "The time is up. Run the same command to continue.")
         return done
 
     def results(self) -> list[dict]:
-        """Of every model that is judged: what it is, and what was measured."""
+        """Return the results of all judged models: the fields of Judged, and the measures."""
         return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(self.folder.glob("*.json"))]
 
     def draw(self, file: Path) -> None:
-        """What every model of the first seed painted, at equal steps, as one picture."""
+        """Draw what every model of the first seed painted, at equal steps, into one picture."""
         seed, given = self.study.seeds[0], {name: steps for name, (steps, _) in self._given().items()}
         steps = {name: given.get(name, self.study.steps) for name in self.study.variants}
         draw_rows({name: self._judged_file(name, seed, steps[name]).with_suffix(".png") for name in steps}, file)
@@ -133,7 +93,7 @@ class Ablation:
         return True
 
     def _given(self) -> dict[str, tuple[int, Callable]]:
-        """What is not trained here: steps of training at high resolution, and what loads it."""
+        """Return the variants that are not trained here: (steps at high resolution, function that loads the model)."""
         return {
             DENSE: (0, self._dense),
             FINISHED: (self.making.recipe.ultragen.steps, self._finished),
@@ -150,7 +110,7 @@ class Ablation:
             )
         if not (self._train(FULL, seed, timed) and self._train(variant, seed, timed)):
             return False
-        # Of the same steps whenever it is asked, so that a run that goes on has the same end.
+        # Timed on the first steps only, so that a continued run gets the same number.
         in_time = round(steps * self._seconds(FULL, seed, timed) / self._seconds(variant, seed, timed))
         for target in sorted({steps, in_time}):
             if not self._train(variant, seed, target):
@@ -181,7 +141,7 @@ class Ablation:
         return Training(recipe, keeping, model, clips, recipe.batch).run()
 
     def _seconds(self, variant: str, seed: int, steps: int) -> float:
-        """A step of training, as most of the first ones took."""
+        """Return the median duration of the first steps."""
         return statistics.median(row.seconds for row in Curve(self._run_folder(variant, seed)).rows()[:steps])
 
     def _velocity(self, file: Path, variant: str, seed: int) -> Callable:
@@ -197,7 +157,7 @@ class Ablation:
         return build(read_state_dict(self.making.model_file(recipe)), FINISHED, recipe).to(self.device).eval()
 
     def _untrained(self) -> Callable:
-        """The pack's own patch on ComfyUI's model."""
+        """Load the dense model and patch it as UltraGen Apply does."""
         dense = load_model(self.base_file, "dense")
         return judge.Patched(apply(dense, Settings(rule="ultragen", local=NEAR_BASE)))
 
@@ -205,12 +165,12 @@ class Ablation:
         return self.folder / f"{_slug(variant)}-{seed}-{steps:06}.json"
 
     def _judge(self, what: Judged, model: Callable[[], Callable]) -> None:
-        """Where it is not done yet: paint held-out scenes, other ones for each seed, and look at them."""
+        """Paint held-out scenes, other ones for each seed, and measure them. Skipped if the result exists."""
         file = self._judged_file(what.variant, what.seed, what.steps)
         if file.is_file():
             return
         count = self.study.videos
-        say(f"{what.variant}, seed {what.seed}, {what.steps} steps: painting and looking at {count} videos")
+        say(f"{what.variant}, seed {what.seed}, {what.steps} steps: painting and judging {count} videos")
         numbers = judge.held_out(count, what.seed * count)
         velocity, vae = model(), self.making.vae()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -221,7 +181,7 @@ class Ablation:
 
     @torch.no_grad()
     def _loss(self, velocity: Callable, vae: nn.Module) -> float:
-        """Of clips that were never trained on, at noise levels and with noise that are the same for every model."""
+        """Return the loss on held-out clips, with the same noise and noise levels for every model."""
         recipe, losses = self._recipe(FULL, 0, 1), []
         numbers = judge.held_out(self.study.held_out)
         if self._held_out is None:
@@ -233,7 +193,7 @@ class Ablation:
         return statistics.mean(losses)
 
     def _borders(self, variant: str) -> set[int]:
-        """Where windows of a model's blocks meet, in columns of tokens; of a dense one, where those of FULL do."""
+        """Return the token columns where a model's windows meet; for a dense model those of FULL."""
         if variant == UNTRAINED:
             specs = [block_spec(index, NEAR_BASE, GlobalConfig(), trained=False).local for index in range(2)]
         else:

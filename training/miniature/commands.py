@@ -10,8 +10,9 @@ import torch
 
 from tools.console import say
 
-from .ablation import FULL, VARIANTS, Ablation, Study
+from .ablation import Ablation
 from .make import Making, Miniature
+from .study import FULL, VARIANTS, Study
 from .table import table
 
 

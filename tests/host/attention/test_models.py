@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 from helpers.comfy_run import attn_state, sample
 from helpers.support import relative_error, seeded
-from helpers.wan_models import KINDS, H, Kind, T, W, load
+from helpers.wan_models import KINDS, H, T, W, WanVariant, load
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
@@ -24,7 +24,7 @@ WHOLE = Settings(
 )
 
 
-def video(model, kind: Kind) -> torch.Tensor:
+def video(model, kind: WanVariant) -> torch.Tensor:
     shape = (1, kind.latent_channels, T, H, W)
     return sample(model, shape, seeded(1, 8, 4096, seed=1), steps=1, cfg=1.0, **kind.conditions())
 

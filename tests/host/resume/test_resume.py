@@ -78,7 +78,7 @@ def run(model, sampler, callback=None, seed=3, sigmas=SIGMAS, shape=SHAPE, laten
     )
 
 
-class Cut:
+class Interruption:
     """A callback that notes the steps it hears of, and interrupts as ComfyUI's progress hook does, after `steps`."""
 
     def __init__(self, steps=STEP_COUNT):
@@ -92,7 +92,7 @@ class Cut:
 
 def cut_off(model, sampler, steps, **more):
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        run(model, sampler, Cut(steps), **more)
+        run(model, sampler, Interruption(steps), **more)
 
 
 def accepted(name):
@@ -127,7 +127,7 @@ def test_cut_off_twice_it_ends_bit_identical(model, states, kept, name):
     cut_off(model, sampler, 1)
     cut_off(model, sampler, 3)
     assert len(kept()) == 1
-    rest = Cut()
+    rest = Interruption()
     assert torch.equal(run(model, sampler, rest), undisturbed)
     assert rest.heard == [(4, 5), (5, 5)]
     assert len(kept()) == 1
@@ -148,7 +148,7 @@ def test_other_ways_to_sample(model, states, name, case):
     undisturbed = run(model, comfy.samplers.sampler_object(name), **case)
     sampler = resuming(states, name)
     cut_off(model, sampler, 2, **case)
-    rest = Cut()
+    rest = Interruption()
     assert torch.equal(run(model, sampler, rest, **case), undisturbed)
     assert rest.heard[0][0] == 3
 
@@ -183,7 +183,7 @@ def test_out_of_memory_inside_a_step_loses_that_step_alone(model, states):
 def test_once_more_it_takes_the_last_step_alone(model, states):
     """A finished run is kept until its prompt has succeeded; the last step makes what its callback hands out."""
     sampler = resuming(states, every=60, unit=MINUTES)
-    first, again = run(model, sampler), Cut()
+    first, again = run(model, sampler), Interruption()
     assert torch.equal(run(model, sampler, again), first) and again.heard == [(5, 5)]
 
 
@@ -197,7 +197,7 @@ def test_interrupted_in_its_last_step_it_takes_that_step_again(model, states):
     sampler = resuming(states)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(model, sampler, interrupt)
-    rest = Cut()
+    rest = Interruption()
     assert torch.equal(run(model, sampler, rest), run(model, comfy.samplers.sampler_object("euler")))
     assert rest.heard == [(5, 5)]
 
@@ -233,7 +233,7 @@ def test_another_run_starts_anew_and_says_what_changed(model, states, kept, capl
     cut_off(model, resuming(states), 2)
     settings = {key: value for key, value in change.items() if key in ("node", "find_files")}
     inputs = {key: value for key, value in change.items() if key not in settings}
-    first = Cut(1)
+    first = Interruption(1)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(model, resuming(states, **settings), first, **inputs)
     assert first.heard == [(1, STEP_COUNT)] and len(kept()) == 2

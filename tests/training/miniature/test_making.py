@@ -1,4 +1,4 @@
-"""The whole miniature and its ablation at toy size: parts that go on, files that ComfyUI loads, numbers that say so."""
+"""The whole miniature and its ablation at toy size: parts that continue, files that ComfyUI loads, measures."""
 
 from __future__ import annotations
 
@@ -101,12 +101,13 @@ def test_what_is_made_runs_in_comfyui(made, toy):
 def test_the_ablation_trains_and_judges_variants(made):
     """Three of those that are trained: what the switches of a recipe do is tested with the trainer."""
     from training.miniature import ablation as module
+    from training.miniature import study as names
     from training.miniature.table import table
     from ultragen_core.metrics.scores import HD_LPIPS, HD_MSE
 
     metrics = HD_MSE, HD_LPIPS  # HD-FVD needs larger frames
-    given, trained = module.VARIANTS[:3], module.VARIANTS[3:6]
-    study = module.Study(
+    given, trained = names.VARIANTS[:3], names.VARIANTS[3:6]
+    study = names.Study(
         (*given, *trained), steps=2, seeds=(3,), videos=2, sampling_steps=2, held_out=1, levels=2, metrics=metrics
     )
     with pytest.raises(Trouble, match="time that 'full' takes: train its first 1 steps of seed 3 before"):
@@ -130,10 +131,10 @@ def test_the_ablation_trains_and_judges_variants(made):
     assert strip == (2 * HIGH.width, HIGH.height)
     assert Image.open(made.folder / "sheet.jpg").height > 6 * 1280 * HIGH.height / strip[0]
 
-    lines = table(results, ["not there", *trained, module.DENSE], module.FULL).splitlines()
+    lines = table(results, ["not there", *trained, names.DENSE], names.FULL).splitlines()
     named = [line.split(" | ")[:3] for line in lines]
-    assert named.count([f"| {module.FULL}", "2", f"{losses[module.FULL]:.4f}"]) == 2  # it is its own comparison
-    assert named.count([f"| {module.DENSE}", "0", f"{losses[module.DENSE]:.4f}"]) == 1
+    assert named.count([f"| {names.FULL}", "2", f"{losses[names.FULL]:.4f}"]) == 2  # it is its own comparison
+    assert named.count([f"| {names.DENSE}", "0", f"{losses[names.DENSE]:.4f}"]) == 1
 
     file = next(ablation.folder.glob("*.json"))  # what is there stays
     file.write_text(json.dumps(json.loads(file.read_text()) | {"loss": -1}))
@@ -141,8 +142,9 @@ def test_the_ablation_trains_and_judges_variants(made):
 
 
 def test_the_ablation_of_an_unfinished_miniature_is_refused(toy, tmp_path):
-    from training.miniature.ablation import Ablation, Study
+    from training.miniature.ablation import Ablation
     from training.miniature.make import Making
+    from training.miniature.study import Study
 
     with pytest.raises(Trouble, match="starts from a finished miniature, .* holds none. Make it with"):
         Ablation(Study(), Making(toy, tmp_path, CPU, 1))
@@ -150,15 +152,14 @@ def test_the_ablation_of_an_unfinished_miniature_is_refused(toy, tmp_path):
 
 def test_borders_are_those_of_a_models_own_windows(made, toy):
     from training.miniature import ablation as module
+    from training.miniature import study as names
 
     making = copy.copy(made)
     making.recipe = dataclasses.replace(toy, blocks=3)  # of which the first is dense
-    ablation = module.Ablation(module.Study(), making)
+    ablation = module.Ablation(names.Study(), making)
     even, odd, shifted = {3, 5, 7}, {2, 4, 6, 8}, {1, 4, 6, 8}
-    own = {"without cross-window": even, "Swin": even | shifted, module.UNTRAINED: {5} | {3, 6}}
-    assert {name: ablation._borders(name) for name in module.VARIANTS} == dict.fromkeys(
-        module.VARIANTS, even | odd
-    ) | own
+    own = {"without cross-window": even, "Swin": even | shifted, names.UNTRAINED: {5} | {3, 6}}
+    assert {name: ablation._borders(name) for name in names.VARIANTS} == dict.fromkeys(names.VARIANTS, even | odd) | own
 
 
 def test_seams_are_found_where_windows_meet():
