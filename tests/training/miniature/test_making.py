@@ -66,11 +66,11 @@ def test_the_last_part_changes_the_decoder_alone(made):
 
 
 def test_squares_are_judged_up_to_the_edges_of_the_frame():
-    from training.miniature.decoder_training import DecoderRecipe, _cut
+    from training.miniature.decoder_training import DecoderRecipe, _span
     from training.objective import generator
 
     recipe = DecoderRecipe(side=4, margin=1)
-    cuts = [_cut(6, recipe, generator(CPU, step)) for step in range(40)]
+    cuts = [_span(6, recipe, generator(CPU, step)) for step in range(40)]
     judged = {cut.latents.start: cut.judged.unflatten(0, (4, 8)).all(1).tolist() for cut in cuts}
     assert judged == {0: [True, True, True, False], 1: [False, True, True, False], 2: [False, True, True, True]}
     assert all(cut.pixels == slice(8 * cut.latents.start, 8 * cut.latents.stop) for cut in cuts)
