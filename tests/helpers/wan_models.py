@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import comfy.ldm.wan.model as wan
@@ -141,6 +142,15 @@ if hasattr(wan, "SCAILWanModel"):  # 0.3.75 has none of these
             lambda: {"clip_vision_output": clip_vision(), "pose_video_latent": seeded(1, 16, T, 8, 12, seed=8)},
             dense_because=joined(T * FRAME // 4),
         ),
+        "SCAIL-2": WanVariant(
+            wan.SCAIL2WanModel, {"model_type": "scail2", "in_dim": 20}, lambda: {"clip_vision_output": clip_vision()}
+        ),
+        "SCAIL-2 with a pose": WanVariant(
+            wan.SCAIL2WanModel,
+            {"model_type": "scail2", "in_dim": 20},
+            lambda: {"clip_vision_output": clip_vision(), "pose_video_latent": seeded(1, 16, T, 8, 12, seed=8)},
+            dense_because=joined(T * FRAME // 4),
+        ),
         "WanDancer": WanVariant(
             wandancer.WanDancerModel,
             {"model_type": "wandancer", "in_dim": 36},
@@ -152,6 +162,22 @@ if hasattr(wan, "SCAILWanModel"):  # 0.3.75 has none of these
             dense_because="its attention is CausalWanSelfAttention",
         ),
     }
+if find_spec("comfy.ldm.wan.model_animate2"):  # from 0.31 on
+    import comfy.ldm.wan.model_animate2 as animate2
+
+    KINDS["Wan-Animate 2"] = WanVariant(
+        animate2.WanAnimate2Model,
+        {"in_dim": 36},
+        lambda: {
+            **start_image(),
+            "clip_vision_output": clip_vision(),
+            "clip_vision_output_pose": clip_vision(),
+            "pose_video_latent": frames(16, T - 1),
+            "cross_attn_pose": seeded(1, 8, 4096, seed=10),
+        },
+        dense_because="its attention is WanAnimate2SelfAttention",
+        config={"transformer": {"model_type": "animate2"}},
+    )
 
 
 def load(kind: WanVariant, width: int = 128):
