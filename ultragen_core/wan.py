@@ -13,7 +13,7 @@ from .sizes import SPATIAL_RATIO
 PATCH = 1, 2, 2  # latent pixels (t, h, w) that become one token, in every Wan model
 HEAD_DIM = 128
 # Tensors whose sizes identify a model's, with their number of axes.
-TELLING = {"head.modulation": 3, "head.head.weight": 2, "blocks.0.ffn.0.weight": 2}
+IDENTIFYING_TENSORS = {"head.modulation": 3, "head.head.weight": 2, "blocks.0.ffn.0.weight": 2}
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class WanShape:
     @classmethod
     def of_keys(cls, state: Mapping[str, Tensor]) -> WanShape:
         """From a checkpoint in Wan's own key names. Raises ValueError, with the reason, for other files."""
-        lacking = [key for key, axes in TELLING.items() if key not in state or state[key].ndim != axes]
+        lacking = [key for key, axes in IDENTIFYING_TENSORS.items() if key not in state or state[key].ndim != axes]
         if lacking:
-            raise ValueError(f"a Wan model has {lacking[0]}, with {TELLING[lacking[0]]} axes")
+            raise ValueError(f"a Wan model has {lacking[0]}, with {IDENTIFYING_TENSORS[lacking[0]]} axes")
         channels = state["head.modulation"].shape[-1]
         numbers = [re.match(r"(vace_)?blocks\.(\d+)\.", key) for key in state]
         counts = [len({match[2] for match in numbers if match and bool(match[1]) == vace}) for vace in (False, True)]
@@ -67,7 +67,7 @@ class WanShape:
         return PATCH[1] * SPATIAL_RATIO[self.out_channels]
 
     @property
-    def feeding(self) -> frozenset[int]:
+    def fed_by_vace(self) -> frozenset[int]:
         """Blocks that a VACE block feeds."""
         return frozenset(range(0, self.blocks, self.blocks // self.vace_blocks)) if self.vace_blocks else frozenset()
 

@@ -54,7 +54,7 @@ FRAME = H * W // 4  # tokens
 
 
 def joined(tokens: int) -> str:
-    return f"all blocks stay dense, because {tokens} tokens besides the video's {T * FRAME} joined in"
+    return f"all blocks stay dense, because {tokens} extra tokens joined the video's {T * FRAME}"
 
 
 KINDS = {

@@ -24,7 +24,7 @@ def inference():
 @pytest.fixture
 def bounded(monkeypatch):
     """`budgets = bounded()`: from then on every run computes a third of the tokens at a time, and adds to budgets."""
-    from ultragen_core.plan.memory import Activations, MemoryBudget
+    from ultragen_core.plan.memory import ActivationMemory, MemoryBudget
 
     def switch() -> list[MemoryBudget]:
         budgets = []
@@ -33,7 +33,7 @@ def bounded(monkeypatch):
             budgets.append(MemoryBudget(self.tokens, 3))
             return budgets[-1]
 
-        monkeypatch.setattr(Activations, "budget", third)
+        monkeypatch.setattr(ActivationMemory, "budget", third)
         return budgets
 
     return switch

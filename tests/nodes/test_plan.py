@@ -72,7 +72,7 @@ WRONG = [
     ({"node": LOADER, "global": {"compress_ratio": 5_000_000}}, "is missing"),
     (
         {"node": {**LOADER, "attention_rule": "t3"}, "latent": {**LATENT, "width": 2144, "height": 3616}},
-        "too few divisors",
+        "does not divide into any",
     ),
 ]
 

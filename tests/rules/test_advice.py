@@ -11,7 +11,7 @@ from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.extras import ExtrasShape
 from ultragen_core.grid import TokenGrid
 from ultragen_core.plan.flops import dense_layer_flops, layer_flops
-from ultragen_core.rules.advice import MOST_RESIZED, MOST_UNEVEN, resized, ultragen_advice, uneven
+from ultragen_core.rules.advice import MAX_RESIZE, MAX_UNEVENNESS, resized, ultragen_advice, uneven
 from ultragen_core.rules.groups import enabled_branches, ultragen_group
 from ultragen_core.rules.t3 import PUBLISHED_1_3B, t3_rule
 from ultragen_core.rules.ultragen import block_spec
@@ -64,7 +64,7 @@ def test_there_is_advice_exactly_where_a_size_cuts_badly_and_it_names_good_ones(
     specs, extras = specs_and_extras
     cuts = [branch for spec in specs for branch in enabled_branches(spec, extras).values()]
     for length in LENGTHS:
-        bad = any(resized(length, *cut) > MOST_RESIZED or uneven(length, *cut) > MOST_UNEVEN for cut in cuts)
+        bad = any(resized(length, *cut) > MAX_RESIZE or uneven(length, *cut) > MAX_UNEVENNESS for cut in cuts)
         said = advice(specs_and_extras, length, 240)
         assert len(said) == (bad or bool(advice(specs_and_extras, 240, 240)))
         for w, h in re.findall(r"(\d+)x(\d+)", said[0].partition("good sizes:")[2]) if said else ():

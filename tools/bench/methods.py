@@ -23,7 +23,7 @@ PUBLISHED_DENSE = frozenset({0, 1, 2, 27, 28, 29})
 def prepared(model, method: str):
     """Return a clone of a patched `model` (a ModelPatcher) that evaluates as `method` says, also through a sampler."""
     from ultragen_core.attention.config import GlobalConfig
-    from ultragen_core.host.attention.patch import Settings, apply, patched_by
+    from ultragen_core.host.attention.patch import Settings, apply, runtime_of
 
     if method in ("core", "cudnn"):
         return _dense(model, cudnn=method == "cudnn")
@@ -32,7 +32,7 @@ def prepared(model, method: str):
     blocks = GlobalConfig(dense_blocks=frozenset() if method == "all" else PUBLISHED_DENSE)
     made = apply(model, Settings(global_=blocks))
     if method == "published":
-        runtime = patched_by(made)
+        runtime = runtime_of(made)
         runtime.rule, runtime.bounded = PublishedRule(**vars(runtime.rule)), False
     return made
 

@@ -29,9 +29,9 @@ class Engine:
 
     rope_scale: factors on the token positions in t, h and w, with which users stretch or shrink a model's RoPE.
     tokens_at_a_time: how many tokens (of all items of a batch together) are projected, attended and refined at once;
-        None is all. The result is the same.
+        None: all at once. The result is the same.
     rope_tables: shared by all layers of a run, which owns them.
-    triton: whether the layer's functions run in their Triton form; layers choose it by `for_layer`.
+    triton: whether the layer's functions run in their Triton form; set by `for_layer`.
     """
 
     attention: Attention

@@ -76,7 +76,12 @@ def initial_block(shape: ExtrasShape) -> dict[str, Tensor]:
 
 
 def initial_gates(channels: int, local_share: float = 0.5) -> dict[str, Tensor]:
-    """State of a `BlockGates` before training: a constant share of the local side, half for the paper."""
+    """State of a `BlockGates` before training: a constant share of the local side, one half in the paper.
+
+    Raises ValueError unless the share is above 0 and below 1.
+    """
+    if not 0 < local_share < 1:
+        raise ValueError(f"The local share must be above 0 and below 1, got {local_share}.")
     gates = BlockGates(channels)
     for gate in gates.children():
         for layer in (gate.embedding_in, gate.embedding_out):

@@ -74,8 +74,8 @@ def branch(
     Returns the local branch on the grid of x, a coarse branch at its own resolution.
     """
     grid = TokenGrid(*x.shape[1:4])
-    size, regions = spec.layout(grid, coarse.ratio if coarse else 1)
-    map_size = (size.h, size.w)
+    map_grid, regions = spec.layout(grid, coarse.ratio if coarse else 1)
+    map_size = (map_grid.h, map_grid.w)
     if coarse is not None:
         x = compress(x, *engine.parameters(coarse.compress, x), coarse.ratio, engine.triton)
     parts = [
@@ -89,8 +89,8 @@ def branch(
         )
         for region in regions
     ]
-    target = map_size if coarse else (grid.h, grid.w)
-    return from_windows(parts, regions, size, target, spec.antialias, engine.triton)
+    output_size = map_size if coarse else (grid.h, grid.w)
+    return from_windows(parts, regions, map_grid, output_size, spec.antialias, engine.triton)
 
 
 def attend(

@@ -36,7 +36,7 @@ class BranchSpec:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """The branches of one block; None is switched off."""
+    """The branches of one block; None: the branch is off."""
 
     local: BranchSpec
     hierarchical: BranchSpec | None

@@ -19,8 +19,8 @@ Windows = tuple[int, int, int]
 def t3_attention(attn: Projections, x: Tensor, grid: TokenGrid, windows: Windows, engine: Engine) -> Tensor:
     """The layer: x (b, s, c) -> (b, s, c), out = W_o((close + remote) / 2).
 
-    close: windows of neighbours. remote: windows of every nt-th, nh-th and nw-th token. Where both cuts coincide they
-    are computed once. Raises ValueError where grid and sequence do not match.
+    close: windows of neighbouring tokens. remote: strided windows, of every nt-th, nh-th and nw-th token. Where both
+    cuts coincide they are computed once. Raises ValueError where grid and sequence do not match.
     """
     check_grid(x, grid)
     engine = engine.for_layer(x)
@@ -30,11 +30,11 @@ def t3_attention(attn: Projections, x: Tensor, grid: TokenGrid, windows: Windows
         if torch.is_grad_enabled():
             y = y.clone()  # attention may keep y for its backward pass
         strided = window_view(y, windows, strided=True)
-        strided.add_(_remote(attn, x, windows, extent, engine).view_as(strided)).mul_(0.5)
+        strided.add_(_strided_attention(attn, x, windows, extent, engine).view_as(strided)).mul_(0.5)
     return attn.o(y.flatten(1, 3))
 
 
-def _remote(attn: Projections, x: Tensor, windows: Windows, extent: TokenGrid, engine: Engine) -> Tensor:
+def _strided_attention(attn: Projections, x: Tensor, windows: Windows, extent: TokenGrid, engine: Engine) -> Tensor:
     x = window_partition(x, windows, strided=True)  # a copy, because the cuts do not coincide
     return attend(attn, x, extent, engine, stride=windows, overwrite=True)
 

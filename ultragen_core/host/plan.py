@@ -10,7 +10,7 @@ import comfy.ldm.wan.vae2_2
 import torch
 
 from ..plan.flops import dense_layer_flops, layer_flops, rest_of_block_flops
-from ..plan.memory import MOST_PIECES, Activations
+from ..plan.memory import MAX_PIECES, ActivationMemory
 from ..plan.report import DECODE_TILES, GatePoint, Plan
 from ..rules.blocks import describe_dense
 from ..rules.rule import Rule
@@ -18,7 +18,7 @@ from ..rules.ultragen import UltraGenRule
 from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of
 from ..vae.parse import decoder_layers
 from ..wan import WanShape
-from .attention.patch import patched_by, wan_model
+from .attention.patch import require_wan, runtime_of
 from .vae.tile_size import decode_needs
 from .wan_model import shape_of, token_grid
 
@@ -35,7 +35,7 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
     pixels = pixels_of(latent_shape)
     if len(latent_shape) == 4:
         latent_shape = (*latent_shape[:2], 1, *latent_shape[2:])
-    shape = shape_of(wan_model(model))
+    shape = shape_of(require_wan(model))
     if latent_shape[1] != shape.out_channels:
         raise ValueError(
             f"The latent has {latent_shape[1]} channels, the model needs {shape.out_channels}. Connect the model's VAE"
@@ -43,7 +43,7 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
         )
     size = VideoSize(*pixels, 4 * latent_shape[2] - 3)
     weights = sum(patcher.model_size() for patcher in (model, *model.get_nested_additional_models()))
-    runtime = patched_by(model)
+    runtime = runtime_of(model)
     return plan(runtime.rule, shape, size, weights, runtime.percent) if runtime else plan(None, shape, size, weights)
 
 
@@ -65,9 +65,9 @@ def plan(
     groups = tuple(rule.groups(grid)) if rule else ()
     dense = dense_layer_flops(grid, model.channels)
     layers = {index: layer_flops(group.branches, grid, model.channels) for group in groups for index in group.blocks}
-    attentions = [*range(model.blocks), *model.feeding]
+    attentions = [*range(model.blocks), *model.fed_by_vace]
     rest = rest_of_block_flops(grid.tokens, model) * len(attentions)
-    activations = Activations.of(model, grid, 1, ITEMSIZE)
+    activations = ActivationMemory.of(model, grid, 1, ITEMSIZE)
     return Plan(
         size=size,
         grid=grid,
@@ -78,7 +78,7 @@ def plan(
         dense_flops=dense * len(attentions) + rest,
         gates=_gates(rule) if gates_known else (),
         weights=weights,
-        activations=(activations.needed(MOST_PIECES), activations.needed(1)),
+        activations=(activations.needed(MAX_PIECES), activations.needed(1)),
         decode=_decode(latent[1:], model.uses_wan22_vae),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
         warnings=(*rule.advice(grid), *_dense_outside(percent)) if rule else (),

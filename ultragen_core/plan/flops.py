@@ -50,7 +50,10 @@ def dense_layer_flops(grid: TokenGrid, channels: int) -> FLOPs:
 
 
 def layer_flops(branches: Iterable[Branch], grid: TokenGrid, channels: int) -> FLOPs:
-    """A self-attention layer under a rule: its branches and the output projection."""
+    """A self-attention layer under a rule: its branches and the output projection.
+
+    Compression, resizing, refinement, gates and norms do not count.
+    """
     total = projection_flops(grid.tokens, channels)
     for branch in branches:
         tokens = sum(branch.windows)
@@ -61,6 +64,6 @@ def layer_flops(branches: Iterable[Branch], grid: TokenGrid, channels: int) -> F
 
 
 def rest_of_block_flops(tokens: int, model: WanShape) -> FLOPs:
-    """Cross-attention to a text of full length, and the feed-forward layers."""
+    """Cross-attention to a text of full length (without its keys and values), and the feed-forward layers."""
     cross = FLOPs(attention=4.0 * model.channels * tokens * TEXT_TOKENS) + projection_flops(tokens, model.channels, 2)
     return cross + FLOPs(products=4.0 * tokens * model.channels * model.ffn_channels)

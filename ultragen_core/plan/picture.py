@@ -86,7 +86,7 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
     planned, dense = plan.flops.total, plan.dense_flops.total
     bars = (
         (
-            f"{planned / 1e15:.3g} of {dense / 1e15:.3g} PFLOP per evaluation ({dense / planned:.1f}x fewer)",
+            f"{planned / 1e15:.3g} of {dense / 1e15:.3g} PFLOPs per evaluation ({dense / planned:.1f}x fewer)",
             planned / dense,
         ),
         (f"sampling: {gib(low + plan.weights)} (least) to {gib(high + plan.weights)} (fastest)", low / high),

@@ -56,7 +56,7 @@ class Plan:
         lines = [f"{self.size}: {self.grid} = {self.grid.tokens:,} tokens; {', '.join((self.rule, *self.dense))}"]
         for group in self.groups:
             lines.append(f"{len(group.blocks)} {group.name}: {' + '.join(map(windows_text, group.branches))}")
-        lines.append(f"one evaluation: {self.flops.total / 1e15:.3g} PFLOP, {self.against_dense()}")
+        lines.append(f"one evaluation: {self.flops.total / 1e15:.3g} PFLOPs, {self.against_dense()}")
         loaded = f"weights {gib(self.weights)} and " if self.weights else ""
         lines.append(f"device memory to sample one video: {loaded}activations of {low} (least) to {high} (fastest)")
         lines.append(
@@ -68,7 +68,7 @@ class Plan:
 
     def against_dense(self) -> str:
         ratio = self.dense_flops.total / self.flops.total
-        return "all of it dense" if ratio == 1 else f"{ratio:.1f} times fewer than with dense attention"
+        return ("the same as" if ratio == 1 else f"{ratio:.1f} times fewer than") + " with dense attention"
 
 
 def gib(size: int) -> str:

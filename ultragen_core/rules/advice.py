@@ -11,9 +11,9 @@ from ..grid import TokenGrid, window_borders
 from .groups import enabled_branches
 
 # UltraGen's published size is itself resized by 2.9%. The effect of more than 5% is not measured.
-MOST_RESIZED = 0.05
+MAX_RESIZE = 0.05
 # Balanced windows differ by one token, which counts where they have fewer than five.
-MOST_UNEVEN = 0.25
+MAX_UNEVENNESS = 0.25
 
 
 def resized(length: int, branch: BranchSpec, ratio: int) -> float:
@@ -39,7 +39,7 @@ def ultragen_advice(grid: TokenGrid, specs: Iterable[BlockSpec], extras: ExtrasS
         return max((measure(length, *cut) for length in lengths for cut in cuts), default=0.0)
 
     def fits(length: int) -> bool:
-        return worst(resized, length) <= MOST_RESIZED and worst(uneven, length) <= MOST_UNEVEN
+        return worst(resized, length) <= MAX_RESIZE and worst(uneven, length) <= MAX_UNEVENNESS
 
     sides = grid[:0:-1]  # width first
     if all(map(fits, sides)):
@@ -47,8 +47,8 @@ def ultragen_advice(grid: TokenGrid, specs: Iterable[BlockSpec], extras: ExtrasS
     faults = [
         text.format(value)
         for text, limit, value in (
-            ("features are resized by up to {:.1%}", MOST_RESIZED, worst(resized, *sides)),
-            ("windows are up to {:.0%} longer than others", MOST_UNEVEN, worst(uneven, *sides)),
+            ("features are resized by up to {:.1%}", MAX_RESIZE, worst(resized, *sides)),
+            ("windows are up to {:.0%} longer than others", MAX_UNEVENNESS, worst(uneven, *sides)),
         )
         if value > limit
     ]

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from ..wan import WanShape
 
-MOST_BLOCKS = 1000
+MAX_BLOCKS = 1000
 
 
 def parse_blocks(text: str) -> frozenset[int] | None:
@@ -24,8 +24,10 @@ def parse_blocks(text: str) -> frozenset[int] | None:
             )
         if match:
             first, last = int(match[1]), int(match[2] or match[1])
-            if not first <= last < MOST_BLOCKS:
-                raise ValueError(f"A range of blocks goes from lower to higher, below {MOST_BLOCKS}, got {part}.")
+            if not first <= last < MAX_BLOCKS:
+                raise ValueError(
+                    f"A range of blocks runs from the lower to the higher index, both below {MAX_BLOCKS}, got {part}."
+                )
             blocks |= set(range(first, last + 1))
     return frozenset(blocks)
 

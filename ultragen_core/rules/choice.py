@@ -1,6 +1,6 @@
 """Chooses the rule of a model: checks the user's settings and the weights against each other.
 
-A loaded model and a plan from the headers of files both pass through here, so both refuse the same.
+A loaded model and a plan made from file headers both use this, so both refuse the same settings.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from .groups import BlockGroup
 
 
 class Rule(Protocol):
-    """Which blocks of a model replace full attention, and with what. A rule holds no module of the base model and no
-    extras: the caller hands over those of the clone and the GPU that run.
+    """Which blocks of a model replace full attention, and with what. A rule holds no module of the base model, and of
+    the
+    extras only the gates: the caller hands over the extras of the clone and the GPU that run.
 
     extras: summary of the extras that it runs with, None if it has none. blocks: those that it takes. dense: for every
     other block the reason why it keeps full attention.
@@ -35,8 +36,8 @@ class Rule(Protocol):
     def groups(self, grid: TokenGrid) -> list[BlockGroup]:
         """What its blocks do on this grid. Raises ValueError where the rule cannot run on it."""
 
-    def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
-        """Parts of the log line of a run; `blocks` is the model's number. Raises ValueError like `groups`."""
+    def describe(self, grid: TokenGrid, block_count: int) -> list[str]:
+        """Parts of the log line of a run. block_count: of the model. Raises ValueError like `groups`."""
 
     def advice(self, grid: TokenGrid) -> list[str]:
         """Why the result may disappoint, with sizes that do better; one sentence each."""

@@ -41,10 +41,10 @@ class PublishedWindows:
         """
         windows = self._nearest(block_index, grid)
         if windows is None:
-            good = next(other for other in self._neighbours(grid) if self._fits(other))
+            good = next(filter(self._fits, self._neighbours(grid)), self.grid)
             raise ValueError(
-                f"The t3 rule cuts videos into equal windows, and {self.size(grid)} (grid {grid}) have too few"
-                f" divisors for that. The nearest size that does: {self.size(good)}."
+                f"The t3 rule needs equal windows, and {self.size(grid)} (grid {grid}) does not divide into any close"
+                f" to the published ones. The nearest size that does: {self.size(good)}."
             )
         return windows
 
@@ -128,11 +128,11 @@ class T3Rule:
                 groups.append(t3_group(f"blocks {len(table)}n+{turn}", blocks, grid, windows))
         return groups
 
-    def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
+    def describe(self, grid: TokenGrid, block_count: int) -> list[str]:
         windows = self.published.table(grid)
         names = ["x".join(map(str, n)) + (" once" if cuts_coincide(grid, n) else "") for n in windows]
         return [
-            f"rule t3 in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})",
+            f"rule t3 in {len(self.blocks)} of {block_count} blocks ({format_blocks(self.blocks)})",
             f"windows (t x h x w) {', '.join(names)} in turn",
             *describe_dense(self.dense),
         ]

@@ -119,8 +119,8 @@ class UltraGenRule:
                 groups.append(ultragen_group(name, blocks, grid, self.spec(parity, grid), self.extras.shape))
         return groups
 
-    def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
-        parts = [f"rule ultragen in {len(self.blocks)} of {blocks} blocks ({format_blocks(self.blocks)})"]
+    def describe(self, grid: TokenGrid, block_count: int) -> list[str]:
+        parts = [f"rule ultragen in {len(self.blocks)} of {block_count} blocks ({format_blocks(self.blocks)})"]
         parts += [f"{group.name} {' + '.join(map(str, group.branches))}" for group in self.groups(grid)]
         return [*parts, *describe_dense(self.dense)]
 

@@ -95,9 +95,19 @@ def test_calls_that_an_override_passes_on_keep_the_speed(faster, sdpa_calls):
 
 def test_the_environment_switches_it_off(monkeypatch):
     monkeypatch.setenv("ULTRAGEN_ATTENTION", "core")
-    backend.cudnn_is_faster.cache_clear()
+    backend.measure_cudnn.cache_clear()
     assert not backend.cudnn_is_faster(torch.device("cuda"))
-    backend.cudnn_is_faster.cache_clear()
+    backend.measure_cudnn.cache_clear()
+
+
+def test_memory_that_runs_out_while_measuring_is_not_remembered(monkeypatch):
+    def full(device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(backend, "measure_cudnn", full)
+    assert not backend.cudnn_is_faster(CPU)
+    monkeypatch.setattr(backend, "measure_cudnn", lambda device: True)
+    assert backend.cudnn_is_faster(CPU)
 
 
 def test_it_replaces_plain_attention_with_the_same_numbers(faster, sdpa_calls):
@@ -123,7 +133,7 @@ def test_anything_special_goes_to_comfyui(kwargs):
 def test_the_choice_draws_nothing_from_the_generator_of_samplers():
     """The first video after a start would differ from the second."""
     before = torch.cuda.get_rng_state()
-    backend.cudnn_is_faster.__wrapped__(torch.device("cuda"))
+    backend.measure_cudnn.__wrapped__(torch.device("cuda"))
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
@@ -191,12 +201,12 @@ def test_the_log_names_the_attention_once_a_run_and_warns_of_sparse_ones(tiny, c
     caplog.set_level("INFO")
     model = tiny.clone()
     sample(model, LATENT.shape, CONTEXT, steps=2)
-    assert caplog.text.count("UltraGen: attention ") == 1 and "leaves tokens out" not in caplog.text
+    assert caplog.text.count("UltraGen: attention ") == 1 and "skips tokens" not in caplog.text
     caplog.clear()
     model.model_options["transformer_options"][OVERRIDE] = radial_attention
     sample(model, LATENT.shape, CONTEXT, steps=2)
     assert caplog.text.count("set by a node or another pack") == 1
-    assert caplog.text.count("radial_attention leaves tokens out inside UltraGen's windows") == 1
+    assert caplog.text.count("radial_attention skips tokens inside UltraGen's windows") == 1
 
 
 def test_where_a_rule_takes_no_block_comfyui_keeps_its_memory_estimate(tiny, caplog):

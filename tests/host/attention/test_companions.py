@@ -111,7 +111,7 @@ def test_extra_tokens_are_said_in_every_run_that_has_them(tiny_path, tmp_path, c
     for _ in range(2):
         caplog.clear()
         sample(model, SHAPE, CONTEXT, reference_latents=[seeded(1, 16, 1, 16, 24)])
-        assert caplog.text.count("all blocks stay dense, because 96 tokens besides the video's 288 joined in") == 1
+        assert caplog.text.count("all blocks stay dense, because 96 extra tokens joined the video's 288") == 1
     caplog.clear()
     sample(model, SHAPE, CONTEXT)
     assert "stay dense" not in caplog.text

@@ -16,7 +16,7 @@ from ultragen_core.host.attention import runtime
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.attention.runtime import Runtime
 from ultragen_core.host.wan_model import diffusion_model, shape_of, token_grid
-from ultragen_core.plan.memory import MOST_PIECES, Activations
+from ultragen_core.plan.memory import MAX_PIECES, ActivationMemory
 from ultragen_core.vae.memory import PeakMemoryMode
 from ultragen_core.wan import WAN_1_3B
 
@@ -47,7 +47,7 @@ def test_some_tokens_at_a_time_give_the_same_result(tiny, rule, batch, small_car
         small_card(0)
         bounded = velocity(apply(tiny, Settings(rule=rule)), x, context, 0.5)
     assert 0 < relative_error(bounded, whole) < 1e-5 or torch.equal(bounded, whole)
-    assert len(attended) > 3 * MOST_PIECES
+    assert len(attended) > 3 * MAX_PIECES
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_peaks_are_as_predicted(tiny, rule, small_card, monkeypatch):
     """A block holds HELD_MAPS maps and the pieces little more, counted on every tensor of a whole evaluation."""
     monkeypatch.setattr(wan, "optimized_attention", core_attention.attention_pytorch)
     x, dm = seeded(1, 16, 4, 64, 96), diffusion_model(tiny.model)
-    activations = Activations.of(shape_of(dm), token_grid(x.shape), 1, 4)
+    activations = ActivationMemory.of(shape_of(dm), token_grid(x.shape), 1, 4)
     one_map = activations.tokens * dm.dim * 4
     weights = sum(patcher.model_size() for patcher in (tiny, *tiny.get_nested_additional_models()))
     peaks = {}
@@ -156,7 +156,7 @@ def test_what_comfyui_keeps_free_is_what_is_needed(tiny, monkeypatch):
     monkeypatch.setattr(Runtime, "memory_required", lambda *a, **k: asked.append(inner(*a, **k)) or asked[-1])
     sample(tiny, SHAPE, CONTEXT, steps=1)
     dm = diffusion_model(tiny.model)
-    two, one = (Activations.of(shape_of(dm), token_grid(SHAPE), batch, 4) for batch in (2, 1))
+    two, one = (ActivationMemory.of(shape_of(dm), token_grid(SHAPE), batch, 4) for batch in (2, 1))
     assert asked[:2] == [two.planned(True), one.planned(True)]
     assert "memory_required" not in tiny.model.__dict__
     asked.clear()
@@ -164,8 +164,8 @@ def test_what_comfyui_keeps_free_is_what_is_needed(tiny, monkeypatch):
     assert asked[:2] == [two.planned(False), one.planned(False)], "steps of core's own need the whole"
 
 
-@pytest.mark.parametrize(("free_gib", "pieces"), [(40, 1), (3.7, 7), (3, 19), (1, MOST_PIECES)])
+@pytest.mark.parametrize(("free_gib", "pieces"), [(40, 1), (3.7, 7), (3, 19), (1, MAX_PIECES)])
 def test_pieces_are_few_and_large(free_gib, pieces):
     """Wan 2.1 1.3B at 1920x1088, 81 frames, 16 bit."""
-    activations = Activations.of(WAN_1_3B, TokenGrid(21, 68, 120), 1, 2)
+    activations = ActivationMemory.of(WAN_1_3B, TokenGrid(21, 68, 120), 1, 2)
     assert activations.budget(int(free_gib * GIB)).pieces == pieces

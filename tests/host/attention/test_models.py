@@ -61,7 +61,7 @@ def test_vace_blocks_take_the_rule_of_the_block_that_they_feed(caplog):
     some = Settings(WINDOWED.local, GlobalConfig(dense_blocks=frozenset({1, 3})), rule="ultragen")
     caplog.set_level("INFO")
     video(apply(model, some), kind)
-    assert "VACE blocks as the blocks that they feed (experimental)" in caplog.text
+    assert "VACE blocks use the attention of the blocks that they feed (experimental)" in caplog.text
     assert evaluated == [True, False, True, False, True]
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.host.attention.load import load_extras_file, load_model
-from ultragen_core.host.attention.patch import Settings, apply, patched_by
+from ultragen_core.host.attention.patch import Settings, apply, runtime_of
 from ultragen_core.weights.files import WeightsError
 
 SHAPE = (1, 16, 3, 16, 24)
@@ -116,7 +116,7 @@ def test_a_size_that_cannot_be_cut_is_refused_before_sampling(tiny):
     model = apply(tiny, Settings(rule="t3"))
     evaluated = []
     model.set_model_unet_function_wrapper(lambda *a: evaluated.append(1))
-    with pytest.raises(ValueError, match="too few divisors for that. The nearest size that does"):
+    with pytest.raises(ValueError, match="close to the published ones. The nearest size that does"):
         sample(model, (1, 16, 21, 2 * 67, 2 * 113), CONTEXT, steps=1)
     assert not evaluated
 
@@ -152,4 +152,4 @@ def test_settings_that_the_rule_cannot_use_are_refused(tiny, settings, sentence)
     with pytest.raises(ValueError, match=sentence):
         apply(tiny, Settings(rule="t3", **settings))
     kept = GlobalConfig(dense_blocks=frozenset({1}))
-    assert patched_by(apply(tiny, Settings(rule="t3", global_=kept))).rule.blocks == [0, 2, 3]
+    assert runtime_of(apply(tiny, Settings(rule="t3", global_=kept))).rule.blocks == [0, 2, 3]

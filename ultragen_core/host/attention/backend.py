@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..compat import preferred_attention
+from ..memory import is_out_of_memory
 
 OVERRIDE = "optimized_attention_override"
 CUDNN_FIRST = [
@@ -106,9 +107,19 @@ def cudnn_attention(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int,
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
 
 
-@lru_cache(maxsize=8)
 def cudnn_is_faster(device: torch.device) -> bool:
-    """Whether cuDNN's attention is right and at least 10% faster here than FlashAttention: measured once, in 0.1 s."""
+    """Whether cuDNN's attention is right and at least 10% faster here than FlashAttention."""
+    try:
+        return measure_cudnn(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return False  # not remembered: the next run may have the memory
+
+
+@lru_cache(maxsize=8)
+def measure_cudnn(device: torch.device) -> bool:
+    """`cudnn_is_faster`, measured once per process, in 0.1 s. Raises where memory runs out."""
     if os.environ.get("ULTRAGEN_ATTENTION") == "core" or device.type != "cuda" or torch.version.hip is not None:
         return False
     if getattr(comfy.ops, "NVIDIA_MEMORY_CONV_BUG_WORKAROUND", False):
@@ -122,7 +133,9 @@ def cudnn_is_faster(device: torch.device) -> bool:
             _timed(q, backend) for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
         )
     except RuntimeError as error:
-        log.info("UltraGen: ComfyUI's own attention, because cuDNN's does not run (%s)", error)
+        if is_out_of_memory(error):
+            raise
+        log.info("UltraGen: using ComfyUI's own attention, because cuDNN's failed (%s)", error)
         return False
     agrees = (result - reference).norm() < 1e-2 * reference.norm()
     log.info("UltraGen: attention of 8192 tokens takes %.2f ms with FlashAttention, %.2f with cuDNN", flash, cudnn)

@@ -50,9 +50,9 @@ def engine(
 
 @dataclass
 class RuleLayer:
-    """On a self-attention: a rule's attention. dense: the forward that it replaces."""
+    """On a self-attention: a rule's attention. original: the forward that it replaces."""
 
-    dense: Callable[..., Tensor]
+    original: Callable[..., Tensor]
     attention: Callable[..., Tensor]
     tokens: int
     rope_scale: tuple[float, float, float]
@@ -66,8 +66,8 @@ class RuleLayer:
         transformer_options = transformer_options or {}
         if x.shape[1] != layer.tokens:
             extra = x.shape[1] - layer.tokens
-            layer.note(f"all blocks stay dense, because {extra} tokens besides the video's {layer.tokens} joined in")
-            return layer.dense(x, freqs, transformer_options=transformer_options, **kwargs)
+            layer.note(f"all blocks stay dense, because {extra} extra tokens joined the video's {layer.tokens}")
+            return layer.original(x, freqs, transformer_options=transformer_options, **kwargs)
         if transformer_options.get("patches", {}).get("attn1_patch"):
             layer.note("attention patches (attn1_patch) of other nodes act on dense blocks only")
         chosen = engine(module, transformer_options, layer.tokens_at_a_time, layer.rope_scale, layer.rope_tables)
@@ -93,13 +93,13 @@ class DenseLayer:
 class TokenWiseLayer:
     """On a module that treats every token of x (b, s, c) alone: some tokens at a time."""
 
-    dense: Callable[..., Tensor]
+    original: Callable[..., Tensor]
     tokens_at_a_time: int
 
     @staticmethod
     def forward(module, x: Tensor, *args, **kwargs) -> Tensor:
         layer: TokenWiseLayer = module.ultragen_layer
-        return in_pieces(lambda part: layer.dense(part, *args, **kwargs), x, 1, layer.tokens_at_a_time)
+        return in_pieces(lambda part: layer.original(part, *args, **kwargs), x, 1, layer.tokens_at_a_time)
 
 
 @dataclass
@@ -108,13 +108,13 @@ class EmbeddingLayer:
     the float32 map nor copies the tokens into order.
     """
 
-    dense: Callable[[Tensor], Tensor]
+    original: Callable[[Tensor], Tensor]
     dtype: torch.dtype
 
     @staticmethod
     def forward(module, x: Tensor) -> Tensor:
         layer: EmbeddingLayer = module.ultragen_layer
-        frames = [layer.dense(frame).to(layer.dtype).movedim(1, -1) for frame in x.split(1, dim=2)]
+        frames = [layer.original(frame).to(layer.dtype).movedim(1, -1) for frame in x.split(1, dim=2)]
         return torch.cat(frames, dim=1).movedim(-1, 1)
 
 

@@ -25,7 +25,7 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
     extras: None keeps those that a patched model already has.
     Raises ValueError where model, settings and extras do not fit together.
     """
-    dm, before = wan_model(model), patched_by(model)
+    dm, before = require_wan(model), runtime_of(model)
     shape, given, present = shape_of(dm), extras, before.extras if before else None
     rule = choose_rule(
         shape,
@@ -50,25 +50,25 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
         patched.add_wrapper_with_key(kind, KEY, wrapper)
     patched.set_additional_models(KEY, [extras.patcher] if rule.extras else [])
     patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
-    patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _extras_follow)
-    _extras_follow(model, patched)
+    patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _match_dynamic_vram)
+    _match_dynamic_vram(model, patched)
     return patched
 
 
-def patched_by(model) -> Runtime | None:
+def runtime_of(model) -> Runtime | None:
     """What a patched model runs; None for any other."""
     wrappers = model.get_wrappers(WrappersMP.APPLY_MODEL, KEY)
     return wrappers[0].__self__ if wrappers else None
 
 
-def _extras_follow(_, clone) -> None:
+def _match_dynamic_vram(_, clone) -> None:
     """Take dynamic VRAM off the extras too, where ComfyUI's torch.compile node has taken it off the model."""
     if not is_dynamic(clone):
         extras = clone.get_additional_models_with_key(KEY)
         clone.set_additional_models(KEY, [e.clone(disable_dynamic=True) if is_dynamic(e) else e for e in extras])
 
 
-def wan_model(model) -> wan.WanModel:
+def require_wan(model) -> wan.WanModel:
     """The Wan model of a ModelPatcher. Raises ValueError."""
     base = getattr(model, "model", None)
     dm = diffusion_model(base) if hasattr(base, "diffusion_model") else model

@@ -1,4 +1,5 @@
-"""Runs a patched model: puts our layers on the chosen modules for one evaluation and takes them off again.
+"""Runs a patched model: installs UltraGen's layers on the chosen modules for one evaluation and removes them
+afterwards.
 
 ComfyUI calls APPLY_MODEL wrappers around every evaluation of the model. Setting `forward` there and removing it in
 `finally` never changes the incoming model: nothing outlives a run, clones do not affect each other, and a bypassed step
@@ -21,7 +22,7 @@ from torch import Tensor
 from ...attention.extras import BlockExtras
 from ...attention.rope import RopeTables
 from ...grid import TokenGrid
-from ...plan.memory import Activations, MemoryBudget
+from ...plan.memory import ActivationMemory, MemoryBudget
 from ...rules.rule import Rule
 from ..compat import free_memory
 from ..memory import is_out_of_memory
@@ -36,8 +37,22 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
+class Run:
+    """What is decided or computed once per sampling run.
+
+    noted: messages that were logged. budgets: by evaluation size and device. choices: by override and device; the
+    override is kept so that its id stays taken.
+    """
+
+    noted: set[str] = field(default_factory=set)
+    budgets: dict[tuple[ActivationMemory, torch.device], MemoryBudget] = field(default_factory=dict)
+    rope_tables: RopeTables = field(default_factory=RopeTables)
+    choices: dict[tuple[int, torch.device], tuple[object, AttentionChoice]] = field(default_factory=dict)
+
+
+@dataclass
 class Runtime:
-    """The wrappers of one patched model, and what they keep for the length of a run.
+    """The wrappers of one patched model.
 
     extras: those of the model, also where the rule does not use them. percent: start and end of the part of a sampling
     run, from 0 to 1, in which the rule acts. bounded: compute on some tokens at a time where the card asks for it.
@@ -47,50 +62,42 @@ class Runtime:
     extras: LoadedExtras | None
     percent: tuple[float, float]
     bounded: bool
-    noted: set[str] = field(default_factory=set)
-    budgets: dict[tuple[Activations, torch.device], MemoryBudget] = field(default_factory=dict)
-    rope_tables: RopeTables = field(default_factory=RopeTables)
-    choices: dict[tuple[int, torch.device], AttentionChoice] = field(default_factory=dict)
+    run: Run = field(default_factory=Run)
 
     def outer_sample(self, executor, noise: Tensor, *args, **kwargs):
-        """Wraps a whole sampling run: logs once what will run and what is bad about its size, and corrects ComfyUI's
+        """Wraps a whole sampling run: logs once what will run, with warnings about its size, and corrects ComfyUI's
         memory estimate.
         """
         base = executor.class_obj.model_patcher.model
         dm = diffusion_model(base)
-        self.forget_run()
         grid = token_grid(noise.shape)
         parts = [f"grid {grid}", *self.rule.describe(grid, len(dm.blocks))]
         if hasattr(dm, "vace_blocks"):
-            parts.append("VACE blocks as the blocks that they feed (experimental)")
+            parts.append("VACE blocks use the attention of the blocks that they feed (experimental)")
         log.info("UltraGen: %s", ", ".join(parts))
         if not self.rule.blocks:
             log.warning("UltraGen: there is nothing to do: all blocks of this model stay dense.")
             return executor(noise, *args, **kwargs)
         for sentence in self.rule.advice(grid):
             log.warning("UltraGen: %s", sentence)
+        # A sampler's callback may itself sample, with a clone that shares this object.
+        outer, self.run = self.run, Run()
         try:
             with estimated_memory(base, functools.partial(self.memory_required, base)):
                 return executor(noise, *args, **kwargs)
         finally:
-            self.forget_run()
-
-    def forget_run(self) -> None:
-        """Drop what belongs to one run."""
-        self.noted.clear()
-        self.budgets.clear()
-        self.rope_tables.clear()
-        self.choices.clear()
+            self.run = outer
 
     def memory_required(self, base, input_shape: tuple[int, ...], cond_shapes: Mapping | None = None) -> int:
         """Replaces BaseModel.memory_required, whose estimate is for dense attention over all tokens at once."""
         activations = activations_of(base, token_grid(input_shape), input_shape[0])
+        # Steps outside `percent` run in ComfyUI's own code, with all tokens at once.
         return activations.planned(self.bounded and self.percent == (0.0, 1.0))
 
     def note(self, message: str) -> None:
         """Log a correction of the run's first line, once a run."""
-        if message not in self.noted:
-            self.noted.add(message)
+        if message not in self.run.noted:
+            self.run.noted.add(message)
             log.warning("UltraGen: in this run %s.", message)
 
     def apply_model(
@@ -123,13 +130,15 @@ class Runtime:
 
     def attention(self, base, options: dict, device: torch.device) -> AttentionChoice:
         """The attention function, chosen and logged once a run for every override and device."""
-        key = id(options.get(OVERRIDE)), device
-        if key not in self.choices:
-            choice = self.choices[key] = choose_attention(diffusion_model(base), options, device)
+        override = options.get(OVERRIDE)
+        key, choices = (id(override), device), self.run.choices
+        if key not in choices:
+            choice = choose_attention(diffusion_model(base), options, device)
+            choices[key] = override, choice
             log.info("UltraGen: %s", choice)
             if choice.sparse:
-                self.note(f"{choice.name} leaves tokens out inside UltraGen's windows: two approximations at once")
-        return self.choices[key]
+                self.note(f"{choice.name} skips tokens inside UltraGen's windows, which adds a second approximation")
+        return choices[key][1]
 
     def layers(self, base, attentions: dict[int, Callable], grid: TokenGrid, options: dict, at_a_time: int | None):
         """The layers of one evaluation, by the module that they replace."""
@@ -140,19 +149,20 @@ class Runtime:
         for index, attention in attentions.items():
             for attn in self_attentions(dm, index):
                 layers[attn] = RuleLayer(
-                    attn.forward, attention, grid.tokens, rope_scale(options), at_a_time, self.rope_tables, self.note
+                    attn.forward, attention, grid.tokens, rope_scale(options), at_a_time, self.run.rope_tables,
+                    self.note
                 )
         return layers
 
     def budget(self, base, grid: TokenGrid, x: Tensor) -> MemoryBudget:
         """Decided once a run for every size, so that compiled graphs stay valid and results keep their last bits."""
         activations = activations_of(base, grid, x.shape[0])
-        key = activations, x.device
-        if key not in self.budgets:
+        key, budgets = (activations, x.device), self.run.budgets
+        if key not in budgets:
             unbounded = MemoryBudget(activations.tokens, pieces=1, bounded=False)
             free = free_memory(base.current_patcher, x.device)
-            self.budgets[key] = activations.budget(free) if self.bounded else unbounded
-        return self.budgets[key]
+            budgets[key] = activations.budget(free) if self.bounded else unbounded
+        return budgets[key]
 
     def active(self, model_sampling, t: Tensor) -> bool:
         """Whether this step is between start and end percent, by the current sampling settings."""
@@ -186,8 +196,8 @@ def extras_on(base) -> dict[int, BlockExtras]:
     return blocks_of(patchers[0]) if patchers else {}
 
 
-def activations_of(base, grid: TokenGrid, batch: int) -> Activations:
-    return Activations.of(shape_of(diffusion_model(base)), grid, batch, activation_dtype(base).itemsize)
+def activations_of(base, grid: TokenGrid, batch: int) -> ActivationMemory:
+    return ActivationMemory.of(shape_of(diffusion_model(base)), grid, batch, activation_dtype(base).itemsize)
 
 
 def rope_scale(transformer_options: dict) -> tuple[float, float, float]:
