@@ -54,13 +54,19 @@ def parser() -> argparse.ArgumentParser:
     test = commands.add_parser(
         "test", help="run every test on ComfyUI 0.3.75 and 0.30.0; further arguments go to pytest"
     )
+    test.add_argument("--tree", metavar="PATH", help="run on this ComfyUI alone, such as a newer one")
     test.set_defaults(gpu=False, comfyui=None)
     return top
 
 
 def enter(cache: Path, args: argparse.Namespace) -> None:
     """Continue in the environment that the command needs. It is created if it does not exist."""
-    python = environment.client_only(cache) if args.comfyui else environment.with_comfyui(cache, args.gpu)
+    if args.comfyui:
+        python = environment.client_only(cache)
+    elif tree := getattr(args, "tree", None):
+        python = environment.with_tree(cache, comfyui.own_install(tree))
+    else:
+        python = environment.with_comfyui(cache, args.gpu)
     if Path(sys.prefix).resolve() == python.parent.parent.resolve():
         return
     arguments = sys.argv[1:]
@@ -84,7 +90,7 @@ def main() -> int:
     if args.command == "test":
         from tools import suite
 
-        return suite.run(cache, rest)
+        return suite.run_on_tree(comfyui.own_install(args.tree), rest) if args.tree else suite.run(cache, rest)
     from tools import demo
     from tools.templates import write as templates
 

@@ -86,6 +86,13 @@ def with_comfyui(cache: Path, gpu: bool) -> Path:
         return venv.install([*requirements, *TESTS, *CLIENT], torch="default" if gpu else "cpu")
 
 
+def with_tree(cache: Path, tree: Path) -> Path:
+    """Set up an environment of the tests for another ComfyUI tree, with its own requirements. Returns its Python."""
+    with locked(cache):
+        requirements = _union([tree / "requirements.txt"])
+        return Venv(cache / "venv-tree").install([*requirements, *TESTS, *CLIENT], torch="cpu")
+
+
 def client_only(cache: Path) -> Path:
     """Set up a small environment without torch, to talk to a ComfyUI of the user's. Returns its Python."""
     with locked(cache):

@@ -56,15 +56,20 @@ def run(cache: Path, arguments: Sequence[str]) -> int:
         package_tools.install(cache)
         lint = _call([_tool("ruff"), "check", "--output-format", "concise", "."])
         chromium.result()
-    older = _pytest(comfyui.OLDEST, cache, arguments, newest_only_options())
+    older = _pytest(comfyui.tree_of(comfyui.OLDEST, cache), arguments, newest_only_options())
     if older == NO_TESTS_COLLECTED:
         older = 0  # what was asked for runs with the newer version only
     if older:
         say(f"\nComfyUI {comfyui.OLDEST.version}: FAILED, see above (pytest's exit code {older}).")
     if lint:
         say("\nruff: FAILED, see above.")
-    newer = _pytest(comfyui.NEWEST, cache, arguments, [])
+    newer = _pytest(comfyui.tree_of(comfyui.NEWEST, cache), arguments, [])
     return max(lint, older, newer)
+
+
+def run_on_tree(tree: Path, arguments: Sequence[str]) -> int:
+    """The tests on any other ComfyUI tree, without those of this repository's tools, which use the pinned trees."""
+    return _pytest(tree, arguments, ["--ignore=tests/tools", "--ignore=tests/install"])
 
 
 def newest_only_options() -> list[str]:
@@ -77,10 +82,10 @@ def workers() -> int:
     return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
 
 
-def _pytest(release: comfyui.Release, cache: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
-    say(f"\nTests on ComfyUI {release.version}")
+def _pytest(tree: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
+    say(f"\nTests on {tree}")
     # Toy tensors gain nothing from threads, and threads of several processes are in each other's way.
-    environment = {**os.environ, "COMFYUI_PATH": str(comfyui.tree_of(release, cache)), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "COMFYUI_PATH": str(tree), "OMP_NUM_THREADS": "1"}
     spread = ["-n", str(workers()), "--dist", "loadfile"]  # tests/helpers/schedule.py says what shares a worker
     return _call([_tool("pytest"), *spread, *options, *arguments], environment)
 
