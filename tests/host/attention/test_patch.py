@@ -11,7 +11,7 @@ from helpers.support import relative_error, seeded
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
-from ultragen_core.host.attention.patch import Settings, apply
+from ultragen_core.host.attention.patch import Settings, apply, runtime_of
 from ultragen_core.host.attention.runtime import KEY
 from ultragen_core.rules.ultragen import UNTRAINED_WARNING
 
@@ -159,16 +159,22 @@ def test_an_unfit_model_is_refused(tiny, dense):
 
 
 def test_sampling_inside_a_sampling_on_one_base(tiny):
-    """Other nodes' callbacks sample too, on clones that share the base; the estimate of memory outlives them."""
-    inner, estimates, done = tiny.clone(), [], []
+    """Other nodes' callbacks sample too, on clones that share base and runtime; the outer run keeps its estimate of
+    memory and what it has decided.
+    """
+    inner, runtime, estimates, runs, done = tiny.clone(), runtime_of(tiny), [], [], []
+    before = runtime.run
 
     def callback(*_):
+        runs.append(runtime.run)
         if not done:
             done.append(sample(inner, SHAPE, CONTEXT, steps=1))
         estimates.append(vars(tiny.model).get("memory_required") is not None)
 
     sample(tiny, SHAPE, CONTEXT, steps=2, callback=callback)
     assert done and estimates == [True, True] and "memory_required" not in vars(tiny.model)
+    assert runtime_of(inner) is runtime and runs[0] is runs[1] is not before and runs[0].budgets
+    assert runtime.run is before and not before.budgets
 
 
 def test_the_estimate_of_memory_takes_core_s_arguments_by_name(tiny):
