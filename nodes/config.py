@@ -59,8 +59,8 @@ def windows_inputs(branch: str, prefix: str, trained: tuple[int, int]) -> list[i
             max=16,
             tooltip=(
                 f"Windows per axis of {branch} in {parity} blocks. More windows are faster, but each covers less of"
-                f" the frame. 0 in both: as trained ({count}); without trained weights, windows about as large as the"
-                " frames that the base model was trained on."
+                f" the frame. Set even and odd together; one alone is an error. 0 in both: as trained ({count});"
+                " without trained weights, windows about as large as the frames that the base model was trained on."
             ),
         )
         for parity, count in zip(("even", "odd"), trained, strict=True)
@@ -101,7 +101,7 @@ class UltraGenLocalConfig(Node):
                     tooltip=(
                         "How borders between windows are bridged. paper: odd blocks have other windows than even"
                         " blocks. off: the same windows in all blocks (seams). swin: odd blocks shift the windows by"
-                        " half a window."
+                        " half a window. Leave paper, except to reproduce the ablation."
                     ),
                 ),
                 io.Combo.Input(
@@ -111,15 +111,15 @@ class UltraGenLocalConfig(Node):
                     tooltip=(
                         "What happens to a frame that does not divide into windows. resize: features are resized until"
                         " it divides, as the published weights expect. balanced: windows differ in size by one token."
-                        " auto: resize with trained weights, balanced without."
+                        " auto: resize with trained weights, balanced without. Leave auto."
                     ),
                 ),
                 io.Boolean.Input(
                     "antialias",
                     default=False,
                     tooltip=(
-                        "Resize features with antialiasing. Off in the published environment; it changes the third"
-                        " digit."
+                        "Resize features with antialiasing. Changes features in the third significant digit. Leave it"
+                        " off for the published weights."
                     ),
                 ),
                 io.Boolean.Input(
@@ -131,7 +131,7 @@ class UltraGenLocalConfig(Node):
                 lora_strength_input("hierarchical_lora_strength", "the hierarchical branch"),
                 *gate_inputs("the local branch", "the hierarchical branch"),
             ],
-            outputs=[LocalConfigType.Output("local_config")],
+            outputs=[LocalConfigType.Output("local_config", tooltip="For local_config of UltraGen Apply.")],
         )
 
     @classmethod
@@ -189,8 +189,9 @@ class UltraGenGlobalConfig(Node):
                     min=0,
                     max=16,
                     tooltip=(
-                        "Tokens per axis that the global branch joins into one. 0: as trained, 4 without trained"
-                        " weights. Higher is faster."
+                        "Tokens per axis that the global branch joins into one. Keep 0 with trained weights; any other"
+                        " value than theirs is an error. Without trained weights 0 means 4; higher is faster and"
+                        " coarser."
                     ),
                 ),
                 lora_strength_input("lora_strength", "the global branch"),
@@ -201,11 +202,11 @@ class UltraGenGlobalConfig(Node):
                     tooltip=(
                         "Blocks that keep full attention, such as 0-2, 27-29. auto: those without extras in the"
                         " checkpoint; without trained weights the first and the last tenth. More dense blocks are"
-                        " slower and more coherent. Empty: no others than those without extras."
+                        " slower and more coherent. Empty: only the blocks without extras."
                     ),
                 ),
             ],
-            outputs=[GlobalConfigType.Output("global_config")],
+            outputs=[GlobalConfigType.Output("global_config", tooltip="For global_config of UltraGen Apply.")],
         )
 
     @classmethod

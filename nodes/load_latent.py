@@ -27,7 +27,7 @@ class UltraGenLoadLatent(Node):
                     tooltip="Latents of output/latents and of the input folder, newest first. Press R to see new ones.",
                 )
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The latent as it was saved.")],
         )
 
     @classmethod

@@ -150,7 +150,7 @@ class UltraGenApply(Node):
                     "bounded_memory",
                     default=True,
                     tooltip=(
-                        "On a GPU too small for all tokens at once, process them in chunks: the same result, a few"
+                        "On a GPU too small for all tokens at once, process chunks of tokens: the same result, a few"
                         " percent slower. Switch it off for comparison, or for another pack that replaces the same"
                         " layers."
                     ),
@@ -163,7 +163,7 @@ class UltraGenApply(Node):
                     "global_config", optional=True, tooltip="Global branch and dense blocks. Default: as published."
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The patched model.")],
         )
 
     @classmethod

@@ -11,6 +11,7 @@ from .base import Node
 
 CUSTOM = "custom"
 DEFAULT_PRESET = next(iter(PRESETS))
+SIDE = "In pixels, for preset = custom. Rounded up to a multiple of 16 (32 with Wan 2.2 5B's VAE)."
 
 
 class UltraGenModelSampling(Node):
@@ -54,7 +55,7 @@ class UltraGenModelSampling(Node):
                 ),
             ],
             outputs=[
-                io.Model.Output(),
+                io.Model.Output(tooltip="The model with the shift set."),
                 io.Sigmas.Output(
                     tooltip="steps + 1 noise levels from 1 to 0, for SamplerCustom or SamplerCustomAdvanced."
                 ),
@@ -93,12 +94,8 @@ class UltraGenEmptyLatent(Node):
                         " three values below."
                     ),
                 ),
-                io.Int.Input(
-                    "width", default=1920, min=16, max=16384, step=8, tooltip="In pixels, for preset = custom."
-                ),
-                io.Int.Input(
-                    "height", default=1088, min=16, max=16384, step=8, tooltip="In pixels, for preset = custom."
-                ),
+                io.Int.Input("width", default=1920, min=16, max=16384, step=16, tooltip=SIDE),
+                io.Int.Input("height", default=1088, min=16, max=16384, step=16, tooltip=SIDE),
                 io.Int.Input(
                     "frames",
                     default=81,
@@ -107,7 +104,11 @@ class UltraGenEmptyLatent(Node):
                     tooltip="For preset = custom: 4n + 1 frames. Wan was trained on 81; 1 makes an image.",
                 ),
                 io.Int.Input(
-                    "batch_size", default=1, min=1, max=64, tooltip="Videos sampled at once. Memory grows with it."
+                    "batch_size",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Videos sampled at once. Memory grows with it; leave 1 unless memory is ample.",
                 ),
                 io.Vae.Input(
                     "vae",
@@ -118,7 +119,7 @@ class UltraGenEmptyLatent(Node):
                     ),
                 ),
             ],
-            outputs=[io.Latent.Output()],
+            outputs=[io.Latent.Output(tooltip="The empty video latent.")],
         )
 
     @classmethod

@@ -20,8 +20,8 @@ def tile_input() -> io.Int.Input:
         min=0,
         max=4096,
         step=32,
-        tooltip="Side of a tile in pixels; 0 takes the largest up to 512 that fits into free memory. The result"
-        f" is the same for every size; only memory and time differ. At least {SMALLEST_TILE}.",
+        tooltip=f"Side of a tile in pixels, at least {SMALLEST_TILE}. 0 (automatic): the largest up to 512 that fits"
+        " into free memory. The result is the same. Lower it only to leave memory for other programs.",
     )
 
 
@@ -48,7 +48,7 @@ class UltraGenVAETiling(Node):
             description="Makes every ComfyUI node decode and encode with this Wan VAE in tiles, without seams: the "
             "result equals that of the whole frame, in a fraction of the memory.",
             inputs=[io.Vae.Input("vae", tooltip="The VAE of Wan 2.1 or Wan 2.2 5B."), tile_input()],
-            outputs=[io.Vae.Output()],
+            outputs=[io.Vae.Output(tooltip="The VAE with exact tiles, for any ComfyUI node.")],
         )
 
     @classmethod
@@ -74,7 +74,7 @@ class UltraGenVAEDecode(Node):
                 io.Vae.Input("vae", tooltip="The model's VAE: Wan 2.1's, or Wan 2.2's for the 5B model."),
                 tile_input(),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="All frames.")],
         )
 
     @classmethod

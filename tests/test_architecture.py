@@ -1,4 +1,4 @@
-"""The rules of the house, checked on the sources: the drawn imports, sizes of files and functions, names, words."""
+"""The architecture's rules, checked on the sources: the drawn imports, sizes of files and functions, names, words."""
 
 from __future__ import annotations
 

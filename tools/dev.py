@@ -52,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
             "--random", action="store_true", help="use an untrained model, which paints clouds of colour"
         )
     test = commands.add_parser(
-        "test", help="run every test on ComfyUI 0.3.75 and 0.30.0; further arguments go to pytest"
+        "test",
+        help="run all tests on ComfyUI 0.30.0, and those that depend on ComfyUI on 0.3.75 too; further arguments go to"
+        " pytest",
     )
     test.add_argument("--tree", metavar="PATH", help="run on this ComfyUI alone, such as a newer one")
     test.set_defaults(gpu=False, comfyui=None)

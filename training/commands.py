@@ -46,7 +46,7 @@ def _cache_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-encoder",
         required=True,
-        help="UMT5-XXL file, or 'words': a random vector per word, for a model trained from nothing",
+        help="UMT5-XXL file, or 'words': a random vector per word, for a model trained from scratch",
     )
     parser.add_argument("--width", type=int, default=1920)
     parser.add_argument("--height", type=int, default=1088)
@@ -115,7 +115,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def new_base(options: argparse.Namespace) -> None:
-    """Write a small random Wan 2.1 model, to train from nothing with --rule dense."""
+    """Write a small random Wan 2.1 model, to train from scratch with --rule dense."""
     state = random_base(options.width, options.blocks, options.ffn, options.seed)
     with finished_file(options.out) as part:
         save_file(state, part)

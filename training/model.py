@@ -82,10 +82,10 @@ class Velocity(nn.Module):
 def build(state: StateDict, name: str, recipe: Recipe, recomputed: bool = False) -> Velocity:
     """The model in float32 with its weights, and with what the recipe trains set to learn. Raises Trouble.
 
-    state: a Wan text-to-video checkpoint; its extras go on learning, without any they start as the paper says.
+    state: a Wan text-to-video checkpoint; its extras are trained further; without any, they start as the paper says.
     recomputed: keep no activations of blocks for the backward pass (gradient checkpointing).
     """
-    # Core's fast kernels have no backward pass; ComfyUI 0.3.75 has none of them.
+    # ComfyUI's fast kernels have no backward pass; 0.3.75 has none of them.
     comfy.model_management.in_training = True
     base, extras = split(state, name) if has_extras(state) else (state, None)
     model = _wan_model(base, name)
@@ -156,7 +156,7 @@ def _switched_off(attn: TrainedAttention, recipe: Recipe) -> list[nn.Module]:
 
 
 def random_base(channels: int, blocks: int, ffn_channels: int, seed: int) -> StateDict:
-    """A Wan 2.1 text-to-video model to train from nothing, initialised as Wan's own code does it."""
+    """A Wan 2.1 text-to-video model to train from scratch, initialised as Wan's own code does it."""
     if channels % 128:
         raise Trouble(f"Wan's heads have 128 channels each, so the width is a multiple of that, got {channels}.")
     with torch.random.fork_rng(devices=[]):

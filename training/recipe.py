@@ -26,7 +26,7 @@ class Recipe:
     """The defaults are the paper's: all weights learn, at 1e-4, with low-rank deltas of rank 64."""
 
     trains: Trained = option("full", "all weights, the extras alone, or a LoRA on the base's linear layers")
-    rule: Literal["ultragen", "dense"] = option("ultragen", "dense: Wan's full attention, to train a base from nothing")
+    rule: Literal["ultragen", "dense"] = option("ultragen", "dense: Wan's full attention, to train a base from scratch")
     rank: int = option(64, "rank of the low-rank deltas of new extras, and of a LoRA")
     dense_blocks: str = option(
         "auto", "blocks without extras, such as 0-2,27-29; auto: a tenth of the blocks at either end"

@@ -1,4 +1,4 @@
-"""Queue a workflow in API format and wait for it: python run.py WORKFLOW.json [http://127.0.0.1:8188 [9.seed=7 ...]]
+"""Queue a workflow in API format and wait for it: python3 run.py WORKFLOW.json [http://127.0.0.1:8188 [9.seed=7 ...]]
 
 What follows the server sets inputs of nodes: NODE.INPUT=VALUE.
 """

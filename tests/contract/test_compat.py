@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import comfyui_version
+import numpy as np
 import pytest
 import torch
 from comfy.k_diffusion import sampling
@@ -15,6 +18,8 @@ from helpers.vae_models import toy_vae
 
 from tools import comfyui
 from ultragen_core.host import compat
+from ultragen_core.video.codecs import CODECS
+from ultragen_core.video.encoder import VideoWriter
 
 OLDEST = comfyui_version.__version__ == comfyui.OLDEST.version
 CPU = torch.device("cpu")
@@ -69,3 +74,12 @@ def test_parameters_are_cast_patched_and_safe_to_keep(bias):
     weight, cast_bias = compat.cast_parameters(linear, torch.float64, CPU)
     assert torch.equal(weight, linear.weight.double() + 1)
     assert (cast_bias is None) is not bias and weight.dtype == torch.float64
+
+
+def test_frames_are_counted_where_the_container_does_not_store_their_number(tmp_path):
+    path = tmp_path / "video.mkv"
+    with VideoWriter(path, CODECS["FFV1 lossless RGB"], (64, 48), Fraction(10), 17, 7) as writer:
+        for _ in range(7):
+            writer.write(np.zeros((48, 64, 3), np.uint8))
+        writer.finish(lambda: None)
+    assert compat.frame_count(InputImpl.VideoFromFile(str(path))) == 7

@@ -48,14 +48,14 @@ def test_sampled_methods_are_the_ones_asked_for(sampled, monkeypatch):
     """The published arithmetic, plain PyTorch and Triton agree; dense attention and other rules do not."""
     monkeypatch.setattr(methods, "PUBLISHED_DENSE", frozenset({0, 3}))
     ours = sampled("ours")
-    for method, same in {"published": True, "plain": True, "all": True, "core": False, "t3": False}.items():
+    for method, same in {"published": True, "plain": True, "all": True, "comfyui": False, "t3": False}.items():
         assert (relative_error(sampled(method), ours) < 1e-4) == same, method
 
 
 def test_sampling_with_cudnn_asks_for_it(sampled, monkeypatch):
     from ultragen_core.host.attention import backend
 
-    plain, asked = sampled("core"), []
+    plain, asked = sampled("comfyui"), []
 
     def cudnn(func, *args, **kwargs):
         asked.append(func)

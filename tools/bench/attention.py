@@ -70,9 +70,9 @@ class Bench:
     def dense(self, size: str, x: Tensor) -> None:
         grid, cost = GRIDS[size], dense_layer_flops(GRIDS[size], CHANNELS)
         freqs = wan_freqs(self.wan, grid, self.device)
-        self.report(size, "core dense, as shipped", lambda: self.attn(x, freqs), 1, cost)
+        self.report(size, "ComfyUI dense, as shipped", lambda: self.attn(x, freqs), 1, cost)
         cudnn = {"optimized_attention_override": lambda f, q, k, v, heads, **kw: cudnn_attention(q, k, v, heads)}
-        self.report(size, "core dense, cuDNN", lambda: self.attn(x, freqs, transformer_options=cudnn), 1, cost)
+        self.report(size, "ComfyUI dense, cuDNN", lambda: self.attn(x, freqs, transformer_options=cudnn), 1, cost)
 
     def ultragen(self, size: str, x: Tensor, repeats: int) -> None:
         grid, extras, gates = GRIDS[size], self.extras, self.gates

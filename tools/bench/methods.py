@@ -14,7 +14,7 @@ from ultragen_core.rules.ultragen import UltraGenRule
 
 from .published import published_attention
 
-METHODS = ("core", "cudnn", "published", "plain", "ours", "all", "t3")
+METHODS = ("comfyui", "cudnn", "published", "plain", "ours", "all", "t3")
 """ComfyUI's core; the same with cuDNN's attention; UltraGen's published arithmetic; this pack without Triton, with it,
 with UltraGen in all blocks; and T3-Video's rule."""
 PUBLISHED_DENSE = frozenset({0, 1, 2, 27, 28, 29})
@@ -25,7 +25,7 @@ def prepared(model, method: str):
     from ultragen_core.attention.config import GlobalConfig
     from ultragen_core.host.attention.patch import Settings, apply, runtime_of
 
-    if method in ("core", "cudnn"):
+    if method in ("comfyui", "cudnn"):
         return _dense(model, cudnn=method == "cudnn")
     if method == "t3":
         return apply(model, Settings(rule="t3"))

@@ -37,7 +37,7 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser.add_argument("--model", default="1.3b", choices=MODELS)
     parser.add_argument("--sizes", nargs="+", default=["1080P x 81"], choices=GRIDS)
     parser.add_argument(
-        "--methods", nargs="+", default=["core", "cudnn", "published", "plain", "ours", "all"], choices=METHODS
+        "--methods", nargs="+", default=["comfyui", "cudnn", "published", "plain", "ours", "all"], choices=METHODS
     )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument(
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         for method in options.methods:
             if options.sample:
                 rows.append(sampled(model, size, grid, method, options))
-            elif method in ("core", "cudnn") and size in options.one_block:
+            elif method in ("comfyui", "cudnn") and size in options.one_block:
                 rows.append(one_block(model, size, grid, method))
             else:
                 rows.append(evaluation(model, size, grid, method, options.repeats))

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 NAMES = {
-    "core": "ComfyUI 0.30.0, dense",
+    "comfyui": "ComfyUI 0.30.0, dense",
     "cudnn": "the same, cuDNN's attention",
     "published": "UltraGen's arithmetic as published",
     "ours": "this pack, UltraGen (6 of 30 blocks dense, as published)",

@@ -1,4 +1,4 @@
-"""Wan 2.1 VAE decode, random weights of real width: core's full and tiled decode against the exact tiles."""
+"""Wan 2.1 VAE decode, random weights of real width: ComfyUI's full and tiled decode against the exact tiles."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--width", type=int, default=96, help="channels of the VAE's last stage")
     parser.add_argument(
-        "--full-limit", type=float, default=0.8, help="core's full decode only below this share of memory"
+        "--full-limit", type=float, default=0.8, help="ComfyUI's full decode only below this share of memory"
     )
     parser.add_argument("--native", action="store_true", help="PyTorch's allocator, as ComfyUI's --disable-cuda-malloc")
     parser.set_defaults(run=run)
@@ -82,11 +82,11 @@ def measure_case(vae, case: str, options: argparse.Namespace) -> list[Row]:
 
 
 def decode(vae, z: torch.Tensor, method: str) -> torch.Tensor:
-    """Frames (frames, height, width, 3): float as core gives them, 8-bit from the exact tiles."""
+    """Frames (frames, height, width, 3): float as ComfyUI gives them, 8-bit from the exact tiles."""
     if method == "full":
         return vae.decode(z)[0]
     if method == "tiled":
-        # What core's VAEDecodeTiled passes on for its defaults: 512 and 64 pixels, 64 and 8 frames.
+        # What ComfyUI's VAEDecodeTiled passes on for its defaults: 512 and 64 pixels, 64 and 8 frames.
         return vae.decode_tiled(z, tile_x=64, tile_y=64, overlap=8, tile_t=16, overlap_t=2)[0]
     return decode_to_bytes(vae, z, None if method == "auto" else int(method))
 
@@ -136,9 +136,9 @@ def measured(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float, int
 def compare(made: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
     """Largest and mean difference of two videos in 0..1, frame by frame."""
     largest = total = 0.0
-    for ours, core in zip(made, reference, strict=True):
+    for ours, comfyui in zip(made, reference, strict=True):
         ours = ours.cuda().float() / (255 if ours.dtype == torch.uint8 else 1)
-        error = (ours - core.cuda().float()).abs()
+        error = (ours - comfyui.cuda().float()).abs()
         largest, total = max(largest, error.max().item()), total + error.mean().item()
     return largest, total / len(made)
 

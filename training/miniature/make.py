@@ -1,4 +1,4 @@
-"""Make the miniature from nothing.
+"""Make the miniature from scratch.
 
 In turn: a VAE, a dense model at low resolution, UltraGen's layers at high resolution, and the VAE's decoder again, on
 what that model paints. Each part continues where it stopped, and is skipped if its result exists. One folder holds all

@@ -1,6 +1,7 @@
 """What differs between ComfyUI versions: one function for each difference, with the version at which it can go.
 
-0.3.75 is the oldest supported version. "From 0.30.0 on" names what replaces the function once that is the oldest.
+0.3.75 is the oldest supported version. "From X on" says what replaces the function once X is the oldest. What 0.40
+brings is prepared for and tested with stand-ins, not with 0.40 itself.
 One more difference is in ultragen_core/vae/cached_conv.py, which may not import ComfyUI: the padding of a first frame.
 What every version must have in common is tested in tests/contract.
 """
@@ -28,14 +29,17 @@ def patcher_class(dynamic: bool = True) -> type[comfy.model_patcher.ModelPatcher
 
 
 def is_dynamic(patcher) -> bool:
-    """Whether a ModelPatcher uses dynamic VRAM. From 0.30.0 on: patcher.is_dynamic()."""
-    return getattr(patcher, "is_dynamic", bool)()
+    """Whether a ModelPatcher uses dynamic VRAM.
+
+    0.3.75 has no dynamic VRAM. From 0.30.0 on: patcher.is_dynamic().
+    """
+    return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
 def free_memory(patcher, device: torch.device) -> int:
     """Return the free bytes on `device`, with what ComfyUI would give up for the activations of `patcher`'s model.
 
-    From 0.30.0 on: patcher.get_free_memory(device).
+    0.3.75 counts the free bytes alone. From 0.30.0 on: patcher.get_free_memory(device).
     """
     return getattr(patcher, "get_free_memory", comfy.model_management.get_free_memory)(device)
 
@@ -43,7 +47,7 @@ def free_memory(patcher, device: torch.device) -> int:
 def is_oom(error: BaseException) -> bool:
     """Whether ComfyUI takes an error for an out-of-memory; also clears the error that CUDA keeps.
 
-    From 0.30.0 on: comfy.model_management.is_oom(error). 0.3.75 knows its exception class alone.
+    0.3.75 knows its exception class alone. From 0.30.0 on: comfy.model_management.is_oom(error).
     """
     known = getattr(comfy.model_management, "is_oom", None)
     return known(error) if known else isinstance(error, comfy.model_management.OOM_EXCEPTION)
@@ -52,7 +56,8 @@ def is_oom(error: BaseException) -> bool:
 def cast_parameters(module: nn.Module, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of one of ComfyUI's layers: offloaded ones fetched, LoRA applied, cast, safe to keep.
 
-    0.3.75 returns a stream or None as third value of cast_bias_weight, 0.30.0 always a tuple.
+    0.3.75 returns a stream or None as third value of cast_bias_weight, 0.30.0 always a tuple. From 0.30.0 on: the same
+    without the check for None.
     """
     weight, bias, stream = comfy.ops.cast_bias_weight(
         module, dtype=dtype, device=device, bias_dtype=dtype, offloadable=True
@@ -65,7 +70,10 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype, device: torch.device)
 
 
 def vae_output_dtype(vae) -> torch.dtype:
-    """Return the dtype of a VAE's images and latents. From 0.30.0 on: vae.vae_output_dtype()."""
+    """Return the dtype of a VAE's images and latents.
+
+    0.3.75 always uses float32. From 0.30.0 on: vae.vae_output_dtype().
+    """
     return vae.vae_output_dtype() if hasattr(vae, "vae_output_dtype") else torch.float32
 
 
@@ -77,8 +85,20 @@ def trim_window(video) -> tuple[float, float]:
     return getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
 
 
+def frame_count(video) -> int:
+    """Return the number of frames of a VIDEO. Raises what its container raises.
+
+    0.30.0's get_frame_count returns 1 for containers that do not store the number, such as .mkv. From the first version
+    that counts them on: video.get_frame_count().
+    """
+    return max(1, round(video.get_duration() * video.get_frame_rate()))
+
+
 def sampler_functions(names: Iterable[str]) -> dict[Callable[..., Tensor], str]:
-    """Return the names of ComfyUI's sampler functions, by function. 0.3.75 lacks exp_heun_2_x0 and its SDE form."""
+    """Return the names of ComfyUI's sampler functions, by function.
+
+    0.3.75 lacks exp_heun_2_x0 and its SDE form. From 0.30.0 on: getattr(sampling, f"sample_{name}") for each name.
+    """
     found = {name: getattr(sampling, f"sample_{name}", None) for name in names}
     return {function: name for name, function in found.items() if function}
 
@@ -86,7 +106,8 @@ def sampler_functions(names: Iterable[str]) -> dict[Callable[..., Tensor], str]:
 def preferred_attention(module: nn.Module):
     """Return a module's wish for an attention function, an object with `function`, or None.
 
-    ComfyUI has it from 0.40 on, as `comfy_attention` of attention modules; checkpoints fill it.
+    Versions before 0.40 have no `comfy_attention` on attention modules, which checkpoints fill. From 0.40 on: the
+    module's `comfy_attention`, if its `function` is set.
     """
     wish = getattr(module, "comfy_attention", None)
     return wish if getattr(wish, "function", None) is not None else None
@@ -95,7 +116,8 @@ def preferred_attention(module: nn.Module):
 def attention_operands(*tensors: Tensor) -> tuple:
     """Return q, k and v as ComfyUI's models hand them over, so that its attention can free each as early as possible.
 
-    From 0.40 on in containers that give their tensor away once, before as plain tensors.
+    Versions before 0.40 take plain tensors, later ones containers that give their tensor away once. From 0.40 on:
+    map(attention.AttentionTensorContainer, tensors).
     """
     container = getattr(attention, "AttentionTensorContainer", None)
     return tensors if container is None else tuple(map(container, tensors))

@@ -94,7 +94,7 @@ def test_calls_that_an_override_passes_on_keep_the_speed(faster, sdpa_calls):
 
 
 def test_the_environment_switches_it_off(monkeypatch):
-    monkeypatch.setenv("ULTRAGEN_ATTENTION", "core")
+    monkeypatch.setenv("ULTRAGEN_ATTENTION", "comfyui")
     backend.measure_cudnn.cache_clear()
     assert not backend.cudnn_is_faster(torch.device("cuda"))
     backend.measure_cudnn.cache_clear()

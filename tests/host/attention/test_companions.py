@@ -1,4 +1,4 @@
-"""What users combine with the patch: LoRA loaders, fp8 weights, other precisions, core's samplers, extras files."""
+"""What users combine with the patch: LoRA loaders, fp8 weights, other precisions, ComfyUI's samplers, extras files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch.compile, by core's node or as other packs do it, before and after ours."""
+"""torch.compile, by ComfyUI's node or as other packs do it, before and after ours."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_unbounded_stays_whole_on_any_card(tiny, small_card):
 
 
 def test_a_card_with_room_leaves_dense_blocks_to_core(tiny, dense, small_card):
-    """Bit-identical to core in every block that is dense, because nothing there is replaced."""
+    """Bit-identical to ComfyUI in every block that is dense, because nothing there is replaced."""
     replaced = []
     small_card(2**40)
     with pytest.MonkeyPatch.context() as patch:
@@ -161,7 +161,7 @@ def test_what_comfyui_keeps_free_is_what_is_needed(tiny, monkeypatch):
     assert "memory_required" not in tiny.model.__dict__
     asked.clear()
     sample(apply(tiny, Settings(end_percent=0.5)), SHAPE, CONTEXT, steps=1)
-    assert asked[:2] == [two.planned(False), one.planned(False)], "steps of core's own need the whole"
+    assert asked[:2] == [two.planned(False), one.planned(False)], "steps of ComfyUI's own need the whole"
 
 
 @pytest.mark.parametrize(("free_gib", "pieces"), [(40, 1), (3.7, 7), (3, 19), (1, MAX_PIECES)])

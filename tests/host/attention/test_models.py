@@ -1,4 +1,4 @@
-"""The table of models in the docs, row by row: each kind of Wan model at toy size, through core's sampler."""
+"""The table of models in the docs, row by row: each kind of Wan model at toy size, through ComfyUI's sampler."""
 
 from __future__ import annotations
 

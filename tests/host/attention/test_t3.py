@@ -127,7 +127,7 @@ def test_extras_with_t3_are_refused(tiny, tiny_path):
 
 
 def test_image_to_video_keeps_its_first_frame(tiny_path, tmp_path):
-    """Wan 2.2 5B, as core does it: the first latent frame is given, its tokens are at t = 0 (experimental)."""
+    """Wan 2.2 5B, as ComfyUI does it: the first latent frame is given, its tokens are at t = 0 (experimental)."""
     save_file(wan22(tiny_path), tmp_path / "T3-Video-Wan2.2-T2V-5B.safetensors")
     model = load_model(tmp_path / "T3-Video-Wan2.2-T2V-5B.safetensors", "auto", FLOAT32)
     latent, mask = seeded(1, 48, 3, 16, 24), torch.ones(1, 1, 3, 16, 24)

@@ -91,7 +91,7 @@ def playable(path: Path) -> bool:
 
 
 def test_two_processes_share_a_folder_and_one_is_killed(tmp_path, vae):
-    """Each name belongs to one video, and a kill never leaves a partial video under a final name."""
+    """Each name belongs to one video, and a crash never leaves a partial video under a final name."""
     tests = ROOT / "tests"
     paths = [os.environ["COMFYUI_PATH"], str(tests), str(tests.parent), str(tmp_path)]
     other = subprocess.Popen([sys.executable, "-c", PROCESS, *paths], stdout=subprocess.PIPE, text=True)

@@ -1,6 +1,6 @@
 """Chooses the attention function of a run: what the user, the checkpoint or another pack asks for, else the fastest.
 
-ComfyUI prefers FlashAttention; on Hopper cuDNN's kernel is 1.6 times as fast. ULTRAGEN_ATTENTION=core in the
+ComfyUI prefers FlashAttention; on Hopper cuDNN's kernel is 1.6 times as fast. ULTRAGEN_ATTENTION=comfyui in the
 environment leaves the choice to ComfyUI.
 """
 
@@ -120,7 +120,7 @@ def cudnn_is_faster(device: torch.device) -> bool:
 @lru_cache(maxsize=8)
 def measure_cudnn(device: torch.device) -> bool:
     """`cudnn_is_faster`, measured once per process, in 0.1 s. Raises where memory runs out."""
-    if os.environ.get("ULTRAGEN_ATTENTION") == "core" or device.type != "cuda" or torch.version.hip is not None:
+    if os.environ.get("ULTRAGEN_ATTENTION") == "comfyui" or device.type != "cuda" or torch.version.hip is not None:
         return False
     if getattr(comfy.ops, "NVIDIA_MEMORY_CONV_BUG_WORKAROUND", False):
         return False  # a cuDNN version whose bugs ComfyUI works around

@@ -26,7 +26,7 @@ from ...metrics.scores import (
     score_video,
 )
 from ...video.reader import read_frames
-from ..compat import trim_window
+from ..compat import frame_count, trim_window
 from .clip import Clip, load_clip
 
 # The files that each metric needs.
@@ -144,9 +144,8 @@ def stream(video) -> Iterator[Tensor]:
 def _count(video) -> int:
     if isinstance(video, Tensor):
         return len(video)
-    # ComfyUI 0.30.0's get_frame_count returns 1 for containers that do not store the number, such as .mkv.
     with readable("A video"):
-        return max(1, round(video.get_duration() * video.get_frame_rate()))
+        return frame_count(video)
 
 
 def _check_video(name: str, video, wanted: Collection[str]) -> int:

@@ -1,4 +1,4 @@
-"""The floors of the house that lint rules cannot tell apart: what nodes/ may import, and what nobody may do."""
+"""Import rules that Ruff cannot check: what nodes/ may import, and what nobody may do."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ def imports(path):
             yield node.module.split(".")[0]
 
 
-def test_every_input_says_what_it_is_for(pack):
+def test_every_input_and_output_has_a_tooltip(pack):
     for node in pack.nodes.NODES:
-        for each in node.define_schema().inputs:
+        schema = node.define_schema()
+        for each in schema.inputs:
             assert each.tooltip and len(each.tooltip) > 15, f"{node.__name__}.{each.id}"
+        assert all(each.tooltip for each in schema.outputs), node.__name__
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
