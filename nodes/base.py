@@ -82,7 +82,7 @@ def _validated(node: str, each: io.Input, options: list | None, queued: bool, va
         return None
     rule, fits = _requirement(each, options)
     if not fits(value):
-        raise ValueError(f"{node}: {each.id} must be {rule}, got {_shown(value)}. Change it or its link.")
+        raise ValueError(f"{node}: {each.id} must be {rule}, got {_shown(value)}. Change the value or the link.")
     if isinstance(each, io.Int.Input):
         return int(value)
     return float(value) if isinstance(each, io.Float.Input) else value

@@ -21,7 +21,7 @@ from .model import NONE, UltraGenApply, UltraGenLoadModel, settings_of
 from .questions import add_question, mapping
 from .sampling import CUSTOM, DEFAULT_PRESET, UltraGenEmptyLatent
 
-KNOWN_LATER = "is known only when the graph runs. Queue UltraGen Plan to see the plan."
+KNOWN_LATER = "is known only when the graph runs. Run UltraGen Plan to see it."
 MAX_SCALE = 100
 
 
@@ -103,7 +103,7 @@ def _source(name: object, rule: str | None) -> Source:
     if not isinstance(name, str):
         raise ValueError(f"The model's file {KNOWN_LATER}")
     if rule in (AS_TRAINED, None) and Path(name).suffix.lower() not in folder_paths.supported_pt_extensions:
-        raise ValueError(f"Only its own loader can read {printable(name)}. Queue UltraGen Plan to see the plan.")
+        raise ValueError(f"Only its own loader can read {printable(name)}. Run UltraGen Plan to see the plan.")
     path = folder_paths.get_full_path("diffusion_models", name)
     return Source(name, Path(path) if path else None, rule)
 

@@ -25,7 +25,7 @@ class UltraGenPrompts(Node):
     """Outputs one item of a list (`index`), or the whole list.
 
     Why one item per queue entry rather than expanding the list in one run: each video is on disk before the next run
-    begins, an error or a kill costs one item, and each item can be cancelled, found in the history and queued again
+    begins, an error or a crash costs one item, and each item can be cancelled, found in the history and run again
     alone. It works the same way through the API.
     """
 
@@ -212,7 +212,7 @@ class UltraGenPrompts(Node):
             return read_image(cls.image_path(item))
         return ExecutionBlocker(
             f"The image of prompt {number} was not read, because nothing was linked to it when UltraGen Prompts last"
-            " ran. Change the node's seed and queue again."
+            " ran. Change the node's seed and run the workflow again."
         )
 
     @classmethod

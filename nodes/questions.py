@@ -35,5 +35,5 @@ def add_question(path: str, answer: Callable[[object], dict]) -> None:
 def mapping(name: str, value: object) -> Mapping:
     """Return `value`. Raises ValueError unless it is a mapping."""
     if not isinstance(value, Mapping):
-        raise ValueError(f"{name} must be names with values, got a value of type {type(value).__name__}.")
+        raise ValueError(f"{name} must be a JSON object, got a value of type {type(value).__name__}.")
     return value

@@ -20,7 +20,7 @@ def keep_gb_input(smallest: int = 0) -> io.Int.Input:
         tooltip=(
             f"GB of disk that output/{FOLDER} may take for samplings whose prompt has not succeeded. Beyond it the"
             " oldest are removed, but never those of queued prompts. A finished 4K sampling of 81 frames takes 360 MB."
-            + ("" if smallest else " 0: keep none.")
+            " Lower it if the disk is small." + ("" if smallest else " 0: keep none.")
         ),
     )
 
@@ -34,8 +34,8 @@ class UltraGenResume(Node):
             category="UltraGen",
             description=(
                 "Saves the state of an unfinished sampling in output/ultragen_resume. After a crash, an interrupt or an"
-                " out-of-memory, queue the same prompt again: it continues from there to the same video. The file is"
-                " removed when its prompt has succeeded."
+                " out-of-memory error, run the same workflow again: it continues from there to the same video. The file"
+                " is removed when its prompt has succeeded."
             ),
             inputs=[
                 io.Sampler.Input(
@@ -51,8 +51,8 @@ class UltraGenResume(Node):
                     min=1,
                     max=1000,
                     tooltip=(
-                        "Minutes or steps between two saves: what a crash may cost. An interrupt or an out-of-memory"
-                        " costs only the step that it stops."
+                        "Minutes or steps between two saves: what a crash may cost. Raise it if the disk is slow. An"
+                        " interrupt or an out-of-memory error costs only the step that it stops."
                     ),
                 ),
                 io.Combo.Input(

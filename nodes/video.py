@@ -73,14 +73,15 @@ class UltraGenSaveVideo(Node):
                     "crop",
                     options=list(CROPS),
                     default="keep",
-                    tooltip="Crops rows equally at top and bottom. Wan makes 1088 rows, a Full HD screen has 1080.",
+                    tooltip="Removes lines equally at top and bottom, such as 1088 to 1080 for Full HD.",
                 ),
                 io.Combo.Input(
                     "keep_latent",
                     options=[KEEP, KEEP_UNTIL_SAVED, KEEP_NEVER],
                     default=KEEP,
                     tooltip="Save the latent to output/latents first, so that a failed decode costs no sampling. "
-                    "UltraGen Load Latent loads it again; choose off for such a latent.",
+                    "UltraGen Load Latent loads it again. Choose off when you save a loaded latent again, because it is"
+                    " already on disk.",
                 ),
                 tile_input(),
                 io.Audio.Input(

@@ -100,7 +100,7 @@ function readableRequest(node) {
     try {
         return request(node);
     } catch (error) {
-        return { error: `The plan cannot read this graph (${error.message}). Queue UltraGen Plan instead.` };
+        return { error: `The plan cannot read this graph (${error.message}). Run UltraGen Plan to see it.` };
     }
 }
 

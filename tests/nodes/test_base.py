@@ -87,7 +87,7 @@ def called(node, name: str = "EXECUTE_NORMALIZED", /, **inputs):
         ({}, "Toy Node: rate is missing."),
         (
             {"rate": 1, "count": 0},
-            "count must be a whole number from 1 to 8, got 0. Change it or its link.",
+            "count must be a whole number from 1 to 8, got 0. Change the value or the link.",
         ),
         ({"rate": 1, "count": 1.5}, "got 1.5"),
         ({"rate": 1, "switch": "no"}, "switch must be true or false, got 'no'"),
@@ -156,7 +156,7 @@ def test_every_error_that_leaves_a_node_can_be_encoded(toy):
 def test_validation_ends_in_a_sentence_and_fingerprints_in_a_run(toy):
     assert called(toy, "validate_inputs", file=None) is True
     assert called(toy, "validate_inputs", file="there") is True
-    assert called(toy, "validate_inputs", file=5) == "Toy Node: file must be text, got 5. Change it or its link."
+    assert called(toy, "validate_inputs", file=5) == "Toy Node: file must be text, got 5. Change the value or the link."
     assert called(toy, "validate_inputs", file=BYTES_NAME) == "no file gr\\xf6n.ckpt"
     toy.broken = ValueError(BYTES_NAME)
     assert called(toy, "validate_inputs", file="there") == "gr\\xf6n.ckpt"

@@ -48,10 +48,10 @@ def test_node_and_canvas_show_the_same_plan(server):
 
 ONE_WINDOW = {"windows_even": 2}
 WRONG = [
-    (None, "The request must be names with values"),
-    ([], "The request must be names with values"),
-    ({}, "node must be names with values, got a value of type NoneType"),
-    *(({"node": value}, "node must be names with values") for value in (None, "text", [LOADER])),
+    (None, "The request must be a JSON object"),
+    ([], "The request must be a JSON object"),
+    ({}, "node must be a JSON object, got a value of type NoneType"),
+    *(({"node": value}, "node must be a JSON object") for value in (None, "text", [LOADER])),
     ({"node": {"checkpoint": 5}}, "The model's file is known only when the graph runs"),
     ({"node": APPLY, "model": None}, "The model's file is known only when the graph runs"),
     ({"node": {**LOADER, "attention_rule": "t5"}}, "attention_rule must be one of auto, ultragen, t3, dense"),
@@ -66,7 +66,7 @@ WRONG = [
     ({"node": LOADER, "latent": {**LATENT, "preset": "8K"}}, "preset must be one of"),
     ({"node": LOADER, "latent": {**LATENT, "steps": [{"scale_by": 99}]}}, "width must be a whole number from 16"),
     ({"node": LOADER, "latent": {**LATENT, "steps": [{"scale_by": "2"}]}}, "scale_by must be between 0 and 100, got"),
-    ({"node": LOADER, "latent": "1080P"}, "latent must be names with values"),
+    ({"node": LOADER, "latent": "1080P"}, "latent must be a JSON object"),
     ({"node": LOADER, "before": "x"}, "before must be a list"),
     ({"node": LOADER, "local": ONE_WINDOW}, "UltraGen Local Config: windows_odd is missing"),
     ({"node": LOADER, "global": {"compress_ratio": 5_000_000}}, "is missing"),

@@ -37,23 +37,23 @@ def published(blocks, channels=1536):
 
 
 INCOMPLETE = {
-    "the last piece": (only("blocks.3.", "head."), "blocks 3 are there, 0-2 are missing"),
+    "the last piece": (only("blocks.3.", "head."), "found blocks 3, but 0-2 are missing"),
     "the first piece": (only("blocks.0.", "blocks.1.", "patch", "text", "time"), "head.head.weight and 2 more are"),
-    "a piece between": (only("blocks.1.", "blocks.2."), "blocks 1-2 are there, 0 is missing"),
-    "a gap": (without("blocks.2."), "blocks 0-1, 3 are there, 2 is missing"),
+    "a piece between": (only("blocks.1.", "blocks.2."), "found blocks 1-2, but 0 is missing"),
+    "a gap": (without("blocks.2."), "found blocks 0-1, 3, but 2 is missing"),
     "the outside": (only("head.", "patch", "text", "time"), "it has no blocks"),
     "no time embedding": (without("time_embedding.0.weight"), "time_embedding.0.weight is missing"),
     "no head": (without("head.head"), "head.head.weight and 1 more are missing"),
     "no modulation of the head": (without("head.modulation"), "head.modulation is missing"),
     "half a block": (
         without("blocks.3.ffn", "blocks.3.cross_attn"),
-        r"blocks.3.cross_attn.k.bias and \d+ more are missing, and other blocks have the same",
+        r"blocks.3.cross_attn.k.bias and \d+ more are missing, although other blocks have them",
     ),
     "half of block 0": (without("blocks.0.self_attn.q"), "blocks.0.self_attn.q.bias and 1 more are missing"),
     "no modulation": (without("blocks.1.modulation"), "blocks.1.modulation is missing"),
     "another size": (
         PLAIN | {"blocks.2.ffn.0.weight": torch.zeros(128, 256)},
-        r"blocks.2.ffn.0.weight has the shape \(128, 256\), that of block 0 \(256, 256\)",
+        r"blocks.2.ffn.0.weight has shape \(128, 256\), but block 0 has \(256, 256\)",
     ),
     "UltraGen's without a block's base": (
         {key: value for key, value in FLAT.items() if not key.startswith("blocks.2.") or key not in PLAIN},

@@ -102,7 +102,7 @@ def test_extras_of_a_newer_format_are_refused(tmp_path):
     safetensors.torch.save_file(
         dict(published_items(split(FLAT, "tiny")[1])), path, {"format": "ultragen-extras", "format_version": "2"}
     )
-    with pytest.raises(WeightsError, match="format version 2, this pack reads version 1: update the pack"):
+    with pytest.raises(WeightsError, match="format version 2, but this pack reads version 1. Update the pack"):
         read_extras(path)
 
 

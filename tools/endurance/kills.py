@@ -21,7 +21,7 @@ from tools.server import Server
 from tools.workflow import only
 
 PROMPTS = ["a lake at dusk", "two hills in the morning", "snow on a plain", "a cloudy sea", "dunes at noon"]
-KEPT, TAKEN = "UltraGen: this sampling is kept until its prompt has succeeded", "UltraGen: this was sampled before"
+KEPT, TAKEN = "UltraGen: this sampling is kept until its prompt has succeeded", "UltraGen: already sampled"
 STAGES = 2
 
 

@@ -206,7 +206,7 @@ def batch_1080p(layout: Layout) -> str:
         "**Your list** is text, one prompt a line, or a `.txt`, `.csv` or `.json` file in ComfyUI's `input` folder:"
         " press R and choose it in `file`. A table with the columns `prompt`, `negative`, `seed` sets them for each"
         " video; empty cells take the node's values.",
-        "**Interrupted?** Saved videos stay. Set `index` to the interrupted prompt and queue the rest again.",
+        "**Interrupted?** Saved videos stay. Set `index` to the interrupted prompt and run the rest again.",
         "**Settings** are the published ones, as in ultragen_t2v_1080p.",
         LOG,
         ULTRAGEN_LINKS,

@@ -44,7 +44,7 @@ NEGATIVE_WAN = (
 )
 # Paragraphs of notes.
 RESUME = (
-    "**Interrupted?** Queue the same prompt again: UltraGen Resume continues after the last step that it kept. The"
+    "**Interrupted?** Run the same workflow again: UltraGen Resume continues after the last step that it kept. The"
     " latent is saved before it is decoded: UltraGen Load Latent loads it."
 )
 LOG = "**What ran** is in ComfyUI's log, one line per run: rule, blocks and windows."

@@ -62,7 +62,7 @@ def _check_numbers(families: dict[str, dict[int, StateDict]], name: str) -> None
     for family, blocks in families.items():
         gaps = sorted(set(range(max(blocks, default=-1) + 1)) - blocks.keys())
         if gaps:
-            found = f"{family} {_ranges(sorted(blocks))} are there, {_ranges(gaps)} {_are(gaps)} missing"
+            found = f"found {family} {_ranges(sorted(blocks))}, but {_ranges(gaps)} {_are(gaps)} missing"
             raise _incomplete(name, found)
 
 
@@ -76,11 +76,12 @@ def _check_alike(family: str, blocks: dict[int, StateDict], name: str) -> None:
                 if shape != tuple(tensor.shape):
                     raise _incomplete(
                         name,
-                        f"{family}.{index}.{key} has the shape {tuple(tensor.shape)}, that of block {first} {shape}",
+                        f"{family}.{index}.{key} has shape {tuple(tensor.shape)}, but block {first} has {shape}",
                     )
     lacking = [f"{family}.{index}.{key}" for key in shapes for index, block in blocks.items() if _lacks(block, key)]
     if lacking:
-        raise _incomplete(name, f"{_some(lacking)} {_are(lacking)} missing, and other blocks have the same")
+        them = "it" if len(lacking) == 1 else "them"
+        raise _incomplete(name, f"{_some(lacking)} {_are(lacking)} missing, although other blocks have {them}")
 
 
 def _lacks(state: StateDict, key: str) -> bool:

@@ -52,8 +52,8 @@ def read_extras(path: str | Path) -> Extras:
     version = metadata.get("format_version") if metadata.get("format") == FORMAT else None
     if version not in (None, VERSION):
         raise WeightsError(
-            f"{name} has format version {printable(version, 20)}, this pack reads version {VERSION}: update the pack,"
-            " or extract the file again."
+            f"{name} has format version {printable(version, 20)}, but this pack reads version {VERSION}. Update the"
+            " pack, or extract the file again."
         )
     _, extras = split(read_state_dict(path), name)
     if not extras.fingerprint and "base_fingerprint" in metadata:

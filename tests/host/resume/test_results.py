@@ -141,7 +141,7 @@ def test_what_cannot_be_compared_is_sampled_all_the_same(sampling, monkeypatch, 
         raise RecursionError("maximum recursion depth exceeded")
 
     monkeypatch.setattr(results_module, "guider_values", broken)
-    assert sampling.run()[2] and "nothing of this sampling is kept: RecursionError" in caplog.text
+    assert sampling.run()[2] and "this sampling will not be kept (RecursionError" in caplog.text
 
 
 def test_a_result_that_cannot_be_written_leaves_the_states(sampling, monkeypatch, caplog):

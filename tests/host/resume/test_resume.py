@@ -237,7 +237,7 @@ def test_another_run_starts_anew_and_says_what_changed(model, states, kept, capl
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(model, resuming(states, **settings), first, **inputs)
     assert first.heard == [(1, STEP_COUNT)] and len(kept()) == 2
-    message = f"starting over; a state after step 2 has another {named}."
+    message = f"starting over, because this changed since the state after step 2: {named}."
     assert (message in caplog.text) == (named is not None)
 
 

@@ -69,7 +69,7 @@ class SavedResults:
         file = self._file(executor.class_obj, noise, latent_image, sampler, sigmas, denoise_mask, seed)
         found = file and file.load(noise.float(), range(last_step.steps, last_step.steps + 1))
         if found:
-            log.info("UltraGen: this was sampled before; its result is taken from %s.", FOLDER)
+            log.info("UltraGen: already sampled; using the result in output/%s.", FOLDER)
             return last_step.replay(found, noise.device)
         result = executor(noise, latent_image, sampler, sigmas, denoise_mask, last_step, disable_pbar, seed, **kwargs)
         if file and last_step.is_known and file.save(State(result, last_step.steps, denoised=last_step.denoised)):

@@ -45,7 +45,7 @@ def identify(
     try:
         return fingerprint(kind, node, device, values(), find_files)
     except Exception as error:  # objects of other packs may raise anything when they are read
-        log.warning("UltraGen: nothing of this sampling is kept: %s: %s", type(error).__name__, error)
+        log.warning("UltraGen: this sampling will not be kept (%s: %s).", type(error).__name__, error)
         return None
 
 

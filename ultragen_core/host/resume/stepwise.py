@@ -1,4 +1,4 @@
-"""Samplers that continue where a crash, a kill, an interrupt or an out-of-memory stopped them, bit for bit.
+"""Samplers that continue where a crash, an interrupt or an out-of-memory error stopped them, bit for bit.
 
 Step k of a single-step sampler needs the latent after step k - 1 and two noise levels, nothing else. So ComfyUI's own
 sampler function is called once for each step with two noise levels, and the latent is written to disk in between.
@@ -183,8 +183,8 @@ class StateWriter:
         if found:
             log.info("UltraGen: continuing after step %d of %d.", found.step, steps)
         elif changes := file.folder.changes(file.fingerprint):
-            step, names = changes
-            log.info("UltraGen: starting over; a state after step %s has another %s.", step, ", ".join(names))
+            step, names = changes[0], ", ".join(changes[1])
+            log.info("UltraGen: starting over, because this changed since the state after step %s: %s.", step, names)
 
     def __enter__(self) -> StateWriter:
         return self
