@@ -58,8 +58,7 @@ class UltraGenAttention(_OverProjections):
         self.gates.load_state_dict(initial_gates(shape.channels))
 
     def forward(self, x: Tensor, grid: TokenGrid, t: Tensor) -> Tensor:
-        """x (b, s, c), grid of s tokens, t (b,) = 1000 * sigma -> (b, s, c). Raises ValueError where grid and x differ.
-        """
+        """x (b, s, c), grid of s tokens, t (b,) = 1000 * sigma -> (b, s, c). Raises ValueError if grid and x differ."""
         with torch.autocast(x.device.type, enabled=False):
             gates = Gates(self.gates.hierarchical_gate(t), self.gates.global_gate(t))
         return ultragen_attention(self, x, grid, self.spec, self.extras, gates, self.engine)
@@ -76,8 +75,7 @@ class T3Attention(_OverProjections):
         self.windows = windows
 
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """x (b, s, c), grid of s tokens -> (b, s, c). Raises ValueError where grid and x, or grid and windows, differ.
-        """
+        """x (b, s, c), grid of s tokens -> (b, s, c). Raises ValueError unless grid, x and windows agree."""
         if any(length % count for length, count in zip(grid, self.windows, strict=True)):
             raise ValueError(f"Windows must divide the token grid, got {self.windows} windows on {tuple(grid)} tokens.")
         return t3_attention(self, x, grid, self.windows, self.engine)

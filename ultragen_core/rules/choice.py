@@ -24,7 +24,7 @@ class Settings:
     start_percent, end_percent: the part of the sampling run in which the rule acts; 0 is its start, 1 its end.
     rule: "auto" is the rule that the weights were trained for; "ultragen" also runs without trained weights
         (experimental); "t3" is for the weights of T3-Video.
-    bounded_memory: compute on some tokens at a time where the card asks for it.
+    bounded_memory: compute in chunks of tokens where the card asks for it.
     """
 
     local: LocalConfig = DEFAULT_LOCAL

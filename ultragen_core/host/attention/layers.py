@@ -91,7 +91,7 @@ class DenseLayer:
 
 @dataclass
 class TokenWiseLayer:
-    """On a module that treats every token of x (b, s, c) alone: some tokens at a time."""
+    """On a module that treats every token of x (b, s, c) alone: the same in chunks of tokens."""
 
     original: Callable[..., Tensor]
     tokens_at_a_time: int

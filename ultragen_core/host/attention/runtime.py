@@ -55,7 +55,7 @@ class Runtime:
     """The wrappers of one patched model.
 
     extras: those of the model, also where the rule does not use them. percent: start and end of the part of a sampling
-    run, from 0 to 1, in which the rule acts. bounded: compute on some tokens at a time where the card asks for it.
+    run, from 0 to 1, in which the rule acts. bounded: compute in chunks of tokens where the card asks for it.
     """
 
     rule: Rule
@@ -149,8 +149,13 @@ class Runtime:
         for index, attention in attentions.items():
             for attn in self_attentions(dm, index):
                 layers[attn] = RuleLayer(
-                    attn.forward, attention, grid.tokens, rope_scale(options), at_a_time, self.run.rope_tables,
-                    self.note
+                    attn.forward,
+                    attention,
+                    grid.tokens,
+                    rope_scale(options),
+                    at_a_time,
+                    self.run.rope_tables,
+                    self.note,
                 )
         return layers
 
