@@ -31,5 +31,7 @@ def test_without_pinned_memory_copies_are_plain(monkeypatch, caplog):
         copies.finish()
     assert torch.equal(target, sources)
     assert len(asked) == 1 and [record.levelname for record in caplog.records] == ["WARNING"]
+    PinnedCopyQueue().copy(sources[1].as_subclass(OnGPU), target[3].as_subclass(OnGPU))
+    assert torch.equal(target[3], sources[1]) and len(asked) == 1, "copies within the GPU take no detour"
     PinnedCopyQueue(pinned=False).copy(sources[0].as_subclass(OnGPU), target[3])
     assert torch.equal(target[3], sources[0]) and len(asked) == 1

@@ -24,13 +24,13 @@ class PinnedCopyQueue:
         self._next = 0
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Queue target.copy_(source). `target` is a host tensor of source's shape and dtype.
+        """Queue target.copy_(source), of equal shapes and dtypes.
 
-        A source that is not on a CUDA device or takes more than BUFFER_BYTES is copied at once.
+        Only copies from a CUDA device to the host are queued, of at most BUFFER_BYTES; others run at once.
         """
         size = source.numel() * source.element_size()
         index = self._next
-        if not source.is_cuda or size > BUFFER_BYTES or not self._pin(index):
+        if not source.is_cuda or target.is_cuda or size > BUFFER_BYTES or not self._pin(index):
             target.copy_(source)
             return
         self._next = (index + 1) % len(self._pending)

@@ -7,7 +7,7 @@ import torch
 from ultragen_core.vae import decode, encode
 from ultragen_core.vae.context import Context
 from ultragen_core.vae.feature_buffer import FeatureBuffer
-from ultragen_core.vae.geometry import Rect, TileGrid, output_size
+from ultragen_core.vae.geometry import Rect, output_size
 from ultragen_core.vae.parse import decoder_layers, encoder_layers
 
 UNITS = {"2.1": 8, "2.2": 16}
@@ -55,9 +55,8 @@ def tiled_decode(model: torch.nn.Module, z: torch.Tensor, tile: int) -> torch.Te
         assert out[:, :, frames, rows, columns].isnan().all(), "a piece was written twice"
         out[:, :, frames, rows, columns] = pixels
 
-    decode.in_tiles(
-        tail, features, TileGrid(size, tile, size[0] // features.size[0]), context(z.dtype), emit, lambda: None
-    )
+    grid = decode.tile_grid(size, features.size, tile)
+    decode.in_tiles(tail, features, grid, context(z.dtype), emit, lambda: None)
     return out
 
 
@@ -71,7 +70,7 @@ def tiled_encode(model: torch.nn.Module, x: torch.Tensor, tile: int) -> torch.Te
         rows, columns = rect.slices_in(Rect.whole(size))
         return x[:, :, frames, rows, columns]
 
-    grid = TileGrid(latents, tile // (size[0] // latents[0]), 1)
+    grid = encode.tile_grid(size, latents, tile)
     encode.in_tiles(head, pixels, size, grid, context(), features, lambda: None)
     return encode.whole_frames(tail, features, context(), lambda: None).chunk(2, dim=1)[0]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,8 +63,11 @@ def test_windows_there_and_back(both, size, windows):
         assert fast.shape == slow.shape and relative_error(fast, slow) < 1e-6
         parts.append(slow)
     if len(regions) == 1 and windows > 1:
-        fast, slow = both(resample.from_windows, lambda: (list(parts), regions, grid, (6, 10), False))
+        given = [list(parts), list(parts)]
+        left = iter(given)
+        fast, slow = both(resample.from_windows_, lambda: (next(left), regions, grid, (6, 10), False))
         assert fast.shape == slow.shape == x.shape and relative_error(fast, slow) < 1e-6
+        assert given == [[], []], "a part is held longer than needed"
 
 
 def test_moving_tokens_alone_is_exact(both):
@@ -88,13 +93,19 @@ def test_compression(both, ratio):
 
 
 @pytest.mark.parametrize(
-    ("frames", "batch_of_gates", "height", "coarse", "rows"),  # rows at a time
-    [(1, 1, 3, (2, 9), None), (3, 2, 3, (3, 18), None), (3, 1, 4, (2, 9), 2), (1, 2, 3, (2, 9), 1)],
+    ("frames", "gates", "height", "coarse", "rows"),  # gates: batch and channels; rows at a time
+    [
+        (1, (1, C), 3, (2, 9), None),
+        (3, (2, C), 3, (3, 18), None),
+        (3, (1, C), 4, (2, 9), 2),
+        (1, (2, C), 3, (2, 9), 1),
+        (1, (2, 1), 3, (2, 9), None),
+    ],
 )
-def test_refinement_and_blend(both, frames, batch_of_gates, height, coarse, rows):
+def test_refinement_and_blend(both, frames, gates, height, coarse, rows):
     conv = nn.Conv3d(C, C, 3, padding=1, groups=C)
     shape, low = (2, frames, height, 18, C), (2, frames, *coarse, C)
-    gate = seeded(batch_of_gates, 1, C).sigmoid()
+    gate = seeded(gates[0], 1, C).sigmoid()[..., : gates[1]]
     strips = engine.pieces(seeded(*shape), 2, rows and 2 * frames * rows * 18)
     fast, slow = both(
         depthwise.refine_blend_,
@@ -103,7 +114,7 @@ def test_refinement_and_blend(both, frames, batch_of_gates, height, coarse, rows
     assert relative_error(fast, slow) < 1e-6
 
 
-@pytest.mark.parametrize("module", dispatch.ATTENTION)
+@pytest.mark.parametrize("module", dispatch.ATTENTION_KERNEL_MODULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_check_at_first_use_passes(interpreted_kernels, module, dtype):
     kernels(module).check(CPU, dtype)
@@ -117,9 +128,9 @@ def test_the_check_at_first_use_can_fail(interpreted_kernels, monkeypatch):
 
 
 def test_kernels_stay_away_from_training(interpreted_kernels):
-    assert dispatch.triton_for(seeded(2), dispatch.ATTENTION)
+    assert dispatch.triton_for(seeded(2), dispatch.ATTENTION_KERNEL_MODULES)
     with torch.enable_grad():
-        assert not dispatch.triton_for(seeded(2), dispatch.ATTENTION)  # whose weights may learn
+        assert not dispatch.triton_for(seeded(2), dispatch.ATTENTION_KERNEL_MODULES)  # whose weights may learn
 
 
 def test_one_switch_for_all_kernels(monkeypatch):
@@ -137,3 +148,20 @@ def test_kernels_that_fail_leave_plain_pytorch(monkeypatch, caplog):
     with caplog.at_level("INFO"):
         assert not dispatch.triton_for(seeded(2), ("no_such_kernels",))
     assert "plain PyTorch instead of Triton kernels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory"), MemoryError()],
+)
+def test_kernels_that_find_no_memory_are_checked_again(monkeypatch, error):
+    def check(device, dtype):
+        tried.append(device)
+        if len(tried) == 1:
+            raise error
+
+    tried, name = [], f"scarce_{type(error).__name__}"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(sys.modules, f"ultragen_core.ops.{name}", SimpleNamespace(check=check))
+    assert [dispatch.triton_for(seeded(2), (name,)) for _ in range(3)] == [False, True, True]
+    assert len(tried) == 2

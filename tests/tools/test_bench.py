@@ -70,4 +70,4 @@ def test_plain_runs_without_triton(interpreted_kernels):
     with torch.no_grad():
         for method in methods.METHODS:
             with methods.running(method):
-                assert dispatch.triton_for(x, dispatch.ATTENTION) == (method != "plain"), method
+                assert dispatch.triton_for(x, dispatch.ATTENTION_KERNEL_MODULES) == (method != "plain"), method

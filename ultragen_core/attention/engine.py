@@ -43,7 +43,7 @@ class Engine:
 
     def for_layer(self, x: Tensor) -> Engine:
         """The engine for a layer with input x: chooses between plain PyTorch and Triton."""
-        return replace(self, triton=dispatch.triton_for(x, dispatch.ATTENTION))
+        return replace(self, triton=dispatch.triton_for(x, dispatch.ATTENTION_KERNEL_MODULES))
 
     def weight(self, module: nn.Module, x: Tensor) -> Tensor:
         """The weight of a module, ready for use with x."""

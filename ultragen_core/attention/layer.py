@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..grid import TokenGrid
 from ..ops.depthwise import blend, compress, refine_blend_
 from ..ops.norm_rope import norm_rope_
-from ..ops.resample import from_windows, to_windows
+from ..ops.resample import from_windows_, to_windows
 from .engine import Engine, in_pieces, pieces
 from .extras import BlockExtras, CoarseBranch
 from .gate import Gates
@@ -90,7 +90,7 @@ def branch(
         for region in regions
     ]
     output_size = map_size if coarse else (grid.h, grid.w)
-    return from_windows(parts, regions, map_grid, output_size, spec.antialias, engine.triton)
+    return from_windows_(parts, regions, map_grid, output_size, spec.antialias, engine.triton)
 
 
 def attend(

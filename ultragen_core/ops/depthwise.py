@@ -81,14 +81,14 @@ def _refine_blend_triton_(
     coarse: Tensor, weight: Tensor, bias: Tensor, y: Tensor, gate: Tensor, strips: Iterable[tuple[int, int]]
 ) -> Tensor:
     from . import depthwise_kernels, resample_kernels
-    from .resample_kernels import Layout
 
+    gate = gate.expand(-1, -1, y.shape[-1]).contiguous()
     t, rows, columns = y.shape[1:4]
-    source, tokens = Layout(*coarse.shape[1:4]), coarse.flatten(1, 3)
+    source, tokens = resample_kernels.Layout(*coarse.shape[1:4]), coarse.flatten(1, 3)
     for start, length in strips:
         # With the neighbouring rows, which the convolution reads.
         first, last = max(start - 1, 0), min(start + length + 1, rows)
-        strip = Layout(t, last - first, columns, row=first)
+        strip = resample_kernels.Layout(t, last - first, columns, row=first)
         # Not bound to a name, so that one strip is freed before the next one is allocated.
         depthwise_kernels.refine_blend_(
             resample_kernels.resample(tokens, source, strip, (rows, columns)).unflatten(1, strip[:3]),

@@ -50,8 +50,8 @@ def _refine_blend_kernel(
 ):
     """y = lerp(3x3x3 depthwise convolution of coarse, y, gate) for a stretch of one row, all frames, some channels.
 
-    coarse holds `height` rows of the map from row `first` on; what is computed is `rows` rows from row `start` on.
-    Frames go by once: each adds to the sums of its own frame and of both neighbours.
+    Computes `rows` rows from row `start`; coarse holds `height` rows of the map, starting at row `first`. Each frame is
+    read once and added to the sums of its own and both neighbouring frames.
     """
     stretches = tl.cdiv(w, WB)
     row_of_batch = tl.program_id(0)

@@ -15,10 +15,12 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
+from ..out_of_ram import is_host_out_of_memory
+
 log = logging.getLogger(__name__)
 
-ATTENTION = ("norm_rope_kernels", "resample_kernels", "depthwise_kernels")
-"""Modules of this room with the kernels of an attention layer. Each has `check(device, dtype)`, which raises."""
+ATTENTION_KERNEL_MODULES = ("norm_rope_kernels", "resample_kernels", "depthwise_kernels")
+"""The modules of this folder with the kernels of an attention layer. Each has `check(device, dtype)`, which raises."""
 
 _forced: bool | None = None
 
@@ -50,18 +52,33 @@ def use_triton(choice: bool) -> Iterator[None]:
         _forced = before
 
 
-@lru_cache(maxsize=32)
 def _kernels_work(modules: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels run and give the right numbers here: Triton may be missing, or lack a compiler."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return False
     try:
+        return _check_once(modules, device, dtype)
+    except Exception as error:  # out of memory
+        _log_plain(error)
+        return False
+
+
+@lru_cache(maxsize=32)
+def _check_once(modules: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> bool:
+    """Run the modules' checks. The answer holds for the process, so a lack of memory, which may pass, is raised."""
+    try:
         for name in modules:
             import_module(f".{name}", __package__).check(device, dtype)
     except Exception as error:  # whatever breaks in a user's Triton, plain PyTorch is the answer
-        log.info("UltraGen: plain PyTorch instead of Triton kernels (%s)", error)
+        if is_host_out_of_memory(error) or "out of memory" in str(error).lower():
+            raise
+        _log_plain(error)
         return False
     return True
+
+
+def _log_plain(error: Exception) -> None:
+    log.info("UltraGen: plain PyTorch instead of Triton kernels (%s)", error)
 
 
 def check_equal(name: str, result: Tensor, expected: Tensor) -> None:

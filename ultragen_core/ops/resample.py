@@ -59,7 +59,7 @@ def _is_whole_map(x: Tensor, size: tuple[int, int], region: Region) -> bool:
     return region.windows == (1, 1, 1) and x.shape[2:4] == size == (region.rows.stop, region.columns.stop)
 
 
-def from_windows(
+def from_windows_(
     parts: list[Tensor], regions: list[Region], grid: TokenGrid, size: tuple[int, int], antialias: bool, triton: bool
 ) -> Tensor:
     """The inverse: windows of every region of a map of extent `grid`, resized to `size` -> (b, t, *size, c).
@@ -70,7 +70,7 @@ def from_windows(
         from . import resample_kernels as kernels
 
         source, target = kernels.Layout.of(grid.t, regions[0]), kernels.Layout(grid.t, *size)
-        return kernels.resample(parts[0], source, target, size).unflatten(1, (grid.t, *size))
+        return kernels.resample(parts.pop(), source, target, size).unflatten(1, (grid.t, *size))
     first = window_unpartition(parts.pop(0), regions[0].windows, regions[0].window_grid(grid.t))
     if not parts:
         return resize(first, size, antialias)

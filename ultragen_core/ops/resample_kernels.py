@@ -17,9 +17,10 @@ from .dispatch import check_equal
 
 
 class Layout(NamedTuple):
-    """A map whose tokens lie in window order: t frames of h x w tokens, cut into nh x nw even windows; (1, 1) is a map.
+    """The layout of a map whose tokens are stored window by window: t frames of h x w tokens, cut into nh x nw equal
+    windows. With nh = nw = 1 it is a plain map.
 
-    `row` and `column` place it inside a larger map of which it is a region.
+    row, column: its position in the larger map of which it is a region.
     """
 
     t: int
@@ -61,7 +62,7 @@ def _resample_kernel(
     Sizes: src (sh, sw) per frame, dst (dh, dw) per frame at (row0, col0) of the resized map.
     """
     token = tl.program_id(0).to(tl.int64)
-    # Where this token of dst lies: batch, frame, row, column.
+    # Position of this token in dst: batch, frame, row, column.
     wh, ww = dh // d_nh, dw // d_nw
     inside = token % (t * wh * ww)
     window = token // (t * wh * ww)

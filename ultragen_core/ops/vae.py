@@ -1,7 +1,7 @@
 """The additions, RMS norms and SiLUs of the Wan VAE: plain PyTorch, or one Triton pass over memory.
 
 Maps have the shape (1, c, t, h, w). The Triton form needs them channel-last in memory and otherwise gives way to the
-plain form. `triton` comes from `dispatch.triton_for(x, KERNELS)`, asked once a pass of a decode or encode.
+plain form. `triton` comes from `dispatch.triton_for(x, VAE_KERNEL_MODULES)`, asked once a pass of a decode or encode.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-KERNELS = ("vae_kernels",)
+VAE_KERNEL_MODULES = ("vae_kernels",)
 EPS = 1e-12  # the default of torch.nn.functional.normalize, which ComfyUI's RMS_norm calls
 
 

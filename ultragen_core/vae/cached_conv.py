@@ -28,9 +28,9 @@ class CachedConv:
         self._stride = tuple(module.stride)
         self._inside = self.image_rect.slices_in(rect)
         self._cache_frames = self._weight.shape[2] - self._stride[0] if self._weight.ndim == 5 else 0
-        # Nothing precedes a first frame. Newer ComfyUI shortens the kernel there, older ComfyUI convolves over zeros
-        # (and its convolutions pad all six sides themselves, in a tuple `_padding`): equal numbers with different
-        # rounding, so we do as the ComfyUI at hand does.
+        # Before the first frame ComfyUI 0.3.75 puts frames of zeros; 0.30.0 drops the part of the kernel that would
+        # read them. The results differ by rounding, so we follow the installed version: the attribute `_padding` is a
+        # tuple in 0.3.75. A convolution strided in time only caches the first frame.
         self._shortens_kernel = self._stride[0] > 1 or not isinstance(getattr(module, "_padding", 0), tuple)
         self._cache: Tensor | None = None
         self._buffer: Tensor | None = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.dispatch import triton_for
-from ..ops.vae import KERNELS, RMSNorm
+from ..ops.vae import VAE_KERNEL_MODULES, RMSNorm
 from .geometry import Rect
 
 Weights = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
@@ -36,7 +36,8 @@ class Context:
         self.device, self.dtype, self.check_interrupted = device, dtype, check_interrupted
         self.shortcuts: dict[str, tuple[Tensor, Rect]] = {}
         # On "meta" only memory is counted, of the plain form, which takes more.
-        self.triton = device.type != "meta" and triton_for(torch.empty(0, device=device, dtype=dtype), KERNELS)
+        example = torch.empty(0, device=device, dtype=dtype)
+        self.triton = device.type != "meta" and triton_for(example, VAE_KERNEL_MODULES)
         self._weights, self._formats = weights, _memory_formats(device)
         self._convolutions: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
         self._norms: dict[nn.Module, RMSNorm] = {}

@@ -28,6 +28,11 @@ def split_layers(layers: Sequence[Layer]) -> tuple[Sequence[Layer], Sequence[Lay
     return layers[:index], layers[index:]
 
 
+def tile_grid(pixels: tuple[int, int], latents: tuple[int, int], tile: int) -> TileGrid:
+    """The tiles of a decode's output. pixels, latents: rows and columns of a frame. tile: side in pixels."""
+    return TileGrid(pixels, tile, pixels[0] // latents[0])
+
+
 def whole_frames(
     layers: Sequence[Layer], z: Tensor, context: Context, features: FeatureBuffer, tick: Callable[[], None]
 ) -> None:

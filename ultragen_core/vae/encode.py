@@ -33,6 +33,11 @@ def split_layers(layers: Sequence[Layer]) -> tuple[Sequence[Layer], Sequence[Lay
     return layers[:index], layers[index:]
 
 
+def tile_grid(pixels: tuple[int, int], latents: tuple[int, int], tile: int) -> TileGrid:
+    """The tiles of an encode's features. pixels, latents: rows and columns of a frame. tile: side in pixels."""
+    return TileGrid(latents, tile // (pixels[0] // latents[0]), 1)
+
+
 def in_tiles(
     layers: Sequence[Layer],
     pixels: Pixels,

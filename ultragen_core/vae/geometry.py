@@ -157,6 +157,11 @@ class TileGrid:
         return -(-self.size[0] // largest), -(-self.size[1] // largest)
 
     @property
+    def count(self) -> int:
+        """Tiles in all."""
+        return self.counts[0] * self.counts[1]
+
+    @property
     def clip(self) -> tuple[bool, bool]:
         """The `clip` of tile_regions: one or two tiles on an axis have equal shapes when clipped; more would not."""
         return self.counts[0] <= 2, self.counts[1] <= 2

@@ -226,7 +226,7 @@ class Downsample(Layer):
                 return small
             small = add_(small, context.triton)
             copy_(time_conv.input_buffer(x.frames), crop(small, region.output, time_conv.image_rect))
-            if first:  # passes as it is, and is what the next frames see before them
+            if first:  # The first frame passes unchanged, and becomes the cache for the next frames.
                 time_conv.update_cache()
                 return DeferredAdd(small)
             return time_conv()

@@ -14,7 +14,7 @@ from .context import Context
 from .geometry import TileRegion
 from .layers import Layer, build_all
 
-# Metal ends the whole process, without an exception, on a tensor above this.
+# Bytes. Metal aborts the whole process, without an exception, on a larger tensor.
 LARGEST_TENSOR = {"mps": 2**32}
 
 

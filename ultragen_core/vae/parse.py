@@ -37,14 +37,16 @@ def encoder_layers(vae: nn.Module) -> list[Layer]:
 
 def channels_in(layers: Sequence[Layer]) -> int:
     """Channels of the first layer's input, before Wan 2.2's folding of pixels."""
-    block = layers[0].n ** 2 if isinstance(layers[0], Patchify) else 1
-    return layers[block > 1].conv.in_channels // block
+    if isinstance(layers[0], Patchify):
+        return layers[1].conv.in_channels // layers[0].n ** 2
+    return layers[0].conv.in_channels
 
 
 def channels_out(layers: Sequence[Layer]) -> int:
     """Channels of the last layer's output, after Wan 2.2's unfolding of pixels."""
-    block = layers[-1].n ** 2 if isinstance(layers[-1], Unpatchify) else 1
-    return layers[-2 if block > 1 else -1].conv.out_channels // block
+    if isinstance(layers[-1], Unpatchify):
+        return layers[-2].conv.out_channels // layers[-1].n ** 2
+    return layers[-1].conv.out_channels
 
 
 def _patch_size(vae: nn.Module) -> int:

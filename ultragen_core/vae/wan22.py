@@ -35,6 +35,9 @@ class AddShortcut(Layer):
 
     resample: ComfyUI's own DupUp3D or AvgDown3D, which have no weights. up, down: factors on rows and columns between
     the group's input and its output.
+
+    receptive_field is that of x alone, the identity: the group's convolutions read more of its input around each pixel
+    than `resample` does, so what SaveShortcut keeps is always enough.
     """
 
     key: str

@@ -70,6 +70,7 @@ def test_the_stream_covers_everything_once_and_reports(vae, samples, reference):
     exact.stream_decode(vae, samples, write, 64, lambda done, total: reports.append((done, total)))
     assert (seen == 1).all()
     assert reports[-1][0] == reports[-1][1] and [done for done, _ in reports] == sorted(done for done, _ in reports)
+    assert len({total for _, total in reports}) == 1, "the bar never moves back"
 
 
 def test_comfyuis_nodes_decode_exactly(vae, samples, reference):

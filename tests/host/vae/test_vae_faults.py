@@ -325,7 +325,32 @@ def test_two_threads_with_one_vae(vae, samples):
     assert all(close(*pair) for pair in zip(made, expected, strict=True))
 
 
-def test_an_encode_whose_last_phase_finds_no_memory_moves_the_features(monkeypatch, vae):
+@pytest.fixture
+def features_elsewhere(monkeypatch):
+    """Feature buffers start on another device than the host's: the CPU by its other name."""
+    choose, other = run.choose_tile, torch.device("cpu", 0)
+    monkeypatch.setattr(run, "choose_tile", lambda *given: choose(*given)._replace(features_device=other))
+    return other
+
+
+def test_a_repeated_phase_is_counted_once(monkeypatch, vae, features_elsewhere):
+    whole, calls, reports = run.encode.whole_frames, [], []
+
+    def scarce(*given):
+        latents = whole(*given)
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return latents
+
+    layers = support.vae_support(vae).encoder
+    monkeypatch.setattr(run.encode, "whole_frames", scarce)
+    run.encode_video(vae, layers, torch.rand(1, 3, 5, 40, 80), 64, lambda *report: reports.append(report))
+    assert len(calls) == 2 and len({total for _, total in reports}) == 1
+    assert max(reports) == reports[-1] and reports[-1][0] == reports[-1][1]
+
+
+def test_an_encode_whose_last_phase_finds_no_memory_moves_the_features(monkeypatch, vae, features_elsewhere):
     pixels = torch.rand(5, 40, 48, 3, generator=torch.Generator().manual_seed(3))
     whole, devices = run.encode.whole_frames, []
 
@@ -337,4 +362,5 @@ def test_an_encode_whose_last_phase_finds_no_memory_moves_the_features(monkeypat
 
     fallback_reason(vae)
     monkeypatch.setattr(run.encode, "whole_frames", scarce)
-    assert close(exact.encode(vae, pixels), vae.encode(pixels)) and len(devices) == 2
+    assert close(exact.encode(vae, pixels), vae.encode(pixels))
+    assert devices == [features_elsewhere, torch.device("cpu")]

@@ -101,6 +101,16 @@ def test_ram_is_no_reason_for_smaller_tiles_on_a_gpu_and_one_on_the_cpu():
         assert tries == expected
 
 
+def test_whole_frames_are_repeated_only_with_the_features_on_another_device():
+    for features_device, expected in ((GPU, [GPU, CPU]), (CPU, [CPU])):
+        tries = []
+        with pytest.raises(NotEnoughMemory, match="whole frame of 8x8 pixels"):
+            retry.whole_frame_pass(
+                failing(9, accelerator("CUDA error: out of memory"), tries), features_device, "8x8 pixels", 1, GPU
+            )
+        assert tries == expected
+
+
 def test_images_that_ram_cannot_hold_end_in_an_error():
     vae = SimpleNamespace(output_device=CPU)
     with pytest.raises(NotEnoughMemory, match="UltraGen Save Video"):
@@ -151,6 +161,16 @@ def test_whole_frames_above_the_largest_tensor_are_refused(wan):
     limit = memory.tensor_limit(MPS)
     with pytest.raises(NotEnoughMemory, match="--cpu-vae"):
         tile_size.decode_needs(decoder_layers(wan), (16, 21, 1200, 1200), torch.float32, limit)
+
+
+def test_a_smallest_tile_above_the_largest_tensor_is_refused(apple, wan):
+    layers, size = decoder_layers(wan), (16, 21, 32, 32)
+    limit = 17 * 2**20  # enough for every weight and for whole frames
+    with pytest.raises(memory.TensorTooLarge):
+        tile_size.decode_needs(layers, size, torch.float32, limit).tile(64)
+    for asked in (64, None):
+        with pytest.raises(NotEnoughMemory, match="more than the 0.0 GiB that this device takes.*--cpu-vae"):
+            tile_size.choose_tile(apple, asked, 256, tile_size.decode_needs(layers, size, torch.float32, limit))
 
 
 def test_an_encode_of_large_tiles_is_bounded_too(apple, wan, monkeypatch):

@@ -72,7 +72,9 @@ def stream_decode(vae, samples: Tensor, write: Write, tile: int | None = None, p
     check_tile(tile)
     shape = decoded_shape(vae, samples.shape)
     if picture_channels(vae) > 3:
-        logging.warning("UltraGen: this VAE decodes to pictures with alpha, which a video file has not: it is dropped.")
+        logging.warning(
+            "UltraGen: this VAE decodes to pictures with an alpha channel. Video files have none, so it is dropped."
+        )
 
     def write_rgb(region: OutputRegion, pixels: Tensor) -> None:
         write(region, pixels[..., :3])

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from .exact import check_tile, decode, encode
 from .support import fallback_reason
 
-# They decide how inexact ComfyUI's tiles are; ours, only how much memory they take.
-DROPPED = {"vae_options", "tile_x", "tile_y", "tile_t", "overlap", "overlap_t"}
+# They trade accuracy for memory in ComfyUI's tiles; exact tiles do not need them.
+IGNORED_PARAMETERS = {"vae_options", "tile_x", "tile_y", "tile_t", "overlap", "overlap_t"}
 
 
 class ExactMethods:
     """The methods that `exact_vae` puts before those of a VAE's class, each with ComfyUI's parameters.
 
-    Parameters in DROPPED have no effect. A call that sets another one runs ComfyUI's method, which knows its meaning.
+    IGNORED_PARAMETERS have no effect. A call that sets another one runs ComfyUI's method, which knows its meaning.
     Everything is looked up on the VAE itself, so that copies with another model or device use their own.
     """
 
@@ -46,11 +46,15 @@ class ExactMethods:
 
 
 def _needs_comfyui(vae, method: Callable, args: tuple, kwargs: dict) -> bool:
-    """Whether method(samples, *args, **kwargs) has to run. Raises TypeError for parameters that it has not."""
+    """Whether ComfyUI's method(samples, *args, **kwargs) has to run; logs the parameters that are the reason.
+
+    May run the trial of `fallback_reason`. Raises TypeError for parameters that the method does not have.
+    """
     _, *more = inspect.signature(method).bind(None, *args, **kwargs).arguments.items()
-    unknown = [name for name, value in more if value is not None and name not in DROPPED]
+    unknown = [name for name, value in more if value is not None and name not in IGNORED_PARAMETERS]
     if unknown:
-        logging.warning("UltraGen VAE: ComfyUI's own %s, because of %s.", method.__name__, ", ".join(unknown))
+        which = " and ".join(unknown) + (" is" if len(unknown) == 1 else " are")
+        logging.warning("UltraGen VAE: running ComfyUI's own %s, because %s set.", method.__name__, which)
     return bool(unknown or fallback_reason(vae))
 
 

@@ -22,11 +22,11 @@ def tiled_pass(run: Callable[[int], None], tile: int, tile_need: Callable[[int],
 
     tile_need(tile): bytes, for the message. Raises NotEnoughMemory where SMALLEST_TILE does not fit, or RAM runs out.
     """
-    while not _fits(functools.partial(run, tile), device):
+    while not _succeeds(functools.partial(run, tile), device):
         if tile <= SMALLEST_TILE:
             raise NotEnoughMemory(
-                f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels and did "
-                f"not get them. {_way_out(device)} and run this node again."
+                f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels, and"
+                f" they could not be allocated. {_way_out(device)} and run this node again."
             )
         smaller = max(SMALLEST_TILE, tile // 2)
         logging.warning("UltraGen VAE: memory ran out with tiles of %d pixels, continuing with %d.", tile, smaller)
@@ -41,17 +41,20 @@ def whole_frame_pass(
     size, frame_need: the frame's and its bytes, for the message. Raises NotEnoughMemory.
     """
     results: list[T] = []
-    for home in (features_device, torch.device("cpu")):
-        if _fits(lambda home=home: results.append(run(home)), device):
+    for chosen in dict.fromkeys((features_device, torch.device("cpu"))):  # once if they are the same
+        if _succeeds(lambda chosen=chosen: results.append(run(chosen)), device):
             return results[0]
     raise NotEnoughMemory(
-        f"The VAE's attention over a whole frame of {size} needs about {frame_need / 2**20:.0f} MiB and did not get "
-        f"them. {_way_out(device)}, or choose a smaller video."
+        f"The VAE's attention over a whole frame of {size} needs about {frame_need / 2**20:.0f} MiB, and they could not"
+        f" be allocated. {_way_out(device)}, or choose a smaller video."
     )
 
 
-def _fits(run: Callable[[], object], device: torch.device) -> bool:
-    """Whether run() ends without the device's memory running out. The error's tensors are freed when this returns."""
+def _succeeds(run: Callable[[], object], device: torch.device) -> bool:
+    """Execute run(). Returns False where the device's memory ran out, and then empties ComfyUI's cache.
+
+    The error's tensors are freed when this returns.
+    """
     try:
         run()
         return True

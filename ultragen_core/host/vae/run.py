@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...vae import decode, encode
 from ...vae.context import Context
 from ...vae.feature_buffer import FeatureBuffer
-from ...vae.geometry import Rect, TileGrid, output_size
+from ...vae.geometry import Rect, output_size
 from ...vae.layers import Layer
 from ...vae.memory import tensor_limit
 from ..compat import cast_parameters
@@ -27,15 +27,15 @@ class ProgressCounter:
     """Counts pieces of work and reports them."""
 
     def __init__(self, report: Report):
-        self._report, self._done, self._total = report, 0, 1
+        self.total, self._report, self._done = 1, report, 0
 
     def restart(self, done: int, total: int) -> None:
-        """Count from `done` of `total` on: a smaller tile makes more pieces, and repeats those of its pass."""
-        self._done, self._total = done, total
+        """Begin a pass, or repeat it: count from `done` of `total`. A smaller tile makes more pieces."""
+        self._done, self.total = done, total
 
     def tick(self) -> None:
         self._done += 1
-        self._report(self._done, self._total)
+        self._report(self._done, self.total)
 
 
 def context_of(vae) -> Context:
@@ -59,8 +59,11 @@ def decode_video(vae, layers: Sequence[Layer], z: Tensor, tile: int | None, emit
     needs = decode_needs(layers, z.shape[1:], vae.vae_dtype, tensor_limit(vae.device))
     choice, progress = choose_tile(vae, tile, max(size), needs), ProgressCounter(report)
 
+    def total(tile: int) -> int:
+        return length * (1 + decode.tile_grid(size, latents, tile).count)
+
     def frames(device: torch.device) -> FeatureBuffer:
-        progress.restart(0, length * 2)
+        progress.restart(0, total(choice.tile))
         features = FeatureBuffer(length, latents, device)
         decode.whole_frames(head, z, context_of(vae), features, progress.tick)
         return features
@@ -71,8 +74,8 @@ def decode_video(vae, layers: Sequence[Layer], z: Tensor, tile: int | None, emit
         )
 
         def tiles(tile: int) -> None:
-            grid = TileGrid(size, tile, size[0] // latents[0])
-            progress.restart(length, length * (1 + grid.counts[0] * grid.counts[1]))
+            progress.restart(length, total(tile))
+            grid = decode.tile_grid(size, latents, tile)
             decode.in_tiles(tail, features, grid, context_of(vae), emit, progress.tick)
 
         tiled_pass(tiles, choice.tile, needs.tile, vae.device)
@@ -95,11 +98,12 @@ def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, repo
         return vae.process_input(x[:, :, frames, rows, columns].to(vae.device)).to(vae.vae_dtype)
 
     def tiles(tile: int) -> None:
-        grid = TileGrid(latents, tile // (size[0] // latents[0]), 1)
-        progress.restart(0, length * (1 + grid.counts[0] * grid.counts[1]))
+        grid = encode.tile_grid(size, latents, tile)
+        progress.restart(0, length * (grid.count + 1))
         encode.in_tiles(head, pixels, size, grid, context_of(vae), features, progress.tick)
 
     def frames(device: torch.device) -> Tensor:
+        progress.restart(progress.total - length, progress.total)
         features.move_to(device)
         return encode.whole_frames(tail, features, context_of(vae), progress.tick)
 

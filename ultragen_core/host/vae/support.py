@@ -1,4 +1,4 @@
-"""Which VAEs the exact tiles may take over: those whose layers are known and whose results agree with ComfyUI's."""
+"""Decides which VAEs run in exact tiles: those whose layers are known and whose results agree with ComfyUI's."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _examined: weakref.WeakKeyDictionary[nn.Module, dict[torch.dtype, VAESupport]] =
 def vae_support(vae) -> VAESupport:
     """Parse the VAE and compare decode and encode with ComfyUI's on a few latents, once per model and dtype.
 
-    Any failure of the trial is a fallback reason, except an interruption and NotEnoughMemory, which are raised and
-    leave the trial to the next call. Raises ValueError where `vae` is no VAE.
+    Any failure of the trial is a fallback reason, except an interruption and NotEnoughMemory, which are raised; the
+    next call then tries again. Raises ValueError where `vae` is not a VAE.
     """
     require_vae(vae)
     if replaced_method(vae):
@@ -60,7 +60,10 @@ def vae_support(vae) -> VAESupport:
 
 
 def fallback_reason(vae) -> str:
-    """Why this VAE is left to ComfyUI's own decode and encode; empty where the exact tiles take over."""
+    """Why this VAE is left to ComfyUI's own decode and encode; empty where the exact tiles take over.
+
+    The first call for a model and dtype runs a small decode and encode on the VAE's device. Raises as vae_support.
+    """
     return vae_support(vae).fallback_reason
 
 

@@ -12,7 +12,7 @@ import comfy.model_management as mm
 import torch
 
 from ...vae import decode, encode
-from ...vae.geometry import Rect, TileGrid, output_size, tile_regions
+from ...vae.geometry import Rect, output_size, tile_regions
 from ...vae.layers import Layer
 from ...vae.memory import TensorTooLarge, peak_bytes, tensor_limit
 from ..compat import free_memory
@@ -56,7 +56,7 @@ def decode_needs(
 
     @functools.cache
     def tile_need(tile: int) -> int:
-        grid = TileGrid(size, tile, size[0] // latents[0])
+        grid = decode.tile_grid(size, tuple(latents), tile)
         regions = tile_regions(tail, tuple(latents), next(grid.tiles()), grid.clip)
         return _with_reserve(peak_bytes(tail, regions, channels, chunks, dtype, limit))
 
@@ -76,7 +76,7 @@ def encode_needs(
 
     @functools.cache
     def tile_need(tile: int) -> int:
-        grid = TileGrid(latents, tile // (size[0] // latents[0]), 1)
+        grid = encode.tile_grid(tuple(size), latents, tile)
         regions = tile_regions(head, tuple(size), next(grid.tiles()), grid.clip)
         return _with_reserve(peak_bytes(head, regions, pixel_channels, chunks, dtype, limit))
 
@@ -88,33 +88,37 @@ def choose_tile(vae, tile: int | None, longest: int, needs: MemoryNeeds) -> Tile
     """Load the VAE, asking ComfyUI to free what `needs` says (its own estimate of a 4K decode is 100 GB); then choose.
 
     tile: the user's, which is kept as far as the device's largest tensor allows; None takes the largest of TILES that
-    fits. longest: the longer side of the video in pixels. Raises TensorTooLarge where not even SMALLEST_TILE is
-    possible.
+    fits. longest: the longer side of the video in pixels. Raises NotEnoughMemory where a tensor of SMALLEST_TILE is
+    larger than the device takes.
     """
     wanted = tile_candidates(longest)[0] if tile is None else min(tile, max(longest, SMALLEST_TILE))
     largest = largest_tile(wanted, needs.tile)
-    usual = max(needs.frames, needs.tile(largest))
-    mm.load_models_gpu([vae.patcher], memory_required=usual + needs.features, force_full_load=vae.disable_offload)
+    requested = max(needs.frames, needs.tile(largest))
+    mm.load_models_gpu([vae.patcher], memory_required=requested + needs.features, force_full_load=vae.disable_offload)
     free = free_memory(vae.patcher, vae.device)
-    fits = usual + needs.features <= free and needs.features <= tensor_limit(vae.device)
-    home = vae.device if fits else torch.device("cpu")
+    fits = requested + needs.features <= free and needs.features <= tensor_limit(vae.device)
+    features_device, left = (vae.device, free - needs.features) if fits else (torch.device("cpu"), free)
+    chosen = largest
     if tile is None:
-        left = free - needs.features if home == vae.device else free
         sizes = (size for size in tile_candidates(longest) if size <= largest)
-        largest = next((size for size in sizes if needs.tile(size) <= left), SMALLEST_TILE)
-    logging.info("UltraGen VAE: tiles of %d pixels, features on %s, %.1f GiB free.", largest, home, free / 2**30)
-    return TileChoice(largest, home)
+        chosen = next((size for size in sizes if needs.tile(size) <= left), SMALLEST_TILE)
+    logging.info(
+        "UltraGen VAE: tiles of %d pixels, features on %s, %.1f GiB free.", chosen, features_device, free / 2**30
+    )
+    return TileChoice(chosen, features_device)
 
 
 def largest_tile(tile: int, tile_need: Callable[[int], int]) -> int:
-    """`tile`, halved until none of its tensors is larger than the device takes. Raises TensorTooLarge."""
+    """`tile`, halved until none of its tensors is larger than the device takes. Raises NotEnoughMemory."""
     while True:
         try:
             tile_need(tile)
             return tile
         except TensorTooLarge as error:
             if tile <= SMALLEST_TILE:
-                raise
+                raise NotEnoughMemory(
+                    f"The smallest tile is too large for this GPU's VAE: {error} Start ComfyUI with --cpu-vae."
+                ) from error
             smaller = max(SMALLEST_TILE, tile // 2)
             logging.warning("UltraGen VAE: tiles of %d pixels instead of %d. %s", smaller, tile, error)
             tile = smaller
