@@ -7,8 +7,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import InputImpl, io, ui
 
-from ..ultragen_core.host.save.latent import keep_refused
-from ..ultragen_core.host.save.plan import SIDE_FILES, chosen
+from ..ultragen_core.host.save.latent import keep_latent_of_refused_call
+from ..ultragen_core.host.save.request import SIDE_FILES, chosen
 from ..ultragen_core.host.save.save import (
     KEEP,
     KEEP_NEVER,
@@ -168,7 +168,7 @@ class UltraGenSaveVideo(Node):
 
     @classmethod
     def on_refused(cls, inputs) -> str:
-        return keep_refused(inputs, cls.folders(), cls.metadata())
+        return keep_latent_of_refused_call(inputs, cls.folders(), cls.metadata())
 
     @classmethod
     def folders(cls) -> Folders:

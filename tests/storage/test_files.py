@@ -161,5 +161,5 @@ def test_free_room_that_is_not_known_is_no_error(tmp_path, monkeypatch, report):
     monkeypatch.setattr(files.shutil, "disk_usage", usage)
     check_folder(tmp_path, 1000, "video")
     if report == 10**9:
-        with pytest.raises(OSError, match="needs about 2.00 GB in .*, its disk has 1.00 GB free"):
+        with pytest.raises(OSError, match="needs about 2.00 GB in .*, but its disk has only 1.00 GB free"):
             check_folder(tmp_path, 2 * 10**9, "video")

@@ -32,8 +32,8 @@ def test_a_missing_encoder_is_named():
 @pytest.mark.parametrize(
     ("codec", "size", "message"),
     [
-        (H264, (64, 33), "needs even sides, got 64x33"),
-        (H265_10, (63, 32), "needs even sides, got 63x32"),
+        (H264, (64, 33), "need even sides, got 64x33"),
+        (H265_10, (63, 32), "need even sides, got 63x32"),
         (H264, (16400, 64), "16 to 16384 pixels wide and high, got 16400x64"),
         (H264, (64, 8), "16 to 16384 pixels wide and high, got 64x8"),
     ],

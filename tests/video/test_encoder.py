@@ -273,3 +273,12 @@ def test_frames_of_another_format_are_refused(tmp_path, frame):
 def test_what_ffmpeg_refuses_is_an_oserror_that_names_the_file(tmp_path):
     with pytest.raises(OSError, match="could not write big.mp4"):
         VideoWriter(tmp_path / "big.mp4", H264, (20000, 64), FPS, 12, 1).write(np.zeros((64, 64, 3), np.uint8))
+
+
+def test_leaving_without_finish_closes_the_file(tmp_path):
+    path = tmp_path / "video.mkv"
+    with VideoWriter(path, FFV1, (64, 64), FPS, 12, 2) as writer:
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    assert path.stat().st_size > 0, "the container's header is on the disk"
+    with pytest.raises(OSError):
+        writer.write(np.zeros((64, 64, 3), np.uint8))

@@ -200,6 +200,6 @@ def check_folder(folder: Path, needed: int, purpose: str) -> None:
         free = shutil.disk_usage(folder).free
     if 0 < free < needed:
         raise OSError(
-            f"The {purpose} needs about {needed / 1e9:.2f} GB in {folder}, its disk has {free / 1e9:.2f} GB free. "
-            "Make room, or choose another codec, a higher CRF or fewer frames."
+            f"The {purpose} needs about {needed / 1e9:.2f} GB in {folder}, but its disk has only {free / 1e9:.2f} GB"
+            " free. Free some space, or choose another codec, a higher crf or fewer frames."
         )

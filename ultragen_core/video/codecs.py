@@ -40,7 +40,8 @@ class Codec:
 # Fewer than 5 frames: x265 plans to reorder more frames than it gets. With 2 it writes random timestamps; with 4 it was
 # seen to hang while flushing.
 X265_SHORT = ":bframes=0:pools=none:frame-threads=1"
-# Frames up to 48 pixels wide: cu-tree of x265 4.2 writes past its buffers, which crashes the process later.
+# cu-tree of x265 4.2 writes past its buffers on frames up to 48 pixels wide, which crashes the process later. Off below
+# 64 pixels, which leaves a margin.
 X265_NARROW = ":cutree=0"
 # Shorter side below 32 pixels: HEVC forbids such small coding blocks in frames longer than 4096 pixels.
 X265_FLAT = ":allow-non-conformance=1"
@@ -101,8 +102,8 @@ def check_frame_size(codec: Codec, width: int, height: int) -> None:
         )
     if codec.pixel_format.startswith("yuv420p") and (width % 2 or height % 2):
         raise ValueError(
-            f"{codec.pixel_format} stores colour at half resolution and needs even sides, got {width}x{height}. "
-            "Crop to an even number of lines, or choose the lossless codec."
+            f"H.264 and H.265 store colour at half resolution and need even sides, got {width}x{height}. Choose"
+            " another crop, or FFV1 lossless RGB."
         )
 
 

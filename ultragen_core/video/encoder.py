@@ -26,6 +26,8 @@ _FULL_RANGE = 2
 class VideoWriter:
     """Writes one file; a context manager. Errors of FFmpeg are raised as OSError.
 
+    Call `finish` after the last frame, inside the context: without it the file is closed, but lacks frames.
+
     Frames are RGB (height, width, 3), uint8, or uint16 for codecs of 16 bits. size: (width, height) of the file; frames
     of another size are scaled.
 
@@ -59,7 +61,7 @@ class VideoWriter:
             self._stream = self._add_video(codec.options(crf, frames, size))
             self._track = None if audio is None else AudioTrack(self._container, codec, audio, frames / fps)
         except BaseException:
-            self._abandon()
+            self._close()
             raise
 
     def _add_video(self, options: dict[str, str]):
@@ -129,12 +131,12 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, error_type, *_) -> None:
-        if error_type is not None:
-            self._abandon()
+    def __exit__(self, *_) -> None:
+        self._close()
 
-    def _abandon(self) -> None:
-        # Closing writes a trailer, which may fail too; the first error is the one worth reading.
+    def _close(self) -> None:
+        # Without effect after `finish`. Closing writes a trailer, which may fail, too; the first error is the one worth
+        # reading.
         with suppress(OSError, ValueError):
             self._container.close()
 

@@ -81,7 +81,10 @@ class FrameBuffer:
         return int(sum(flags.cpu() for flags in self._broken.values()).count_nonzero()) if self._broken else 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield frames in order, (height, width, 3) uint8 or uint16. Call it after every piece is written."""
+        """Yield frames in order, (height, width, 3) uint8 or uint16.
+
+        Iterate only after all pieces have been written.
+        """
         self._copies.finish()
         yield from self._pixels
 

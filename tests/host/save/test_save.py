@@ -15,7 +15,7 @@ import torch
 from helpers.save_run import core_levels, files, folders_in, noise, rgb, rounding_ties, settings
 from safetensors import safe_open
 
-from ultragen_core.host.save import plan as save_plan
+from ultragen_core.host.save import request
 from ultragen_core.host.save.preview import preview_size
 from ultragen_core.host.save.save import KEEP_NEVER, KEEP_UNTIL_SAVED, save_video
 from ultragen_core.video.latents import load_latent
@@ -48,7 +48,7 @@ def test_a_batch_is_one_file_each_and_one_latent(tmp_path, vae):
 
 def test_frames_on_disk_give_the_same_file(tmp_path, vae, monkeypatch):
     samples = noise(*LATENT_SHAPE)
-    monkeypatch.setattr(save_plan, "RAM_SHARE", 0)
+    monkeypatch.setattr(request, "RAM_SHARE", 0)
     saved = save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {})
     rounding_ties(rgb(saved.videos[0]), core_levels(vae, samples))
     assert all("preview" in name for name in files(tmp_path / "temp"))

@@ -21,9 +21,8 @@ from conftest import ROOT
 from helpers.save_run import core_levels, files, folders_in, narrow_vae, noise, rgb, rounding_ties, settings
 
 import ultragen_core.host.vae.exact as exact
-from ultragen_core.host.save import plan as save_plan
 from ultragen_core.host.save import preview as save_preview
-from ultragen_core.host.save import save
+from ultragen_core.host.save import request, save
 from ultragen_core.host.save.save import KEEP_NEVER, KEEP_UNTIL_SAVED, save_video
 from ultragen_core.host.vae.support import vae_support
 from ultragen_core.video.latents import load_latent
@@ -94,11 +93,11 @@ class TestRefusedBeforeDecoding:
 
     def test_a_disk_too_small(self, tmp_path, vae, monkeypatch):
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-        self.refused(tmp_path, vae, "needs about .* GB free. Make room")
+        self.refused(tmp_path, vae, "needs about .* GB free. Free some space")
 
     def test_a_disk_too_small_for_what_shares_it(self, tmp_path, vae, monkeypatch):
         """Room for the video, and room for its frames, but not for both."""
-        monkeypatch.setattr(save_plan, "RAM_SHARE", 0)
+        monkeypatch.setattr(request, "RAM_SHARE", 0)
         frames = 5 * 48 * 64 * 3
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=frames + 1000))
         self.refused(tmp_path, vae, "together with its decoded frames, needs about")

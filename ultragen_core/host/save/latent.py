@@ -15,7 +15,7 @@ from ...video.codecs import CROPS, cropped_rows
 from ...video.latents import SUFFIX, save_latent
 from ...video.prefix import DEFAULT_NAME
 from ..vae.shapes import decoded_shape
-from .plan import KEEP, KEEP_NEVER, Folders, Request, VideoSettings
+from .request import KEEP, KEEP_NEVER, Folders, Request, VideoSettings
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class KeptLatent:
         if choice == KEEP_NEVER:
             return cls(None, choice)
         size = _video_size(vae, samples, request.settings.crop)
-        for prefix_of in (lambda: f"latents/{request.prefix}", lambda: f"latents/{DEFAULT_NAME}", lambda: DEFAULT_NAME):
+        prefixes = [f"latents/{DEFAULT_NAME}", DEFAULT_NAME]
+        with suppress(Exception):  # a prefix that cannot be filled in, which check_request reports later
+            prefixes.insert(0, f"latents/{request.prefix}")
+        for prefix in prefixes:
             try:
-                output = request.folders.output
-                names = request.folders.names(output, prefix_of(), SUFFIX.removeprefix("."), *size)
+                names = request.folders.make_names(request.folders.output, prefix, SUFFIX.removeprefix("."), *size)
                 path = save_latent(names, samples, request.texts)
                 logging.info("UltraGen: the latent is kept in %s.", path)
                 return cls(path, choice)
@@ -56,7 +58,7 @@ class KeptLatent:
             return self.failure
         return f"The latent is kept in {self.path}. UltraGen Load Latent loads it again."
 
-    def finish(self) -> Path | None:
+    def delete_if_temporary(self) -> Path | None:
         """Delete the latent if it was kept only until the video is saved; otherwise return its path."""
         if self.path is None or self.choice == KEEP:
             return self.path
@@ -65,14 +67,13 @@ class KeptLatent:
         return None
 
 
-def keep_refused(inputs: Mapping, folders: Folders, metadata: Mapping) -> str:
+def keep_latent_of_refused_call(inputs: Mapping, folders: Folders, metadata: Mapping) -> str:
     """Keep the latent among a node's refused inputs, which may hold anything.
 
     Returns a sentence that says where it is, or "" if there is no latent.
     """
     latent = inputs.get("samples")
-    samples = latent.get("samples") if isinstance(latent, Mapping) else None
-    samples = video_of(samples)
+    samples = video_of(latent.get("samples")) if isinstance(latent, Mapping) else None
     if not isinstance(samples, torch.Tensor) or not samples.numel():
         return ""
     choices = {name: inputs[name] for name in ("crop", "keep_latent") if name in inputs}
@@ -86,7 +87,7 @@ def video_of(samples):
 
 
 def _video_size(vae, samples: torch.Tensor, crop: str) -> tuple[int, int]:
-    """Return (width, height) for %width% and %height%, or (0, 0) if unknown; `make_plan` reports the reason later."""
+    """Return (width, height) for %width% and %height%, or (0, 0) if unknown; `check_request` gives the reason."""
     with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
         _, _, height, width = decoded_shape(vae, tuple(samples.shape))
         rows = cropped_rows(height, CROPS[crop])

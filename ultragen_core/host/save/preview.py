@@ -14,7 +14,7 @@ from ...storage.files import is_full, new_file
 from ...video.audio import AudioClip
 from ...video.codecs import PREVIEW
 from ...video.encoder import VideoWriter
-from .plan import SavePlan
+from .request import CheckedRequest
 
 _SIDE = 1280
 _CRF = 23
@@ -26,10 +26,10 @@ class Preview:
     An error here drops the preview, sets `failure`, and does not stop the video. path: the finished file, else None.
     """
 
-    def __init__(self, plan: SavePlan, clip: AudioClip | None):
+    def __init__(self, checked: CheckedRequest, clip: AudioClip | None):
         self.path: Path | None = None
         self.failure = ""
-        self._plan, self._clip = plan, clip
+        self._checked, self._clip = checked, clip
         self._stack = ExitStack()
 
     def __enter__(self) -> Preview:
@@ -37,11 +37,11 @@ class Preview:
         return self
 
     def _open(self) -> None:
-        plan, folders = self._plan, self._plan.request.folders
+        checked, folders = self._checked, self._checked.request.folders
         Path(folders.temp).mkdir(parents=True, exist_ok=True)
-        self._file = self._stack.enter_context(new_file(folders.names(folders.temp, "ultragen/preview", "mp4")))
-        size, texts = preview_size(*plan.size), plan.request.texts
-        writer = VideoWriter(self._file.part, PREVIEW, size, plan.fps, _CRF, plan.frames, self._clip, texts)
+        self._file = self._stack.enter_context(new_file(folders.make_names(folders.temp, "ultragen/preview", "mp4")))
+        size, texts = preview_size(*checked.size), checked.request.texts
+        writer = VideoWriter(self._file.part, PREVIEW, size, checked.fps, _CRF, checked.frames, self._clip, texts)
         self._writer = self._stack.enter_context(writer)
 
     def write(self, rgb: np.ndarray) -> None:
@@ -63,7 +63,7 @@ class Preview:
         except comfy.model_management.InterruptProcessingException:
             raise
         except Exception as error:
-            reason = f"the disk of {self._plan.request.folders.temp} is full" if is_full(error) else error
+            reason = f"the disk of {self._checked.request.folders.temp} is full" if is_full(error) else error
             self.failure = f"The preview could not be written ({reason}). The video is not affected."
             logging.warning("UltraGen: %s", self.failure)
             self._stack.__exit__(type(error), error, error.__traceback__)

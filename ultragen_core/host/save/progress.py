@@ -8,14 +8,14 @@ from collections.abc import Callable
 import comfy.model_management
 import comfy.utils
 
+from ..vae.run import Report
+
 DECODING, ENCODING = "decoding", "encoding"
 # In order, with their shares of the bar. The browser shows the names.
 PHASES = {DECODING: 0.7, ENCODING: 0.3}
 
 _STEPS = 1000
 _SECONDS_BETWEEN_TEXTS = 0.5
-
-Report = Callable[[int, int], None]
 
 
 class SaveProgress:
@@ -26,7 +26,7 @@ class SaveProgress:
         self._bar = comfy.utils.ProgressBar(_STEPS)
         self._last_status = 0.0
 
-    def report(self, index: int, phase: str) -> Report:
+    def reporter(self, index: int, phase: str) -> Report:
         """Return `update(done, total)` for one phase of one video. It raises ComfyUI's interruption."""
         names = list(PHASES)
         before = sum(PHASES[name] for name in names[: names.index(phase)])

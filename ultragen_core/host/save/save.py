@@ -18,21 +18,22 @@ from ...video.audio import AudioClip
 from ...video.encoder import VideoWriter
 from ...video.latents import count_not_finite
 from ..vae.exact import stream_decode
+from ..vae.run import Report
 from ..vae.support import fallback_reason
 from .latent import KeptLatent, video_of
-from .plan import (
+from .preview import Preview
+from .progress import DECODING, ENCODING, SaveProgress
+from .request import (
     KEEP,
     KEEP_NEVER,
     KEEP_UNTIL_SAVED,
+    CheckedRequest,
     Folders,
     Request,
-    SavePlan,
     VideoSettings,
     check_disk_space,
-    make_plan,
+    check_request,
 )
-from .preview import Preview
-from .progress import DECODING, ENCODING, Report, SaveProgress
 
 __all__ = ["KEEP", "KEEP_NEVER", "KEEP_UNTIL_SAVED", "Folders", "SavedVideos", "VideoSettings", "save_video"]
 
@@ -86,16 +87,16 @@ def save_video(
     broken = _note_broken(samples, saved)
     with _failures(saved, folders, kept):
         try:
-            plan = make_plan(vae, samples, request, audio)
-            check_disk_space(plan)
+            checked = check_request(vae, samples, request, audio)
+            check_disk_space(checked)
         except (ValueError, OSError) as error:
             raise _Refused from error
-        progress = SaveProgress(plan.batch, on_status)
-        for index in range(plan.batch):
-            reports = progress.report(index, DECODING), progress.report(index, ENCODING)
-            broken |= _save_one(vae, samples[index : index + 1], plan, plan.audio[index], saved, *reports)
+        progress = SaveProgress(checked.batch, on_status)
+        for index in range(checked.batch):
+            reports = progress.reporter(index, DECODING), progress.reporter(index, ENCODING)
+            broken |= _save_one(vae, samples[index : index + 1], checked, checked.audio[index], saved, *reports)
     saved.fallback_reason = fallback_reason(vae)
-    saved.latent = kept.path if broken else kept.finish()
+    saved.latent = kept.path if broken else kept.delete_if_temporary()
     return saved
 
 
@@ -148,7 +149,7 @@ def _reason(error: BaseException, folders: Folders) -> str:
 def _save_one(
     vae,
     samples: torch.Tensor,
-    plan: SavePlan,
+    checked: CheckedRequest,
     clip: AudioClip | None,
     saved: SavedVideos,
     decoding: Report,
@@ -158,45 +159,45 @@ def _save_one(
 
     Returns whether decoded frames hold NaN or infinite values.
     """
-    with new_file(plan.names()) as file, plan.buffer() as buffer:
+    with new_file(checked.make_names()) as file, checked.buffer() as buffer:
 
         def write(region, pixels):
             buffer.write(region.frames, region.rows, region.columns, pixels)
 
-        stream_decode(vae, samples, write, plan.settings.tile, decoding)
+        stream_decode(vae, samples, write, checked.settings.tile, decoding)
         broken = buffer.not_finite
         if broken:
             saved.note(
-                f"{broken} of {plan.frames} decoded frames of {file.path.name} hold NaN or infinite values and are"
+                f"{broken} of {checked.frames} decoded frames of {file.path.name} hold NaN or infinite values and are"
                 " black there. If the latent is finite, the VAE overflows: start ComfyUI with --fp32-vae and save the"
                 " kept latent again."
             )
-        plan = plan.trimmed(clip)
-        preview = _encode(islice(buffer, plan.frames), plan, file, clip, saved, encoding)
+        checked = checked.trimmed(clip)
+        preview = _encode(islice(buffer, checked.frames), checked, file, clip, saved, encoding)
     saved.videos.append(file.path)
-    if preview is None and plan.codec.plays_in_browsers:
+    if preview is None and checked.codec.plays_in_browsers:
         preview = file.path
     if preview is not None:
         saved.previews.append(preview)
-    if plan.side_file:
-        _write_side_file(file.path, plan, saved)
+    if checked.side_file:
+        _write_side_file(file.path, checked, saved)
     return broken > 0
 
 
 def _encode(
-    frames: Iterator, plan: SavePlan, file: NewFile, clip: AudioClip | None, saved: SavedVideos, report: Report
+    frames: Iterator, checked: CheckedRequest, file: NewFile, clip: AudioClip | None, saved: SavedVideos, report: Report
 ) -> Path | None:
     """Write the video to file.part. Return the preview's path, if there is one."""
-    texts, crf = plan.request.texts, plan.settings.crf
+    texts, crf = checked.request.texts, checked.settings.crf
     still_wanted = comfy.model_management.throw_exception_if_processing_interrupted
-    previewed = nullcontext() if plan.codec.plays_in_browsers else Preview(plan, clip)
-    video = VideoWriter(file.part, plan.codec, plan.size, plan.fps, crf, plan.frames, clip, texts)
+    previewed = nullcontext() if checked.codec.plays_in_browsers else Preview(checked, clip)
+    video = VideoWriter(file.part, checked.codec, checked.size, checked.fps, crf, checked.frames, clip, texts)
     with video, previewed as preview:
         writers = [video] if preview is None else [video, preview]
         for number, frame in enumerate(frames):
             for writer in writers:
-                writer.write(frame[plan.rows])
-            report(number + 1, plan.frames)
+                writer.write(frame[checked.rows])
+            report(number + 1, checked.frames)
         for writer in writers:
             writer.finish(still_wanted)
     if preview is None:
@@ -206,18 +207,18 @@ def _encode(
     return preview.path
 
 
-def _write_side_file(video: Path, plan: SavePlan, saved: SavedVideos) -> None:
+def _write_side_file(video: Path, checked: CheckedRequest, saved: SavedVideos) -> None:
     """Write the video's details next to it, as NAME_00001_.json. A failure only adds a note."""
-    settings = plan.settings
+    settings = checked.settings
     try:
         details = json.loads(settings.details)
     except ValueError:
         details = settings.details
-    (width, height), frames = plan.size, plan.frames
-    facts = {"file": video.name, "width": width, "height": height, "frames": frames, "fps": float(plan.fps)}
+    (width, height), frames = checked.size, checked.frames
+    facts = {"file": video.name, "width": width, "height": height, "frames": frames, "fps": float(checked.fps)}
     facts |= {"codec": settings.codec, "crf": settings.crf, "details": details}
     try:
-        with new_file([video.with_suffix(plan.side_file)]) as file:
+        with new_file([video.with_suffix(checked.side_file)]) as file:
             file.part.write_text(json.dumps(facts, indent=2), encoding="utf-8")
         saved.side_files.append(file.path)
     except OSError as error:

@@ -49,7 +49,7 @@ class Folders:
     temp: str
     save_image_path: Callable[[str, str, int, int], tuple[str, str, int, str, str]]
 
-    def names(self, folder: str, prefix: str, extension: str, width: int = 0, height: int = 0) -> Iterator[Path]:
+    def make_names(self, folder: str, prefix: str, extension: str, width: int = 0, height: int = 0) -> Iterator[Path]:
         """Create the folder of `prefix` and return an endless iterator of numbered names, normally free ones.
 
         width, height: for %width% and %height%. Raises ValueError or OSError for an unusable prefix.
@@ -77,7 +77,7 @@ class Folders:
         """
         check_prefix(prefix, self.output)
         if "%" not in prefix:
-            check_folder(next(self.names(self.output, prefix, PREVIEW.extension)).parent, 0, "video")
+            check_folder(next(self.make_names(self.output, prefix, PREVIEW.extension)).parent, 0, "video")
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,11 @@ class Request:
 
 
 @dataclass(frozen=True)
-class SavePlan:
-    """A checked request. Sizes in pixels; rows: those that the crop keeps; ram_limit: bytes for decoded frames."""
+class CheckedRequest:
+    """A request that has passed `check_request`.
+
+    Sizes in pixels. rows: those that the crop keeps. ram_limit: bytes for decoded frames.
+    """
 
     request: Request
     codec: Codec
@@ -152,13 +155,13 @@ class SavePlan:
     def size(self) -> tuple[int, int]:
         return self.width, self.rows.stop - self.rows.start
 
-    def names(self) -> Iterator[Path]:
-        """Iterate over names for the next video."""
+    def make_names(self) -> Iterator[Path]:
+        """Create the output folder and return an endless iterator of names for the next video."""
         folders = self.request.folders
-        return folders.names(folders.output, self.request.prefix, self.codec.extension, *self.size)
+        return folders.make_names(folders.output, self.request.prefix, self.codec.extension, *self.size)
 
-    def trimmed(self, clip: AudioClip | None) -> SavePlan:
-        """Return the plan with the number of frames that `clip` leaves, if the video ends with its audio."""
+    def trimmed(self, clip: AudioClip | None) -> CheckedRequest:
+        """Return the request with the number of frames that `clip` leaves, if the video ends with its audio."""
         if clip is None or not self.settings.trim_to_audio:
             return self
         return replace(self, frames=min(self.frames, frames_covered(clip, self.fps)))
@@ -168,7 +171,7 @@ class SavePlan:
         return FrameBuffer(*shape, self.codec.bits, self.request.folders.temp, self.ram_limit, may_pin())
 
 
-def make_plan(vae, samples: torch.Tensor, request: Request, audio: Mapping | None) -> SavePlan:
+def check_request(vae, samples: torch.Tensor, request: Request, audio: Mapping | None) -> CheckedRequest:
     """Check the request against the latent (b, c, t, h, w), the VAE and the audio. Raises ValueError."""
     if samples.ndim != 5:
         raise ValueError(
@@ -186,7 +189,7 @@ def make_plan(vae, samples: torch.Tensor, request: Request, audio: Mapping | Non
     fps = frame_rate(settings.fps)
     clips = audio_clips(audio, codec, batch, frames / fps)
     ram_limit = int(free_ram() * RAM_SHARE)
-    return SavePlan(request, codec, fps, batch, frames, height, width, rows, clips, side_file, ram_limit)
+    return CheckedRequest(request, codec, fps, batch, frames, height, width, rows, clips, side_file, ram_limit)
 
 
 def chosen(name: str, options: Mapping, value: object) -> object:
@@ -197,20 +200,20 @@ def chosen(name: str, options: Mapping, value: object) -> object:
         raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}. Choose one of them.") from None
 
 
-def check_disk_space(plan: SavePlan) -> None:
+def check_disk_space(checked: CheckedRequest) -> None:
     """Raise OSError if the disk is too full for the videos or for the decoded frames buffered on it."""
-    width, height = plan.size
-    settings, folders = plan.request.settings, plan.request.folders
-    needed = plan.batch * estimated_bytes(plan.codec, plan.frames, height, width, settings.crf)
-    buffered = FrameBuffer.size(plan.frames, plan.height, plan.width, plan.codec.bits)
-    output = next(plan.names()).parent
-    if buffered <= plan.ram_limit:
+    width, height = checked.size
+    needed = checked.batch * estimated_bytes(checked.codec, checked.frames, height, width, checked.settings.crf)
+    buffered = FrameBuffer.size(checked.frames, checked.height, checked.width, checked.codec.bits)
+    output = next(checked.make_names()).parent
+    if buffered <= checked.ram_limit:
         check_folder(output, needed, "video")
         return
-    temp = Path(folders.temp)
+    temp = Path(checked.request.folders.temp)
     temp.mkdir(parents=True, exist_ok=True)
     if os.stat(output).st_dev == os.stat(temp).st_dev:
         check_folder(output, needed + buffered, "video, together with its decoded frames,")
-        needed = buffered = 0
-    check_folder(output, needed, "video")
-    check_folder(temp, buffered, "decoded video")
+        check_folder(temp, 0, "decoded video")
+    else:
+        check_folder(output, needed, "video")
+        check_folder(temp, buffered, "decoded video")
