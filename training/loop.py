@@ -20,10 +20,11 @@ from tools.console import ProgressLine, Trouble
 
 from .cache import Cache
 from .checkpoint import States, publish
+from .cuda_graph import GraphedLoss
 from .curve import Curve, Row
 from .ema import AveragedWeights, decay_at
 from .model import Velocity
-from .objective import Samples, generator, loss_of, padded
+from .objective import Samples, generator, loss_of, noisy_inputs, padded, velocity_loss
 from .preview import sample, write_video
 from .recipe import Recipe, option
 from .settings_file import agree
@@ -50,9 +51,20 @@ class Training:
     """One run, continued from its newest state.
 
     micro_batch: clips that a process computes at once. vae: a comfy.sd.VAE for previews.
+    cuda_graph: compile the model and record a step's passes as one CUDA graph, which takes a minute or two at the
+    start. Ignored unless one process on a GPU computes a whole batch at once. The model must keep its activations.
     """
 
-    def __init__(self, recipe: Recipe, keeping: Keeping, model: Velocity, cache: Cache, micro_batch: int = 1, vae=None):
+    def __init__(
+        self,
+        recipe: Recipe,
+        keeping: Keeping,
+        model: Velocity,
+        cache: Cache,
+        micro_batch: int = 1,
+        vae=None,
+        cuda_graph: bool = False,
+    ):
         self.recipe, self.keeping, self.bare, self.cache, self.vae = recipe, keeping, model, cache, vae
         self.micro_batch, self.accelerator = micro_batch, _accelerator()
         self.accelerator.gradient_accumulation_steps = self._accumulated(self.accelerator.num_processes)
@@ -62,11 +74,22 @@ class Training:
             agree(keeping.out / "recipe.json", dataclasses.asdict(recipe), may_change=("steps",))
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, recipe.learning_rate, BETAS, weight_decay=recipe.weight_decay)
+        self.graphed_loss = None
+        if cuda_graph and self._can_be_graphed():
+            self.graphed_loss = GraphedLoss(self._velocity_loss, learning)
+            torch._dynamo.reset()
+            torch._dynamo.config.recompile_limit = 64  # branches of a layer differ in shapes and precision
+            model.compile(dynamic=False)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.averages = AveragedWeights([p for p in self.model.parameters() if p.requires_grad])
         self.states = States(keeping.out, self.model, self.optimizer.optimizer, self.averages)
         self.curve = Curve(keeping.out)
         self.step = self._resume()
+
+    def _can_be_graphed(self) -> bool:
+        accelerator = self.accelerator
+        one_process = accelerator.distributed_type == DistributedType.NO
+        return one_process and accelerator.gradient_accumulation_steps == 1 and accelerator.device.type == "cuda"
 
     def _accumulated(self, processes: int) -> int:
         together = processes * self.micro_batch
@@ -143,18 +166,29 @@ class Training:
         for _ in range(self.accelerator.gradient_accumulation_steps):
             numbers, latents, texts = (part.to(self.accelerator.device) for part in next(batches))
             with self.accelerator.accumulate(self.model):
-                with self.accelerator.autocast():
-                    loss = loss_of(self.model, numbers, latents, padded(texts), self.recipe)
-                self.accelerator.backward(loss)
-                losses.append(loss.detach())
+                losses.append(self._backward(numbers, latents, padded(texts)))
                 if self.accelerator.sync_gradients:
                     # All parameters: accelerate recognises a sharded model by its complete list.
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
                 self.optimizer.step()
-                self.optimizer.zero_grad()
+                if self.graphed_loss is None:
+                    self.optimizer.zero_grad()
         self.averages.update(decay_at(self.step, self.recipe.ema))
         loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
         return Row(self.step + 1, loss, rate, float(norm), time.perf_counter() - started)
+
+    def _backward(self, numbers: Tensor, latents: Tensor, texts: Tensor) -> Tensor:
+        """Return the detached loss; the parameters hold its gradients."""
+        if self.graphed_loss:
+            return self.graphed_loss(*noisy_inputs(numbers, latents, self.recipe), texts)
+        with self.accelerator.autocast():
+            loss = loss_of(self.model, numbers, latents, texts, self.recipe)
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def _velocity_loss(self, *inputs: Tensor) -> Tensor:
+        with self.accelerator.autocast():
+            return velocity_loss(self.model, *inputs)
 
     def _progress(self, row: Row) -> str:
         steps = self.recipe.steps

@@ -75,10 +75,18 @@ def loss_of(model: nn.Module, numbers: Sequence[int], latents: Tensor, texts: Te
 
     model: velocity(x, t, text). numbers: the samples' (b,). latents: (b, c, t, h, w). texts: (b, 512, text channels).
     """
-    drawn = [generator(latents.device, recipe.seed, "noise", int(number)) for number in numbers]
-    s = torch.cat([torch.rand(1, generator=g, device=latents.device) for g in drawn])
-    noise = torch.stack([torch.randn(latents.shape[1:], generator=g, device=latents.device) for g in drawn])
+    return velocity_loss(model, *noisy_inputs(numbers, latents, recipe), texts)
+
+
+def noisy_inputs(numbers: Sequence[int], latents: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
+    """Return noisy latents, t = 1000 * sigma (b,) and the target velocity, noise - latent."""
+    random = [generator(latents.device, recipe.seed, "noise", int(number)) for number in numbers]
+    s = torch.cat([torch.rand(1, generator=g, device=latents.device) for g in random])
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=g, device=latents.device) for g in random])
     sigma = shifted(s, recipe.shift)
     share = sigma[:, None, None, None, None]
-    velocity = model((1 - share) * latents + share * noise, 1000 * sigma, texts)
-    return F.mse_loss(velocity.float(), noise - latents)
+    return (1 - share) * latents + share * noise, 1000 * sigma, noise - latents
+
+
+def velocity_loss(model: nn.Module, noisy: Tensor, t: Tensor, target: Tensor, texts: Tensor) -> Tensor:
+    return F.mse_loss(model(noisy, t, texts).float(), target)

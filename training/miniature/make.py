@@ -134,7 +134,8 @@ class Making:
             latents.write(self.latents_file(size), self.vae(), range(clips), size, self.device)
         keeping = Keeping(self.folder / recipe.rule, minutes=self.minutes_left(), state_every=1000)
         model = build(base, recipe.rule, recipe)
-        return Training(recipe, keeping, model, latents.Latents(self.latents_file(size)), recipe.batch).run()
+        clips = latents.Latents(self.latents_file(size))
+        return Training(recipe, keeping, model, clips, recipe.batch, cuda_graph=True).run()
 
     def minutes_left(self) -> float:
         """Return the minutes left, never 0, so that every part that begins makes a step."""
