@@ -93,7 +93,7 @@ def _clouds(view: View, canvas: Tensor) -> Tensor:
 def _shine(view: View, canvas: Tensor) -> Tensor:
     """Paint the sun or the moon and its glow."""
     night = view.shown.time == "night"
-    radius = 0.042 if night else 0.05
+    radius = 0.06 if night else 0.07
     beyond = (view.light_distance - radius).clamp(min=0)
     glow = 0.45 * torch.exp(-beyond / 0.05) + (0.08 if night else 0.15) * torch.exp(-((beyond / 0.25) ** 2))
     disc = _step(radius - view.light_distance, 1 / view.height + 0.012)
