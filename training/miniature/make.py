@@ -44,12 +44,12 @@ class Miniature:
     low: VideoSize = VideoSize(256, 144, 17)
     low_clips: int = 8192
     dense: Recipe = Recipe(
-        rule="dense", steps=3250, batch=64, shift=3.0, learning_rate=1.2e-3, warmup=200, decay="cosine"
+        rule="dense", steps=5000, batch=64, shift=3.0, learning_rate=1.2e-3, warmup=200, decay="cosine"
     )
     high: VideoSize = VideoSize(640, 352, 17)
-    high_clips: int = 6144
+    high_clips: int = 8192
     ultragen: Recipe = Recipe(
-        rank=16, dense_blocks="0,5", gate=0.9, steps=6000, batch=16, shift=1.5, learning_rate=1e-3, warmup=200,
+        rank=16, dense_blocks="0,5", gate=0.9, steps=18000, batch=16, shift=1.5, learning_rate=1e-3, warmup=200,
         decay="cosine",
     )  # fmt: skip
     shift: float = 3.0
