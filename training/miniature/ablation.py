@@ -111,7 +111,7 @@ class Ablation:
         if not (self._train(FULL, seed, timed) and self._train(variant, seed, timed)):
             return False
         # Timed on the first steps only, so that a continued run gets the same number.
-        in_time = round(steps * self._seconds(FULL, seed, timed) / self._seconds(variant, seed, timed))
+        in_time = max(round(steps * self._seconds(FULL, seed, timed) / self._seconds(variant, seed, timed)), 1)
         for target in sorted({steps, in_time}):
             if not self._train(variant, seed, target):
                 return False
