@@ -109,7 +109,7 @@ def test_rates_rise_and_fall():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"trains": "extras", "rule": "dense"}, "Only the rule ultragen has extras"),
     ({"batch": 0}, "batch must be at least 1, got 0"),
-    ({"dense_blocks": "3-1"}, "from lower to higher"),
+    ({"dense_blocks": "3-1"}, "from the lower to the higher index"),
     ({"gate": 1.0}, "gate must be between 0 and 1, got 1.0"),
 ])  # fmt: skip
 def test_recipes_that_make_no_sense_are_refused(changes, message):
