@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--width", type=int, default=640)
     demo.add_argument("--height", type=int, default=352)
     demo.add_argument("--frames", type=int, default=17)
-    demo.add_argument("--steps", type=int, default=14)
+    demo.add_argument("--steps", type=int, default=12)
     demo.add_argument("--seed", type=int, default=0)
     serve = commands.add_parser("serve", help="start ComfyUI with the pack and the tiny model for your browser")
     templates = commands.add_parser("templates", help="write workflows/: every template and its thumbnail")

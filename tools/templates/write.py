@@ -32,7 +32,7 @@ class Look(NamedTuple):
     size: tuple[int, int, int, int]
 
 
-PAINTED = Look("tiny", (640, 352, 17, 14))  # the trained model, at the size it was trained at
+PAINTED = Look("tiny", (640, 352, 17, 12))  # the trained model, at the size it was trained at
 CLOUDS = Look("untrained", (WIDTH, HEIGHT, 5, 6))  # the random model paints clouds of colour
 # Templates that need no model but UltraGen's checkpoint, the trained one.
 LOOKS = dict.fromkeys(TEMPLATES, CLOUDS) | dict.fromkeys(
