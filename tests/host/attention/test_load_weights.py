@@ -75,7 +75,7 @@ def test_every_kind_of_model_counts_as_whole(name):
 @pytest.mark.parametrize(
     ("part", "found"),
     [
-        ("blocks.0.", "blocks 1-3 are there, 0 is missing"),
+        ("blocks.0.", "found blocks 1-3, but 0 is missing"),
         ("blocks.2.ffn.0.weight", "blocks.2.ffn.0.weight is missing"),
         ("head.modulation", "head.modulation is missing"),
         ("text_embedding", "text_embedding.0.weight and 3 more are missing"),
