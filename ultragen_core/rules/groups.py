@@ -74,7 +74,7 @@ def _ultragen_branch(name: str, grid: TokenGrid, spec: BranchSpec, ratio: int, r
         columns,
         windows=_window_tokens(grid, spec, ratio),
         projections=2 if spec.key_from_query else 3,
-        rank=rank if ratio > 1 and spec.lora_strength else 0,
+        rank=rank if name != "local" and spec.lora_strength else 0,  # a coarse branch has deltas at any ratio
         note=f"at 1/{ratio} of the resolution" if ratio > 1 else "",
     )
 
