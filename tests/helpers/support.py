@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ultragen_core.attention.engine import Engine
+from ultragen_core.attention.module import WanProjections
 from ultragen_core.plan.flops import FLOPs
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -30,15 +31,12 @@ def seeded(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-class ToyAttention(nn.Module):
+class ToyAttention(WanProjections):
     """The parts of a Wan self-attention that a layer uses, with seeded random weights."""
 
     def __init__(self, channels: int, heads: int = 2):
-        super().__init__()
         torch.manual_seed(0)
-        self.num_heads, self.head_dim = heads, channels // heads
-        self.q, self.k, self.v, self.o = (nn.Linear(channels, channels) for _ in range(4))
-        self.norm_q, self.norm_k = nn.RMSNorm(channels, eps=1e-6), nn.RMSNorm(channels, eps=1e-6)
+        super().__init__(channels, heads)
         self.requires_grad_(False)
 
 

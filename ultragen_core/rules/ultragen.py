@@ -95,9 +95,12 @@ class UltraGenRule:
 
     def spec(self, index: int, grid: TokenGrid) -> BlockSpec:
         """What block `index` computes on this grid."""
-        trained = self.extras.trained
-        near = windows_near(self.model.base_tokens, grid, self.extras.shape.hierarchical_ratio)
-        return block_spec(index, self.local, self.global_, trained, TRAINED_WINDOWS if trained else near)
+        windows = (
+            TRAINED_WINDOWS
+            if self.extras.trained
+            else windows_near(self.model.base_tokens, grid, self.extras.shape.hierarchical_ratio)
+        )
+        return block_spec(index, self.local, self.global_, self.extras.trained, windows)
 
     def attentions(
         self, extras: Mapping[int, BlockExtras], t: Tensor, grid: TokenGrid
