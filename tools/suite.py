@@ -25,6 +25,7 @@ NEWEST_ONLY = {
         (f"video/test_{name}.py" for name in ("audio", "codecs", "encoder", "frames", "prefix", "reader")),
         "plain PyTorch and PyAV: calls nothing of ComfyUI",
     ),
+    **dict.fromkeys(("test_architecture.py", "test_documents.py"), "read this repository's sources and texts"),
     **dict.fromkeys(("install", "tools", "training"), "the repository's tools and trainer, used with the newest alone"),
     "vae/test_geometry.py": "our arithmetic on the layers that test_exact.py finds in both versions",
     "vae/test_properties.py": "random sizes for the same arithmetic; both versions decode the sizes in test_exact.py",

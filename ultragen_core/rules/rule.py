@@ -13,9 +13,10 @@ from .groups import BlockGroup
 
 
 class Rule(Protocol):
-    """Which blocks of a model replace full attention, and with what. A rule holds no module of the base model, and of
-    the
-    extras only the gates: the caller hands over the extras of the clone and the GPU that run.
+    """Which blocks of a model replace full attention, and with what.
+
+    A rule holds no module of the base model, and of the extras only the gates: the caller hands over the extras of the
+    clone and the GPU that run.
 
     extras: summary of the extras that it runs with, None if it has none. blocks: those that it takes. dense: for every
     other block the reason why it keeps full attention.
