@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.ldm.wan.model as wan
 import comfy.model_management
 import pytest
 import torch
@@ -103,18 +104,37 @@ def test_an_attention_override_is_asked_for_all_windows_together(dense, rule, wi
     assert windows in shapes
 
 
-def test_extra_tokens_are_said_in_every_run_that_has_them(tiny_path, tmp_path, caplog):
-    """A reference frame (Wan Fun) joins the sequence beside the grid: the blocks stay dense, and each run says so."""
+@pytest.fixture
+def fun(tiny_path, tmp_path):
+    """A patched model whose reference frames join the sequence next to the grid, as in Wan Fun."""
     reference = {"ref_conv.weight": seeded(256, 16, 2, 2, seed=5) / 8, "ref_conv.bias": torch.zeros(256)}
     save_file(load_file(tiny_path) | reference, tmp_path / "fun.safetensors")
-    model = load_model(tmp_path / "fun.safetensors", model_options={"dtype": torch.float32})
+    return load_model(tmp_path / "fun.safetensors", model_options={"dtype": torch.float32})
+
+
+REFERENCE = [seeded(1, 16, 1, 16, 24)]
+
+
+def test_extra_tokens_are_said_in_every_run_that_has_them(fun, caplog):
+    """The blocks stay dense, and each run says so."""
     for _ in range(2):
         caplog.clear()
-        sample(model, SHAPE, CONTEXT, reference_latents=[seeded(1, 16, 1, 16, 24)])
+        sample(fun, SHAPE, CONTEXT, reference_latents=REFERENCE)
         assert caplog.text.count("all blocks stay dense, because 96 extra tokens joined the video's 288") == 1
     caplog.clear()
-    sample(model, SHAPE, CONTEXT)
+    sample(fun, SHAPE, CONTEXT)
     assert "stay dense" not in caplog.text
+
+
+def test_blocks_that_stay_dense_for_extra_tokens_are_bounded_too(fun, bounded, monkeypatch):
+    whole = sample(fun, SHAPE, CONTEXT, steps=1, reference_latents=REFERENCE)
+    bounded()
+    queries, attention = [], wan.optimized_attention
+    monkeypatch.setattr(
+        wan, "optimized_attention", lambda q, *a, **k: queries.append(q.shape[1]) or attention(q, *a, **k)
+    )
+    assert relative_error(sample(fun, SHAPE, CONTEXT, steps=1, reference_latents=REFERENCE), whole) < 1e-5
+    assert max(queries) <= 288 // 3
 
 
 @pytest.mark.parametrize("cfg", [1.0, 5.0])

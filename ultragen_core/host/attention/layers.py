@@ -50,9 +50,12 @@ def engine(
 
 @dataclass
 class RuleLayer:
-    """On a self-attention: a rule's attention. original: the forward that it replaces."""
+    """On a self-attention: a rule's attention.
 
-    original: Callable[..., Tensor]
+    full: the attention of a block that stays dense, ComfyUI's or a DenseLayer's.
+    """
+
+    full: Callable[..., Tensor]
     attention: Callable[..., Tensor]
     tokens: int
     rope_scale: tuple[float, float, float]
@@ -67,7 +70,7 @@ class RuleLayer:
         if x.shape[1] != layer.tokens:
             extra = x.shape[1] - layer.tokens
             layer.note(f"all blocks stay dense, because {extra} extra tokens joined the video's {layer.tokens}")
-            return layer.original(x, freqs, transformer_options=transformer_options, **kwargs)
+            return layer.full(x, freqs, transformer_options=transformer_options, **kwargs)
         if transformer_options.get("patches", {}).get("attn1_patch"):
             layer.note("attention patches (attn1_patch) of other nodes act on dense blocks only")
         chosen = engine(module, transformer_options, layer.tokens_at_a_time, layer.rope_scale, layer.rope_tables)

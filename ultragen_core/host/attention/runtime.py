@@ -148,8 +148,9 @@ class Runtime:
             layers = bounded_layers(dm, activation_dtype(base), at_a_time, keep_dense)
         for index, attention in attentions.items():
             for attn in self_attentions(dm, index):
+                bounded = layers.get(attn)
                 layers[attn] = RuleLayer(
-                    attn.forward,
+                    functools.partial(bounded.forward, attn) if bounded else attn.forward,
                     attention,
                     grid.tokens,
                     rope_scale(options),
