@@ -25,18 +25,21 @@ class Node(io.ComfyNode):
     `validate_inputs` and `fingerprint_inputs` as for ComfyNode; this class wraps them:
     - `execute` gets valid inputs only. It first calls `validate_inputs` again, because linked values are None when a
       prompt is queued.
-    - `validate_inputs` never raises. As in ComfyUI, it must itself check the options of a combo that it takes.
+    - `validate_inputs` never raises. As in ComfyUI, it must itself check the options of a combo that it takes. Nodes
+      with float inputs always have it, so that NaN is refused when the prompt is queued.
     - `fingerprint_inputs` never raises. On an error the node runs again, and `execute` reports what is wrong.
     - Errors keep their type and traceback; characters that cannot be encoded are escaped in their messages.
     """
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
+        if "validate_inputs" not in cls.__dict__ and _float_inputs(cls):
+            cls.validate_inputs = classmethod(lambda cls: True)
         for name, guard in _GUARDS.items():
             method = cls.__dict__.get(name)
             # ComfyUI runs nodes on locked copies of their classes, whose methods are wrapped already.
             if method is not None and not hasattr(method.__func__, "__wrapped__"):
-                setattr(cls, name, classmethod(guard(method.__func__)))
+                setattr(cls, name, classmethod(guard(cls, method.__func__)))
 
     @classmethod
     def on_refused(cls, inputs: Mapping[str, object]) -> str:
@@ -140,7 +143,13 @@ def _self_validated(cls: type[Node]) -> set[str]:
     return {each.name for each in parameters if each.kind != each.VAR_KEYWORD}
 
 
-def _guarded_execute(execute: Callable) -> Callable:
+def _float_inputs(cls: type[Node]) -> list[str]:
+    """Return the ids of the float inputs of a class that has a schema of its own."""
+    inputs = cls.define_schema().inputs if "define_schema" in cls.__dict__ else []
+    return [each.id for each in inputs if isinstance(each, io.Float.Input)]
+
+
+def _guarded_execute(_: type[Node], execute: Callable) -> Callable:
     names = list(inspect.signature(execute).parameters)[1:]
 
     @functools.wraps(execute)
@@ -168,8 +177,12 @@ def _accepted(cls: type[Node], given: dict[str, object]) -> dict[str, object]:
     return values
 
 
-def _guarded_validation(validate: Callable) -> Callable:
-    signature = inspect.signature(validate)
+def _guarded_validation(node: type[Node], validate: Callable) -> Callable:
+    own = inspect.signature(validate).parameters
+    floats = [name for name in _float_inputs(node) if name not in own]
+    # ComfyUI passes the inputs that the signature names.
+    named = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in floats]
+    signature = inspect.Signature([*own.values(), *named])
 
     @functools.wraps(validate)
     def guarded(cls, *args, **inputs):
@@ -179,7 +192,8 @@ def _guarded_validation(validate: Callable) -> Callable:
         except TypeError:
             return True  # ComfyUI itself reports a missing input
         try:
-            verdict = validate(cls, **cls.checked(values, queued=True))
+            checked = cls.checked(values, queued=True)
+            verdict = validate(cls, **{name: value for name, value in checked.items() if name not in floats})
         except Exception as error:
             verdict = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return encodable(verdict) if isinstance(verdict, str) else verdict
@@ -188,7 +202,7 @@ def _guarded_validation(validate: Callable) -> Callable:
     return guarded
 
 
-def _guarded_fingerprint(fingerprint: Callable) -> Callable:
+def _guarded_fingerprint(_: type[Node], fingerprint: Callable) -> Callable:
     @functools.wraps(fingerprint)
     def guarded(cls, *args, **inputs):
         try:

@@ -167,10 +167,6 @@ class UltraGenApply(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent=None, end_percent=None):
-        return True  # `Node` validates both; ComfyUI itself lets NaN pass
-
-    @classmethod
     def execute(
         cls,
         model,

@@ -63,10 +63,6 @@ class UltraGenModelSampling(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, shift=None):
-        return True  # `Node` validates it; ComfyUI itself lets NaN pass
-
-    @classmethod
     def execute(cls, model, shift, steps, latent=None) -> io.NodeOutput:
         if latent is not None:
             shift = shift_for_size(*pixels_of(latent["samples"].shape), shift)

@@ -123,11 +123,8 @@ class UltraGenSaveVideo(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, fps=None, codec=None, tile=None, filename_prefix=None):
-        """Check the widgets when the prompt is queued, before any sampling. A linked input is None here.
-
-        `fps` is checked by `Node` against the schema, because ComfyUI itself lets NaN pass.
-        """
+    def validate_inputs(cls, codec=None, tile=None, filename_prefix=None):
+        """Check the widgets when the prompt is queued, before any sampling. A linked input is None here."""
         try:
             if codec is not None:
                 check_encoders(chosen("codec", CODECS, codec), with_audio=False)

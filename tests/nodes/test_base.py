@@ -15,6 +15,8 @@ import torch
 from comfy_api.internal import first_real_override
 from comfy_api.latest import io
 
+import nodes as comfyui_nodes
+
 BYTES_NAME = "gr\udcf6n.ckpt"  # not UTF-8, as Python hands it on
 SOCKETS = {"LATENT": {"samples": torch.zeros(1, 16, 1, 8, 8)}}
 
@@ -167,11 +169,33 @@ def test_validation_ends_in_a_sentence_and_fingerprints_in_a_run(toy):
 
 
 def test_comfyui_sees_the_same_parameters_and_overrides(toy, pack):
-    assert inspect.getfullargspec(toy.validate_inputs).args == ["cls", "file"]
+    assert inspect.getfullargspec(toy.validate_inputs).args == ["cls", "file", "rate"]
     assert first_real_override(toy, "fingerprint_inputs") is not None and toy.FUNCTION == "EXECUTE_NORMALIZED"
     resume = next(node for node in pack.nodes.NODES if node.__name__ == "UltraGenResume")
     for name in ("validate_inputs", "fingerprint_inputs"):
         assert first_real_override(resume, name) is None, "a node without it gets none"
+
+
+@pytest.mark.parametrize(("value", "refused"), [(math.nan, True), ("nan", True), (3.0, True), (1.5, False)])
+def test_comfyui_refuses_a_float_outside_its_limits_when_it_is_queued(toy, monkeypatch, value, refused):
+    """ComfyUI compares a value with the widget's limits, and NaN passes every comparison."""
+    monkeypatch.setitem(comfyui_nodes.NODE_CLASS_MAPPINGS, "Toy", toy)
+    prompt = {"1": {"class_type": "Toy", "inputs": {"rate": value}}}
+    valid, errors, _ = asyncio.run(execution.validate_inputs("an id", prompt, "1", {}))
+    assert valid is not refused and ("rate must be a number from 0.5 to 2.0" in str(errors)) is refused
+
+
+def test_nan_is_refused_by_every_float_when_it_is_queued(pack):
+    tried = []
+    for node in pack.nodes.NODES:
+        for each in node.define_schema().inputs:
+            if isinstance(each, io.Float.Input):
+                assert each.id in inspect.getfullargspec(first_real_override(node, "validate_inputs")).args
+                sentence = node.validate_inputs(**{each.id: math.nan})
+                assert f"{each.id} must be a number from" in sentence and "got nan" in sentence
+                assert node.validate_inputs(**{each.id: None}) is True
+                tried.append(each.id)
+    assert len(tried) >= 10
 
 
 def test_every_input_of_every_node_refuses_what_its_widget_could_not_hold(pack, base, monkeypatch, tmp_path):

@@ -282,3 +282,18 @@ def test_leaving_without_finish_closes_the_file(tmp_path):
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.name == "ffv1"
     del writer  # the garbage collector closes it, too
+
+
+@pytest.mark.parametrize("codec", [H264, FFV1], ids=["mp4", "mkv"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_closed_file_is_not_written_to(tmp_path, codec, finished):
+    """PyAV would crash the process."""
+    frame = np.zeros((64, 64, 3), np.uint8)
+    with VideoWriter(tmp_path / "video", codec, (64, 64), FPS, 12, 1) as writer:
+        writer.write(frame)
+        if finished:
+            writer.finish(lambda: None)
+    with pytest.raises(ValueError, match="Could not write video: the file is closed"):
+        writer.write(frame)
+    with pytest.raises(ValueError, match="the file is closed"):
+        writer.finish(lambda: None)

@@ -50,6 +50,7 @@ class VideoWriter:
     ):
         self._codec, self._size, self._fps, self._frames = codec, size, fps, frames
         self._written = 0
+        self._closed = False
         # use_metadata_tags, as ComfyUI's own nodes set it: a file dropped on the canvas opens its workflow.
         options = {"movflags": "use_metadata_tags+faststart"} if codec.container == "mp4" else {}
         self._doing = f"write {path.name}"
@@ -78,7 +79,8 @@ class VideoWriter:
         return stream
 
     def write(self, rgb: np.ndarray) -> None:
-        """Encode the next frame. Raises ValueError for another shape or dtype."""
+        """Encode the next frame. Raises ValueError for another shape or dtype, and after the file was closed."""
+        self._check_open()
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype not in (np.uint8, np.uint16):
             raise ValueError(
                 f"A frame must be uint8 or uint16 of shape (height, width, 3), got {rgb.dtype} of shape {rgb.shape}."
@@ -118,14 +120,16 @@ class VideoWriter:
         """Flush the encoder, which holds back dozens of frames, and close the file.
 
         still_wanted: called before each packet; it raises to interrupt. Raises ValueError if the number of frames
-        written is not `frames`, because x265 may then hang.
+        written is not `frames`, because x265 may then hang, and after the file was closed.
         """
+        self._check_open()
         if self._written != self._frames or not self._written:
             raise ValueError(f"A file must get the {self._frames} frames announced, got {self._written}.")
         with as_os_errors(self._doing):
             self._mux(_while_wanted(self._stream.codec_context.encode_lazy(None), still_wanted))
             if self._track is not None:
                 self._track.finish()
+            self._closed = True
             self._container.close()
 
     def __enter__(self) -> VideoWriter:
@@ -134,7 +138,12 @@ class VideoWriter:
     def __exit__(self, *_) -> None:
         self._close()
 
+    def _check_open(self) -> None:
+        if self._closed:  # PyAV would crash the process
+            raise ValueError(f"Could not {self._doing}: the file is closed. Create a new VideoWriter.")
+
     def _close(self) -> None:
+        self._closed = True
         # Without effect after `finish`. Closing writes a trailer, which may fail, too; the first error is the one worth
         # reading.
         with suppress(OSError, ValueError):
