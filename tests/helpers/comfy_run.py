@@ -58,6 +58,22 @@ def sample(
     return comfy.sample.sample(model, noise, steps, cfg, *choices, callback=callback, disable_pbar=True, seed=seed)
 
 
+def spied(model) -> tuple:
+    """Return a clone, and the shapes of q and k of each attention that it computes from now on.
+
+    They are recorded by an override: what ComfyUI's models hand to their attention differs between versions, what an
+    override gets does not.
+    """
+    model, calls = model.clone(), []
+
+    def override(func, q, k, v, heads, **kwargs):
+        calls.append((tuple(q.shape), tuple(k.shape)))
+        return func(q, k, v, heads, **kwargs)
+
+    model.model_options.setdefault("transformer_options", {})["optimized_attention_override"] = override
+    return model, calls
+
+
 def run_node(node, model, **inputs):
     """Run one of ComfyUI's V3 nodes on a model, with the node's defaults."""
     defaults = {each.id: each.default for each in node.define_schema().inputs[1:]}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import html
 import shutil
 
-import comfy.ldm.wan.model as wan
 import pytest
 import torch
-from helpers.comfy_run import velocity
+from helpers.comfy_run import spied, velocity
 from helpers.support import seeded
 from helpers.wan_models import KINDS, load
 from safetensors.torch import load_file, save_file
@@ -32,29 +31,22 @@ CONTEXT = seeded(1, 512, 4096, seed=1)
 
 
 @pytest.mark.parametrize("rule", ["ultragen", "t3", "dense"])
-def test_operations_are_those_that_the_model_does(tiny, dense, rule, monkeypatch):
+def test_operations_are_those_that_the_model_does(tiny, dense, rule):
     model = dense if rule == "dense" else apply(tiny, Settings(rule=rule))
-    assert plan_of(model, SHAPE).flops.attention == attended(model, monkeypatch)
+    assert plan_of(model, SHAPE).flops.attention == attended(model)
 
 
-def test_vace_blocks_count(monkeypatch):
+def test_vace_blocks_count():
     model = apply(load(KINDS["Wan2.1 VACE"]), Settings(LocalConfig(windows=(2, 3)), rule="ultragen"))
     conditions = {"vace_context": seeded(1, 1, 96, 3, 16, 24), "vace_strength": [1.0]}
-    assert plan_of(model, SHAPE).flops.attention == attended(model, monkeypatch, **conditions)
+    assert plan_of(model, SHAPE).flops.attention == attended(model, **conditions)
 
 
-def attended(model, monkeypatch, **conditions) -> float:
-    """Operations of attention of one evaluation, by the sizes that it is called with."""
-    total, inner = 0.0, wan.optimized_attention
-
-    def counted(q, k, v, heads, **kwargs):
-        nonlocal total
-        total += 4 * q.shape[0] * q.shape[1] * k.shape[1] * q.shape[2]
-        return inner(q, k, v, heads=heads, **kwargs)
-
-    monkeypatch.setattr(wan, "optimized_attention", counted)
+def attended(model, **conditions) -> float:
+    """FLOPs of attention of one evaluation, by the sizes that it is called with."""
+    model, calls = spied(model)
     velocity(model, seeded(*SHAPE), CONTEXT, 0.5, **conditions)
-    return total
+    return sum(4 * q[0] * q[1] * k[1] * q[2] for q, k in calls)
 
 
 def test_published_layout_in_words():

@@ -9,7 +9,7 @@ from helpers.vae_models import context, narrow
 from ultragen_core.vae import decode
 from ultragen_core.vae.geometry import Rect, Span, TileGrid, output_size, tile_regions
 from ultragen_core.vae.layers import build_all
-from ultragen_core.vae.parse import UnsupportedLayer, decoder_layers
+from ultragen_core.vae.parse import UnsupportedLayer, decoder_layers, encoder_layers
 
 
 @pytest.mark.parametrize("version,halo", [("2.1", 15), ("2.2", 15)])
@@ -49,3 +49,18 @@ def test_an_unsupported_layer_is_refused():
     model.decoder.upsamples[4] = torch.nn.Conv3d(32, 32, 3)
     with pytest.raises(UnsupportedLayer, match="got a Conv3d"):
         decoder_layers(model)
+
+
+@pytest.mark.parametrize("layers", [decoder_layers, encoder_layers])
+@pytest.mark.parametrize("version", ["2.1", "2.2"])
+def test_other_patches_and_time_kernels_are_refused(layers, version):
+    """As ComfyUI later than 0.33.0 makes them for images, from Wan 2.2's class."""
+    model, patch = narrow(version), {"2.1": 1, "2.2": 2}[version]
+    assert layers(model)
+    model.patch_size = 4
+    with pytest.raises(UnsupportedLayer, match=f"patches of {patch} pixels and convolutions over 3 frames, got 4 and 3"):
+        layers(model)
+    model.patch_size, conv = patch, model.decoder.conv1
+    model.decoder.conv1 = type(conv)(conv.in_channels, conv.out_channels, (1, 3, 3), padding=(0, 1, 1))
+    with pytest.raises(UnsupportedLayer, match=f"got {patch} and 1"):
+        layers(model)

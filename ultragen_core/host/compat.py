@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import comfy.ldm.modules.attention as attention
+import comfy.ldm.wan.model as wan
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
@@ -114,10 +114,11 @@ def preferred_attention(module: nn.Module):
 
 
 def attention_operands(*tensors: Tensor) -> tuple:
-    """Return q, k and v as ComfyUI's models hand them over, so that its attention can free each as early as possible.
+    """Return q, k and v as ComfyUI's Wan models hand them over.
 
-    Versions before 0.40 take plain tensors, later ones containers that give their tensor away once. From 0.40 on:
-    map(attention.AttentionTensorContainer, tensors).
+    Before 0.40 these are plain tensors, later containers that give their tensor away once, so that attention can free
+    it early. Other packs may replace the function by one that knows its version's form alone. From 0.40 on:
+    map(AttentionTensorContainer, tensors).
     """
-    container = getattr(attention, "AttentionTensorContainer", None)
+    container = getattr(wan, "AttentionTensorContainer", None)
     return tensors if container is None else tuple(map(container, tensors))

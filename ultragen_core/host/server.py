@@ -35,7 +35,7 @@ class RunningNode:
         found, open_ids = {}, [self.node_id]
         while open_ids:
             node_id = open_ids.pop()
-            if node_id not in found:
+            if node_id not in found and node_id in self.graph:
                 found[node_id] = self.graph[node_id]
                 open_ids += [value[0] for value in found[node_id]["inputs"].values() if is_link(value)]
         return found

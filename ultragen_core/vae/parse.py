@@ -16,7 +16,7 @@ class UnsupportedLayer(TypeError):
 
 def decoder_layers(vae: nn.Module) -> list[Layer]:
     """The layers from latents (1, c, t, h, w) to pixels. `vae`: ComfyUI's WanVAE. Raises UnsupportedLayer."""
-    _expect(vae, "WanVAE")
+    _check_variant(vae)
     decoder = vae.decoder
     layers = [Conv(_conv(vae.conv2)), Conv(_conv(decoder.conv1)), *_middle(decoder.middle)]
     layers += [*_blocks(decoder.upsamples, "up"), _head(decoder.head)]
@@ -28,7 +28,7 @@ def encoder_layers(vae: nn.Module) -> list[Layer]:
 
     Raises UnsupportedLayer.
     """
-    _expect(vae, "WanVAE")
+    _check_variant(vae)
     encoder = vae.encoder
     layers = [Conv(_conv(encoder.conv1)), *_blocks(encoder.downsamples, "down"), *_middle(encoder.middle)]
     layers += [_head(encoder.head), Conv(_conv(vae.conv1))]
@@ -47,6 +47,17 @@ def channels_out(layers: Sequence[Layer]) -> int:
     if isinstance(layers[-1], Unpatchify):
         return layers[-2].conv.out_channels // layers[-1].n ** 2
     return layers[-1].conv.out_channels
+
+
+def _check_variant(vae: nn.Module) -> None:
+    """Raise UnsupportedLayer for what newer versions of ComfyUI build from Wan's classes, such as VAEs for images."""
+    _expect(vae, "WanVAE")
+    patch, expected = getattr(vae, "patch_size", _patch_size(vae)), _patch_size(vae)
+    frames = _conv(vae.decoder.conv1).kernel_size[0]
+    if (patch, frames) != (expected, 3):
+        raise UnsupportedLayer(
+            f"Expected patches of {expected} pixels and convolutions over 3 frames, got {patch} and {frames}."
+        )
 
 
 def _patch_size(vae: nn.Module) -> int:

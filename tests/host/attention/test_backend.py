@@ -167,7 +167,7 @@ def newest_attention(monkeypatch):
         function = PYTORCH if preferred_attention is None else preferred_attention.function
         return function(q, k, v, heads, mask=mask)
 
-    monkeypatch.setattr(core, "AttentionTensorContainer", Container, raising=False)
+    monkeypatch.setattr(wan, "AttentionTensorContainer", Container, raising=False)
     monkeypatch.setattr(wan, "optimized_attention", attention)
     return calls
 

@@ -8,7 +8,7 @@ import comfy.ldm.modules.attention as core_attention
 import comfy.ldm.wan.model as wan
 import pytest
 import torch
-from helpers.comfy_run import attn_state, sample, velocity
+from helpers.comfy_run import attn_state, sample, spied, velocity
 from helpers.support import relative_error, seeded
 
 from ultragen_core.grid import TokenGrid
@@ -40,14 +40,11 @@ def small_card(monkeypatch):
 def test_some_tokens_at_a_time_give_the_same_result(tiny, rule, batch, small_card):
     x, context = seeded(batch, *SHAPE[1:]), CONTEXT.expand(batch, -1, -1)
     whole = velocity(apply(tiny, Settings(rule=rule)), x, context, 0.5)
-    attended = []
-    inner = wan.optimized_attention
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wan, "optimized_attention", lambda q, *a, **k: attended.append(q.shape) or inner(q, *a, **k))
-        small_card(0)
-        bounded = velocity(apply(tiny, Settings(rule=rule)), x, context, 0.5)
+    small_card(0)
+    model, calls = spied(apply(tiny, Settings(rule=rule)))
+    bounded = velocity(model, x, context, 0.5)
     assert 0 < relative_error(bounded, whole) < 1e-5 or torch.equal(bounded, whole)
-    assert len(attended) > 3 * MAX_PIECES
+    assert len(calls) > 3 * MAX_PIECES
 
 
 @pytest.mark.parametrize(

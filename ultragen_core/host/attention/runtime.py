@@ -88,8 +88,11 @@ class Runtime:
         finally:
             self.run = outer
 
-    def memory_required(self, base, input_shape: tuple[int, ...], cond_shapes: Mapping | None = None) -> int:
-        """Replaces BaseModel.memory_required, whose estimate is for dense attention over all tokens at once."""
+    def memory_required(self, base, input_shape: tuple[int, ...], cond_shapes: Mapping | None = None, **_) -> int:
+        """Replaces BaseModel.memory_required, whose estimate is for dense attention over all tokens at once.
+
+        Other parameters, which newer versions of ComfyUI add, describe its own attention.
+        """
         activations = activations_of(base, token_grid(input_shape), input_shape[0])
         # Steps outside `percent` run in ComfyUI's own code, with all tokens at once.
         return activations.planned(self.bounded and self.percent == (0.0, 1.0))
