@@ -72,10 +72,12 @@ def pytest_runtest_makereport(item, call):
     outcome = yield
     report = outcome.get_result()
     if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
+        from helpers.signatures import LACKS
+
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        if "GPU" not in reason:
+        if "GPU" not in reason and LACKS not in reason:
             report.outcome = "failed"
-            report.longrepr = f"In CI a skipped test is a failure unless it names a missing GPU. {reason}"
+            report.longrepr = f"In CI a skipped test fails unless a GPU is missing or {LACKS} what it tests. {reason}"
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import comfy.ldm.modules.attention as attention_module
 import torch
-from helpers.signatures import parameters
+from helpers.signatures import needs, parameters
 from helpers.support import dense_attention, seeded
 
 OVERRIDE = "optimized_attention_override"
+QKV = tuple(seeded(1, 6, 8, seed=seed) for seed in range(3))
+WISHES = needs(hasattr(attention_module, "ComfyAttention"), "wishes of checkpoints, which came with 0.40")
+CONTAINERS = needs(hasattr(attention_module, "AttentionTensorContainer"), "containers, which came after 0.30")
 
 
-def overridden(**more) -> list:
-    """What an override of attention_pytorch gets."""
+def overridden(wrap=lambda x: x, **more) -> list:
+    """What an override of attention_pytorch gets. wrap: applied to q, k and v."""
     seen = []
 
     def override(function, *args, **kwargs):
@@ -19,7 +22,7 @@ def overridden(**more) -> list:
         return function(*args, **kwargs)
 
     options = {"transformer_options": {OVERRIDE: override}}
-    attention_module.attention_pytorch(*(seeded(1, 6, 8, seed=seed) for seed in range(3)), heads=2, **options, **more)
+    attention_module.attention_pytorch(*map(wrap, QKV), heads=2, **options, **more)
     return seen
 
 
@@ -35,11 +38,37 @@ def test_an_override_gets_the_function_inside_and_plain_tensors():
     assert kwargs.keys() - {"heads"} <= {"transformer_options", "_inside_attn_wrapper"}
 
 
-def test_an_override_gets_no_wish_for_another_attention():
-    if hasattr(attention_module, "ComfyAttention"):  # later than 0.33.0
-        assert "preferred_attention" not in overridden(preferred_attention=None)[2]
+def wish(answer: str):
+    made = attention_module.ComfyAttention()
+    assert made.function is None
+    made.function = lambda *args, **kwargs: answer
+    return made
+
+
+@WISHES
+def test_an_override_goes_before_a_wish_and_does_not_get_it():
+    function, _, kwargs = overridden(preferred_attention=wish("wished"))
+    assert function is attention_module.attention_pytorch.__wrapped__ and "preferred_attention" not in kwargs
+
+
+@WISHES
+def test_a_wish_goes_before_comfyuis_choice():
+    options = {"heads": 2, "transformer_options": {}}
+    assert attention_module.attention_pytorch(*QKV, **options, preferred_attention=wish("wished")) == "wished"
+
+
+@CONTAINERS
+def test_an_override_gets_what_containers_hold():
+    _, args, _ = overridden(attention_module.AttentionTensorContainer)
+    assert all(map(torch.equal, args, QKV))
+
+
+@CONTAINERS
+def test_a_container_gives_its_tensor_away_once():
+    held = [attention_module.AttentionTensorContainer(x) for x in QKV]
+    attention_module.attention_pytorch(*held, heads=2)
+    assert all(each.tensor is None for each in held)
 
 
 def test_attention_pytorch_computes_plain_attention():
-    q, k, v = (seeded(1, 6, 8, seed=seed) for seed in range(3))
-    torch.testing.assert_close(attention_module.attention_pytorch(q, k, v, heads=2), dense_attention(q, k, v, 2))
+    torch.testing.assert_close(attention_module.attention_pytorch(*QKV, heads=2), dense_attention(*QKV, 2))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrappersMP
 from helpers.comfy_run import sample
 from helpers.signatures import lacking, parameters
 from helpers.support import seeded
+
+from ultragen_core.host.attention.runtime import Runtime
 
 EVALUATION = ["x", "t", "c_concat", "c_crossattn", "control", "transformer_options", "**kwargs"]
 
@@ -32,7 +36,11 @@ def test_wrappers_of_apply_model_get_its_arguments_by_position(wan):
 
 
 def test_parameters_of_memory_required():
-    assert parameters(BaseModel.memory_required) == ["input_shape", "cond_shapes"]
+    """The pack's estimate takes any others too, and does not follow them."""
+    names = parameters(BaseModel.memory_required)
+    assert names[:2] == ["input_shape", "cond_shapes"]
+    for more in ([], ["memory_efficient_attention"]):
+        inspect.signature(Runtime.memory_required).bind(None, None, **dict.fromkeys([*names, *more]))
 
 
 def test_memory_required_is_asked_of_the_instance(wan):

@@ -21,9 +21,10 @@ def queue():
     return execution.PromptQueue(SimpleNamespace(queue_updated=lambda: None))
 
 
-def test_the_queue_is_given_number_id_and_graph_first():
+def test_what_the_queue_is_given():
+    """The pack reads the first three."""
     put = re.search(r"prompt_queue\.put\(\((.*?)\)\)", inspect.getsource(comfyui))
-    assert put[1].split(", ")[:3] == ["number", "prompt_id", "prompt"]
+    assert put[1].split(", ") == ["number", "prompt_id", "prompt", "extra_data", "outputs_to_execute", "sensitive"]
 
 
 def test_the_queue_tells_what_runs_and_what_waits(queue):

@@ -5,19 +5,27 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
 from types import MethodType
 
+import comfy.ldm.modules.attention
 import comfy.ldm.wan
 import comfy.ldm.wan.model as wan_model
 import comfyui_version
 import pytest
 import torch
-from helpers.signatures import lacking, parameters
+from helpers.comfy_run import spied, velocity
+from helpers.signatures import lacking, needs, parameters
+from helpers.support import seeded
 from helpers.wan_models import KINDS
 
 from tools.comfyui import OLDEST
+from ultragen_core.attention.config import GlobalConfig
+from ultragen_core.host.attention.patch import Settings, apply
 
 TOKENS = 2 * 3 * 4  # of the latent (2, 5, 8), padded to whole patches
+INPUT = seeded(1, 16, 2, 5, 8), seeded(1, 3, 4096, seed=1), 0.5
+FILES = [path for folder in comfy.ldm.wan.__path__ for path in Path(folder).glob("*.py")]
 
 
 @pytest.fixture
@@ -86,16 +94,53 @@ def test_options_that_scale_rotations(evaluate):
         assert not torch.equal(evaluate({"rope_options": {name: scales[name]}}), plain), name
 
 
-def test_attention_is_looked_up_in_the_models_module(evaluate, monkeypatch):
+@pytest.fixture
+def attention_calls(monkeypatch):
+    """The options of each call of the attention function that Wan models and the pack's layers look up."""
     attention, seen = wan_model.optimized_attention, []
 
     def spy(q, k, v, heads, **options):
-        seen.append((q.shape[1], k.shape[1], sorted(options)))
+        seen.append(options)
         return attention(q, k, v, heads=heads, **options)
 
     monkeypatch.setattr(wan_model, "optimized_attention", spy)
-    evaluate()
-    assert (TOKENS, TOKENS, ["transformer_options"]) in seen
+    return seen
+
+
+BLOCKS = pytest.mark.parametrize("rule", ["dense", "ultragen", "t3"])
+
+
+def ruled(wan, rule: str):
+    return wan if rule == "dense" else apply(wan, Settings(global_=GlobalConfig(dense_blocks=frozenset({1})), rule=rule))
+
+
+@BLOCKS
+def test_attention_is_looked_up_in_the_models_module_and_asks_for_an_override(wan, rule, attention_calls):
+    model, overridden = spied(ruled(wan, rule))
+    velocity(model, *INPUT)
+    assert len(overridden) == len(attention_calls) >= 8  # self- and cross-attention of four blocks
+    assert all("transformer_options" in options for options in attention_calls)
+    assert ((1, TOKENS, 256), (1, TOKENS, 256)) in overridden
+
+
+@needs(hasattr(comfy.ldm.modules.attention, "ComfyAttention"), "wishes of checkpoints, which came with 0.40")
+@BLOCKS
+def test_the_wish_of_a_checkpoint_is_followed_in_every_attention(wan, rule, attention_calls):
+    followed, model = [], ruled(wan, rule)
+
+    def function(*args, **kwargs):
+        followed.append(args)
+        return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+    wishes = [m for m in wan.model.diffusion_model.modules() if type(m).__name__ == "ComfyAttention"]
+    for wish in wishes:
+        wish.function = function
+    try:
+        velocity(model, *INPUT)
+    finally:
+        for wish in wishes:
+            wish.function = None
+    assert len(followed) == len(attention_calls) >= 8
 
 
 def test_patches_of_other_packs_are_under_attn1_patch(evaluate):
@@ -144,5 +189,14 @@ def test_blocks_leave_their_self_attention_the_only_holder_of_x(wan, evaluate):
 
 def test_no_graph_of_kernels_is_captured():
     """A captured graph would replay the first evaluation's gates and layers in all others."""
-    source = inspect.getsource(wan_model)
-    assert not [name for name in ("model_prefetch", "malloc_graph", "get_dynamic_vram__units") if name in source]
+    names = ("model_prefetch", "malloc_graph", "get_dynamic_vram__units")
+    found = [(file.name, name) for file in FILES for name in names if name in file.read_text(encoding="utf-8")]
+    assert not found, (
+        "Wan models take part in ComfyUI's graphs now. Switch these off around the executor's call in"
+        " Runtime.apply_model: by pause_malloc_graph(), or by args.disable_comfy_compiler for as long."
+    )
+
+
+@needs(hasattr(wan_model, "WanFeedForward"), "WanFeedForward, which came after 0.30")
+def test_the_feed_forward_layer_takes_x_alone():
+    assert parameters(wan_model.WanFeedForward.forward) == ["x"]

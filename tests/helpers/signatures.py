@@ -1,9 +1,13 @@
-"""Names that tests compare with ComfyUI's."""
+"""Names that tests compare with ComfyUI's, and what its newer versions alone have."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+
+import pytest
+
+LACKS = "this ComfyUI lacks"  # how the reasons of `needs` begin; in CI they are valid reasons for a skip
 
 
 def parameters(function: Callable) -> list[str]:
@@ -11,6 +15,11 @@ def parameters(function: Callable) -> list[str]:
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     found = inspect.signature(function).parameters.values()
     return [stars.get(each.kind, "") + each.name for each in found if each.name != "self"]
+
+
+def needs(present: bool, what: str) -> pytest.MarkDecorator:
+    """Skip a test of something that newer versions alone have."""
+    return pytest.mark.skipif(not present, reason=f"{LACKS} {what}")
 
 
 def lacking(owner: object, *names: str) -> list[str]:
