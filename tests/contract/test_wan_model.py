@@ -111,7 +111,8 @@ BLOCKS = pytest.mark.parametrize("rule", ["dense", "ultragen", "t3"])
 
 
 def ruled(wan, rule: str):
-    return wan if rule == "dense" else apply(wan, Settings(global_=GlobalConfig(dense_blocks=frozenset({1})), rule=rule))
+    some_dense = GlobalConfig(dense_blocks=frozenset({1}))
+    return wan if rule == "dense" else apply(wan, Settings(global_=some_dense, rule=rule))
 
 
 @BLOCKS

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import comfy.ldm.modules.attention as core
 import comfy.ldm.wan.model as wan
 import pytest
 import torch
-from helpers.comfy_run import sample, velocity
+from comfy.ldm.flux.math import apply_rope1
+from helpers.comfy_run import sample, spied, velocity
 from helpers.support import relative_error, seeded
 from torch import nn
 
@@ -41,7 +40,8 @@ def sdpa_calls(monkeypatch):
 def wishing(function=PYTORCH) -> nn.Module:
     """A model whose checkpoint asks for an attention function, as ComfyUI has it from 0.40 on."""
     model = nn.Linear(2, 2)
-    model.comfy_attention = SimpleNamespace(function=function)
+    model.comfy_attention = Wish()
+    model.comfy_attention.function = function
     return model
 
 
@@ -137,8 +137,14 @@ def test_the_choice_draws_nothing_from_the_generator_of_samplers():
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
+class Wish(nn.Module):
+    """As ComfyUI's ComfyAttention, which every attention of a Wan model has from 0.40 on."""
+
+    function = None
+
+
 class Container:
-    """As ComfyUI's from 0.40 on: gives its tensor away once."""
+    """As ComfyUI's AttentionTensorContainer: gives its tensor away once."""
 
     def __init__(self, tensor):
         self.tensor = tensor
@@ -148,50 +154,81 @@ class Container:
         return tensor
 
 
-@pytest.fixture
-def newest_attention(monkeypatch):
-    """ComfyUI's attention as of 0.40: containers, and an override before a preferred function before its own.
+def self_attention(module, x, freqs, transformer_options=None):
+    shape = (*x.shape[:2], module.num_heads, module.head_dim)
+    q, k = (
+        apply_rope1(norm(linear(x)).view(shape), freqs).flatten(2)
+        for norm, linear in ((module.norm_q, module.q), (module.norm_k, module.k))
+    )
+    return attended(module, q, k, module.v(x), transformer_options)
 
-    Returns the calls as (who computed, whether operands came in containers).
+
+def cross_attention(module, x, context, transformer_options=None, **_):
+    q, k = module.norm_q(module.q(x)), module.norm_k(module.k(context))
+    return attended(module, q, k, module.v(context), transformer_options)
+
+
+def attended(module, q, k, v, options):
+    qkv, wish = map(Container, (q, k, v)), module.comfy_attention
+    attention = wan.optimized_attention
+    return module.o(attention(*qkv, heads=module.num_heads, preferred_attention=wish, transformer_options=options))
+
+
+class NewestAttention:
+    """ComfyUI's attention as of 0.40 in a model: an override goes before a wish, and that before ComfyUI's choice.
+
+    calls: who was asked, of each call. wishes: of the model's attention modules.
     """
-    calls = []
 
-    def attention(q, k, v, heads, mask=None, transformer_options=None, preferred_attention=None, **kwargs):
-        contained = isinstance(q, Container)
-        q, k, v = (x.take() if isinstance(x, Container) else x for x in (q, k, v))
-        override = (transformer_options or {}).get(OVERRIDE)
-        if override is not None:
-            calls.append(("override", contained))
-            return override(PYTORCH, q, k, v, heads, mask=mask, transformer_options=transformer_options)
-        calls.append(("ComfyUI" if preferred_attention is None else "checkpoint", contained))
-        function = PYTORCH if preferred_attention is None else preferred_attention.function
-        return function(q, k, v, heads, mask=mask)
+    def __init__(self, model, monkeypatch):
+        self.calls: list[str] = []
+        attentions = [each for each in model.model.diffusion_model.modules() if isinstance(each, wan.WanSelfAttention)]
+        if not hasattr(attentions[0], "comfy_attention"):  # an older ComfyUI
+            monkeypatch.setattr(wan.WanSelfAttention, "forward", self_attention)
+            monkeypatch.setattr(wan.WanT2VCrossAttention, "forward", cross_attention)
+            for each in attentions:
+                each.comfy_attention = Wish()
+        self.wishes = [each.comfy_attention for each in attentions]
+        monkeypatch.setattr(wan, "AttentionTensorContainer", Container, raising=False)
+        monkeypatch.setattr(wan, "optimized_attention", self.attention)
 
-    monkeypatch.setattr(wan, "AttentionTensorContainer", Container, raising=False)
-    monkeypatch.setattr(wan, "optimized_attention", attention)
-    return calls
+    def attention(self, *qkv, preferred_attention=None, **kwargs):
+        qkv, override = [each.take() for each in qkv], kwargs["transformer_options"].get(OVERRIDE)
+        wish = getattr(preferred_attention, "function", None)
+        self.calls.append("override" if override else "checkpoint" if wish else "ComfyUI")
+        return override(PYTORCH, *qkv, **kwargs) if override else (wish or PYTORCH)(*qkv, **kwargs)
 
 
 @pytest.mark.parametrize("rule", ["ultragen", "t3"])
 @pytest.mark.parametrize("memory", ["all at once", "bounded"])
-def test_the_wish_of_a_checkpoint_is_followed_in_our_layers(newest_attention, faster, tiny, rule, memory, request):
+def test_the_wish_of_a_checkpoint_is_followed_in_every_attention(
+    faster, sdpa_calls, tiny, rule, memory, bounded, monkeypatch
+):
+    """Dense, windowed and cross-attention; where nobody wishes, all are cuDNN's."""
     if memory == "bounded":
-        request.getfixturevalue("bounded")()
-    model = apply(tiny, Settings(rule=rule))
-    expected = velocity(model, LATENT, CONTEXT, 0.5)
-    assert ("override", True) in newest_attention and ("checkpoint", True) not in newest_attention
-    for block in model.model.diffusion_model.blocks:
-        block.self_attn.comfy_attention = SimpleNamespace(function=PYTORCH)
-    newest_attention.clear()
-    try:
-        result = velocity(apply(tiny, Settings(rule=rule)), LATENT, CONTEXT, 0.5)  # another run
-    finally:
-        for block in model.model.diffusion_model.blocks:
-            del block.self_attn.comfy_attention
-    # This version's own dense and cross attention knows no wishes; from 0.40 on it follows them itself.
-    own = [who for who, contained in newest_attention if contained]
-    assert own and set(own) == {"checkpoint"} and "override" not in dict(newest_attention)
-    assert relative_error(result, expected) < 1e-5
+        bounded()
+    expected = velocity(apply(tiny, Settings(rule=rule)), LATENT, CONTEXT, 0.5)
+    newest = NewestAttention(tiny, monkeypatch)
+    sdpa_calls.clear()
+    assert relative_error(velocity(apply(tiny, Settings(rule=rule)), LATENT, CONTEXT, 0.5), expected) < 1e-5
+    assert set(newest.calls) == {"override"} and len(newest.calls) == len(sdpa_calls) >= 8
+
+    wished, made = [], newest.calls[:]
+    for wish in newest.wishes:
+        wish.function = lambda *args, **kwargs: wished.append(1) or PYTORCH(*args, **kwargs)
+    newest.calls.clear()
+    assert relative_error(velocity(apply(tiny, Settings(rule=rule)), LATENT, CONTEXT, 0.5), expected) < 1e-5
+    assert set(newest.calls) == {"checkpoint"} and len(wished) == len(made)
+
+
+def test_an_override_gets_every_call_also_where_a_checkpoint_wishes(faster, tiny, monkeypatch):
+    newest, (model, calls) = NewestAttention(tiny, monkeypatch), spied(tiny)
+    plain = velocity(tiny, LATENT, CONTEXT, 0.5)
+    newest.calls.clear()
+    for wish in newest.wishes:
+        wish.function = PYTORCH
+    assert relative_error(velocity(model, LATENT, CONTEXT, 0.5), plain) < 1e-5
+    assert set(newest.calls) == {"override"} and len(calls) == len(newest.calls) >= 8
 
 
 def test_the_log_names_the_attention_once_a_run_and_warns_of_sparse_ones(tiny, caplog, monkeypatch):
