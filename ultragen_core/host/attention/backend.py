@@ -1,7 +1,7 @@
 """Chooses the attention function of a run: what the user, the checkpoint or another pack asks for, else the fastest.
 
-ComfyUI prefers FlashAttention; on Hopper cuDNN's kernel is 1.6 times as fast. ULTRAGEN_ATTENTION=comfyui in the
-environment leaves the choice to ComfyUI.
+From 0.30.0 on ComfyUI prefers FlashAttention; on Hopper cuDNN's kernel is 1.6 times as fast. ULTRAGEN_ATTENTION=comfyui
+in the environment leaves the choice to ComfyUI.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def measure_cudnn(device: torch.device) -> bool:
     """`cudnn_is_faster`, measured once per process, in 0.1 s. Raises where memory runs out."""
     if os.environ.get("ULTRAGEN_ATTENTION") == "comfyui" or device.type != "cuda" or torch.version.hip is not None:
         return False
-    if getattr(comfy.ops, "NVIDIA_MEMORY_CONV_BUG_WORKAROUND", False):
+    if comfy.ops.NVIDIA_MEMORY_CONV_BUG_WORKAROUND:
         return False  # a cuDNN version whose bugs ComfyUI works around
     if "set_priority" not in inspect.signature(sdpa_kernel).parameters:
         return False  # torch before 2.6
