@@ -6,6 +6,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
+from ..ultragen_core.host.attention.kernels import COMFYUI, KERNELS
 from ..ultragen_core.host.attention.load import RULES, load_extras_file, load_model
 from ..ultragen_core.host.attention.patch import Settings, apply
 from ..ultragen_core.host.resume.results import save_results_
@@ -25,8 +26,30 @@ WEIGHT_DTYPES = {
 NONE = "none"
 
 
+def attention_kernel_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "attention_kernel",
+        optional=True,
+        options=list(KERNELS),
+        default=COMFYUI,
+        tooltip=(
+            "What computes self-attention, in windows and in dense blocks. comfyui: ComfyUI's choice, that of another"
+            " node, or cuDNN where it is faster. int8: comfy-kitchen's int8 attention, less exact; it goes before"
+            " choices of other nodes and leaves cross-attention alone. It needs comfy-kitchen 0.2.30 (ComfyUI 0.33.0)"
+            " and an RTX 20 or newer, or RDNA 3. Slower than cuDNN on an H100; speed on RTX 20 to 50 and the quality of"
+            " videos are unmeasured."
+        ),
+    )
+
+
 def settings_of(
-    attention_rule, start_percent, end_percent, bounded_memory, local_config=None, global_config=None
+    attention_rule,
+    start_percent,
+    end_percent,
+    bounded_memory,
+    attention_kernel=COMFYUI,
+    local_config=None,
+    global_config=None,
 ) -> Settings:
     """Return the settings of UltraGen Apply's widgets and configs. Raises ValueError."""
     configs = {"local": local_config, "global_": global_config}
@@ -35,6 +58,7 @@ def settings_of(
         end_percent=end_percent,
         rule=attention_rule,
         bounded_memory=bounded_memory,
+        attention_kernel=attention_kernel,
         **{name: config for name, config in configs.items() if config is not None},
     )
 
@@ -80,15 +104,19 @@ class UltraGenLoadModel(Node):
                         " costs some quality. UltraGen's extras keep their precision."
                     ),
                 ),
+                attention_kernel_input(),
                 keep_gb_input(),
             ],
             outputs=[io.Model.Output(tooltip="The patched model. Add UltraGen Apply to change the settings.")],
         )
 
     @classmethod
-    def execute(cls, checkpoint, attention_rule, weight_dtype, keep_gb=DEFAULT_GB) -> io.NodeOutput:
+    def execute(
+        cls, checkpoint, attention_rule, weight_dtype, attention_kernel=COMFYUI, keep_gb=DEFAULT_GB
+    ) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("diffusion_models", checkpoint)
-        return io.NodeOutput(save_results_(load_model(path, attention_rule, WEIGHT_DTYPES[weight_dtype]), keep_gb))
+        model = load_model(path, attention_rule, WEIGHT_DTYPES[weight_dtype], attention_kernel)
+        return io.NodeOutput(save_results_(model, keep_gb))
 
 
 class UltraGenApply(Node):
@@ -155,6 +183,7 @@ class UltraGenApply(Node):
                         " layers."
                     ),
                 ),
+                attention_kernel_input(),
                 keep_gb_input(),
                 LocalConfigType.Input(
                     "local_config", optional=True, tooltip="Windows and hierarchical branch. Default: as published."
@@ -175,11 +204,14 @@ class UltraGenApply(Node):
         start_percent,
         end_percent,
         bounded_memory,
+        attention_kernel=COMFYUI,
         keep_gb=DEFAULT_GB,
         local_config=None,
         global_config=None,
     ) -> io.NodeOutput:
-        settings = settings_of(attention_rule, start_percent, end_percent, bounded_memory, local_config, global_config)
+        settings = settings_of(
+            attention_rule, start_percent, end_percent, bounded_memory, attention_kernel, local_config, global_config
+        )
         loaded = (
             None if extras == NONE else load_extras_file(folder_paths.get_full_path_or_raise("model_patches", extras))
         )

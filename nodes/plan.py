@@ -9,6 +9,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
+from ..ultragen_core.host.attention.kernels import COMFYUI
 from ..ultragen_core.host.plan import plan_of
 from ..ultragen_core.host.plan_preview import AS_TRAINED, Patch, Source, preview
 from ..ultragen_core.plan.picture import picture
@@ -73,9 +74,10 @@ def preview_of_graph(asked: object) -> dict:
     first = mapping("node", steps[0].get("node"))
     if "checkpoint" in first:
         loader = _widgets(UltraGenLoadModel, first, skip={"checkpoint"})
-        source = _source(first["checkpoint"], loader["attention_rule"])
-        # Configs given with a loader act like an UltraGen Apply with default widgets after it.
-        steps[0] = steps[0] | {"node": {}}
+        kernel = loader["attention_kernel"]
+        source = _source(first["checkpoint"], loader["attention_rule"], kernel)
+        # Configs given with a loader act like an UltraGen Apply after it.
+        steps[0] = steps[0] | {"node": {"attention_kernel": kernel}}
         steps = steps if steps[0].get("local") or steps[0].get("global") else steps[1:]
     else:
         source = _source(asked.get("model"), None if "before" in asked else AS_TRAINED)
@@ -99,13 +101,13 @@ def _size(latent: object) -> VideoSize:
     return size
 
 
-def _source(name: object, rule: str | None) -> Source:
+def _source(name: object, rule: str | None, attention_kernel: str = COMFYUI) -> Source:
     if not isinstance(name, str):
         raise ValueError(f"The model's file {KNOWN_LATER}")
     if rule in (AS_TRAINED, None) and Path(name).suffix.lower() not in folder_paths.supported_pt_extensions:
         raise ValueError(f"Only its own loader can read {printable(name)}. Run UltraGen Plan to see the plan.")
     path = folder_paths.get_full_path("diffusion_models", name)
-    return Source(name, Path(path) if path else None, rule)
+    return Source(name, Path(path) if path else None, rule, attention_kernel)
 
 
 def _patch(step: Mapping) -> Patch:

@@ -14,6 +14,9 @@ from .rope import RopeTables
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """attention(q, k, v, heads) on contiguous (batch, tokens, c) tensors -> (batch, tokens, c)."""
 
+ReleasingAttention = Callable[[list[Tensor], int], Tensor]
+"""attention_([q, k, v], heads) -> the same. Empties the list, so that it alone decides how long the tensors live."""
+
 Parameters = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]]
 """parameters(module, x) -> the module's weight and bias, ready for use with x: cast, on x's device, patched."""
 
@@ -32,6 +35,7 @@ class Engine:
         None: all at once. The result is the same.
     rope_tables: shared by all layers of a run, which owns them.
     triton: whether the layer's functions run in their Triton form; set by `for_layer`.
+    attention_: `attention` in its releasing form, for hosts whose attention frees q, k and v early.
     """
 
     attention: Attention
@@ -40,10 +44,19 @@ class Engine:
     tokens_at_a_time: int | None = None
     rope_tables: RopeTables = field(default_factory=RopeTables)
     triton: bool = False
+    attention_: ReleasingAttention | None = None
 
     def for_layer(self, x: Tensor) -> Engine:
         """The engine for a layer with input x: chooses between plain PyTorch and Triton."""
         return replace(self, triton=dispatch.triton_for(x, dispatch.ATTENTION_KERNEL_MODULES))
+
+    def attend_(self, operands: list[Tensor], heads: int) -> Tensor:
+        """Attention of [q, k, v]. Empties the list."""
+        if self.attention_ is not None:
+            return self.attention_(operands, heads)
+        q, k, v = operands
+        operands.clear()
+        return self.attention(q, k, v, heads)
 
     def weight(self, module: nn.Module, x: Tensor) -> Tensor:
         """The weight of a module, ready for use with x."""

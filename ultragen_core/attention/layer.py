@@ -115,7 +115,7 @@ def attend(
     def norm_rope(x: Tensor, norm: nn.Module) -> Tensor:
         return norm_rope_(x, norm, engine.weight, table, attn.num_heads, engine.triton)
 
-    def attend_some(x: Tensor) -> Tensor:
+    def projected(x: Tensor) -> list[Tensor]:
         def delta(name: str, y: Tensor) -> Tensor:
             adapter = getattr(coarse, name, None)
             return y if adapter is None or spec.lora_strength == 0 else y + spec.lora_strength * adapter(x)
@@ -126,7 +126,10 @@ def attend(
         # norm_rope_ overwrites its input, which the keys may still share with the queries.
         q = norm_rope(delta("q", base_q.clone() if k is base_q else base_q), attn.norm_q)
         k = norm_rope(k, attn.norm_k)
-        return engine.attention(q, k, delta("v", attn.v(x)), attn.num_heads)
+        return [q, k, delta("v", attn.v(x))]
+
+    def attend_some(x: Tensor) -> Tensor:
+        return engine.attend_(projected(x), attn.num_heads)
 
     return in_pieces(attend_some, windows, 0, engine.tokens_at_a_time, overwrite)
 

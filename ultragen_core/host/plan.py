@@ -18,6 +18,7 @@ from ..rules.ultragen import UltraGenRule
 from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of
 from ..vae.parse import decoder_layers
 from ..wan import WanShape
+from .attention.kernels import Kernel, kernel_maps
 from .attention.patch import require_wan, runtime_of
 from .vae.tile_size import decode_needs
 from .wan_model import shape_of, token_grid
@@ -44,7 +45,9 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
     size = VideoSize(*pixels, 4 * latent_shape[2] - 3)
     weights = sum(patcher.model_size() for patcher in (model, *model.get_nested_additional_models()))
     runtime = runtime_of(model)
-    return plan(runtime.rule, shape, size, weights, runtime.percent) if runtime else plan(None, shape, size, weights)
+    if runtime is None:
+        return plan(None, shape, size, weights)
+    return plan(runtime.rule, shape, size, weights, runtime.percent, kernel=runtime.kernel)
 
 
 def plan(
@@ -54,11 +57,13 @@ def plan(
     weights: int = 0,
     percent: tuple[float, float] = (0.0, 1.0),
     gates_known: bool = True,
+    kernel: Kernel | None = None,
 ) -> Plan:
     """The plan of one video under a rule; None is dense attention everywhere.
 
     weights: bytes of the model, 0 if unknown. percent: the part of the run in which the rule acts. gates_known: whether
-    the rule's gates have their weights. Raises ValueError where the rule cannot run at this size.
+    the rule's gates have their weights. kernel: of self-attention; None is ComfyUI's choice. Raises ValueError where
+    the rule cannot run at this size.
     """
     latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
     grid = token_grid(latent)
@@ -67,11 +72,12 @@ def plan(
     layers = {index: layer_flops(group.branches, grid, model.channels) for group in groups for index in group.blocks}
     attentions = [*range(model.blocks), *model.fed_by_vace]
     rest = rest_of_block_flops(grid.tokens, model) * len(attentions)
-    activations = ActivationMemory.of(model, grid, 1, ITEMSIZE)
+    activations = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel_maps(kernel, rule))
+    named = f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention"
     return Plan(
         size=size,
         grid=grid,
-        rule=f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention",
+        rule=f"{named}, attention {kernel.name}" if kernel else named,
         dense=tuple(describe_dense(rule.dense)) if rule else (),
         groups=groups,
         flops=sum((layers.get(index, dense) for index in attentions), rest),

@@ -19,7 +19,8 @@ from ..weights.complete import check_complete
 from ..weights.files import StateDict, read_shapes
 from ..weights.published import Extras, describe, has_extras, split
 from ..weights.shards import shards_of
-from .attention.load import T3_NAME, rule_for, split_whole, trained_rule
+from .attention.kernels import COMFYUI, load_kernel
+from .attention.load import T3_NAME, check_kernel, rule_for, split_whole, trained_rule
 from .plan import plan
 
 PUBLISHED = ExtrasSummary(
@@ -35,11 +36,13 @@ class Source(NamedTuple):
 
     path: None if there is no such file. rule: attention_rule of UltraGen Load Model. AS_TRAINED: the rule that the
     weights were trained with, dense for a plain Wan model. None: another loader, which ignores UltraGen's extras.
+    attention_kernel: of UltraGen Load Model.
     """
 
     name: str
     path: Path | None
     rule: str | None = None
+    attention_kernel: str = COMFYUI
 
 
 class Patch(NamedTuple):
@@ -55,19 +58,22 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) ->
     A missing file is planned as UltraGen's published weights on Wan 2.1 1.3B, with a warning. Raises ValueError for
     whatever the run itself would refuse.
     """
+    check_kernel(source.rule or "", source.attention_kernel)
     if source.path is None:
         shape, rule, warning = _missing(source)
     else:
         shape, rule = _loaded(source.path.name, shapes_of(source.path), source)
         warning = ()
     percent, present = (0.0, 1.0), rule.extras if rule else None
+    kernel = load_kernel(source.attention_kernel, shape)
     for settings, file in patches:
         given = _summary(_extras(printable(file.name), shapes_of(file))) if file else None
         rule = choose_rule(shape, settings, given, present, rule)
         present = rule.extras or present
         percent = settings.start_percent, settings.end_percent
+        kernel = load_kernel(settings.attention_kernel, shape)
     size = round_up(wanted, SPATIAL_RATIO[shape.out_channels])
-    made = plan(rule, shape, size, percent=percent, gates_known=_gates_known(rule))
+    made = plan(rule, shape, size, percent=percent, gates_known=_gates_known(rule), kernel=kernel)
     return replace(made, warnings=(*warning, *made.warnings))
 
 

@@ -37,14 +37,16 @@ class ActivationMemory:
     latents: int
 
     @classmethod
-    def of(cls, shape: WanShape, grid: TokenGrid, batch: int, itemsize: int) -> ActivationMemory:
-        """grid: of one item of the batch. itemsize: bytes per activation."""
+    def of(cls, shape: WanShape, grid: TokenGrid, batch: int, itemsize: int, kernel_maps: int = 0) -> ActivationMemory:
+        """grid: of one item of the batch. itemsize: bytes per activation. kernel_maps: maps of all tokens that the
+        attention kernel holds besides `HELD_MAPS`.
+        """
         tokens = batch * grid.tokens
         rotations = grid.tokens * shape.channels // shape.heads // 2 * 16  # ComfyUI's, 2x2 float32 matrices
         # The feed-forward part has its hidden map twice, before and after the activation.
         transient = tokens * itemsize * (2 * shape.ffn_channels + 2 * shape.channels)
         latents = LATENT_COPIES * tokens * 4 * math.prod(PATCH) * shape.out_channels
-        maps = HELD_MAPS + (HELD_MAPS_VACE if shape.vace_blocks else 0)
+        maps = HELD_MAPS + (HELD_MAPS_VACE if shape.vace_blocks else 0) + kernel_maps
         return cls(tokens, maps * tokens * shape.channels * itemsize + rotations, transient, latents)
 
     def needed(self, pieces: int) -> int:

@@ -25,6 +25,7 @@ class Settings:
     rule: "auto" is the rule that the weights were trained for; "ultragen" also runs without trained weights
         (experimental); "t3" is for the weights of T3-Video.
     bounded_memory: compute in chunks of tokens where the card asks for it.
+    attention_kernel: what computes self-attention; "comfyui" leaves the choice to ComfyUI.
     """
 
     local: LocalConfig = DEFAULT_LOCAL
@@ -33,6 +34,7 @@ class Settings:
     end_percent: float = 1.0
     rule: str = "auto"
     bounded_memory: bool = True
+    attention_kernel: str = "comfyui"
 
     def __post_init__(self):
         for name, kind in (("local", LocalConfig), ("global_", GlobalConfig)):

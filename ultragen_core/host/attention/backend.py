@@ -24,8 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..compat import preferred_attention
 from ..memory import is_out_of_memory
+from .kernels import OVERRIDE, Kernel, KernelOverride
 
-OVERRIDE = "optimized_attention_override"
 CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -42,23 +42,40 @@ class AttentionChoice:
     """The attention function of a run.
 
     name: for the log. asked_by: who chose it. options: changes to ComfyUI's transformer_options. sparse: whether the
-    function leaves tokens out, as far as its name tells.
+    function leaves tokens out, as far as its name tells. set_aside: the name of another pack's function that now gets
+    only the calls which this one passes on.
     """
 
     name: str
     asked_by: str
     options: dict
     sparse: bool = False
+    set_aside: str = ""
 
     def __str__(self) -> str:
         return f"attention {self.name} ({self.asked_by})"
 
 
-def choose_attention(dm: nn.Module, transformer_options: dict, device: torch.device) -> AttentionChoice:
+def choose_attention(
+    dm: nn.Module, transformer_options: dict, device: torch.device, kernel: Kernel | None = None
+) -> AttentionChoice:
     """Respect every choice that was made; where ComfyUI would use plain PyTorch attention, use the fastest backend.
 
+    kernel: the one that the user set as attention_kernel. It goes before every other choice, which then gets the calls
+    that the kernel passes on. Raises ValueError where the kernel cannot run on this device.
     In ComfyUI an override of a node or a pack goes before the wish of a checkpoint, and that before the command line.
     """
+    choice = _choice_of_others(dm, transformer_options, device)
+    if kernel is None:
+        return choice
+    kernel.require_device(device)
+    override = transformer_options.get(OVERRIDE)
+    options = {OVERRIDE: KernelOverride(kernel, choice.options.get(OVERRIDE, override))}
+    set_aside = "" if override is None else choice.name
+    return AttentionChoice(kernel.name, "set by attention_kernel", options, set_aside=set_aside)
+
+
+def _choice_of_others(dm: nn.Module, transformer_options: dict, device: torch.device) -> AttentionChoice:
     plain = comfy_attention.optimized_attention is comfy_attention.attention_pytorch
     override = transformer_options.get(OVERRIDE)
     wish = next((found for module in dm.modules() if (found := preferred_attention(module))), None)

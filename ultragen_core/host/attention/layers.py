@@ -20,6 +20,7 @@ from ...attention.layer import dense_attention_
 from ...attention.rope import RopeTables
 from ..compat import attention_operands, cast_parameters, preferred_attention
 from ..wan_model import uncompiled
+from .kernels import OVERRIDE, KernelOverride
 
 # A block whose own forward is one of these hands its attention a tensor that nobody else holds.
 OWN_FORWARDS = (wan.WanAttentionBlock.forward, wan.VaceWanAttentionBlock.forward)
@@ -40,12 +41,22 @@ def engine(
     wish = preferred_attention(module)
     preferred = {} if wish is None else {"preferred_attention": wish}
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    def attention_(operands: list[Tensor], heads: int) -> Tensor:
         # Looked up at call time, so that the attention which the user or another pack has chosen is used.
-        operands = attention_operands(q, k, v)
-        return wan.optimized_attention(*operands, heads=heads, transformer_options=transformer_options, **preferred)
+        override = transformer_options.get(OVERRIDE)
+        if isinstance(override, KernelOverride):  # called directly: ComfyUI's wrapper would keep q, k and v alive
+            return override.self_attention_(operands, heads)
+        given = attention_operands(*operands)
+        operands.clear()
+        return wan.optimized_attention(*given, heads=heads, transformer_options=transformer_options, **preferred)
 
-    return Engine(attention, managed_parameters, rope_scale, tokens_at_a_time, rope_tables or RopeTables())
+    def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return attention_([q, k, v], heads)
+
+    tables = rope_tables or RopeTables()
+    return Engine(
+        attention, managed_parameters, rope_scale, tokens_at_a_time, rope_tables=tables, attention_=attention_
+    )
 
 
 @dataclass

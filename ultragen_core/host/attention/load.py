@@ -28,6 +28,7 @@ from ...weights.files import (
 from ...weights.published import Extras, describe, has_extras, published_items, split
 from ..memory import free_ram, is_out_of_memory
 from .extras import LoadedExtras, build
+from .kernels import COMFYUI, load_kernel
 from .patch import Settings, apply
 
 log = logging.getLogger(__name__)
@@ -38,16 +39,20 @@ AGAIN = "Download the file again, whole, or load it with ComfyUI's Load Diffusio
 T3_NAME = re.compile(r"(?<![a-z0-9])t3[-_ ]?video", re.IGNORECASE)
 
 
-def load_model(path: str | Path, rule: str = "auto", model_options: dict | None = None):
+def load_model(
+    path: str | Path, rule: str = "auto", model_options: dict | None = None, attention_kernel: str = COMFYUI
+):
     """A ModelPatcher for the checkpoint at `path`, patched by `rule`.
 
     rule: "auto" is the rule that the checkpoint was trained for, known from its keys (ultragen) or its name (t3);
         "ultragen" also takes a Wan model without extras (experimental); "t3" takes any Wan model, for T3-Video's
         weights under another name; "dense" is ComfyUI's attention for any checkpoint.
     model_options: as in comfy.sd.load_diffusion_model (dtype, fp8_optimizations).
-    Raises WeightsError.
+    attention_kernel: a name of kernels.KERNELS.
+    Raises WeightsError for the file, and ValueError for a kernel that is missing or does not suit the rule.
     """
     path, model_options = Path(path), model_options or {}
+    check_kernel(rule, attention_kernel)  # before the file, whose loading takes long
     name = printable(path.name)
     state_dict, mapped = _read(path)
     trained_for = trained_rule(path.name, state_dict)
@@ -57,11 +62,20 @@ def load_model(path: str | Path, rule: str = "auto", model_options: dict | None 
             "UltraGen: %s was trained for the %s rule, the %s rule will give worse results.", name, trained_for, rule
         )
     if trained_for != "ultragen":
-        return _patched(_load_base(state_dict, path, model_options), rule)
+        return _patched(_load_base(state_dict, path, model_options), rule, attention_kernel)
     base, extras = split_whole(state_dict, name)
     # Copied, so that the extras do not depend on the file any more.
     loaded = _built(extras.cloned() if mapped else extras, path) if rule == "ultragen" else None
-    return _patched(_load_base(base, path, model_options), rule, loaded)
+    return _patched(_load_base(base, path, model_options), rule, attention_kernel, loaded)
+
+
+def check_kernel(rule: str, attention_kernel: str) -> None:
+    """Raise ValueError where the kernel's package is missing, or where `rule` leaves the model unpatched."""
+    if load_kernel(attention_kernel) and rule == "dense":
+        raise ValueError(
+            f"attention_rule dense is ComfyUI's own attention, got attention_kernel {attention_kernel}. Set"
+            f" attention_kernel to {COMFYUI}, or choose the kernel with ComfyUI's node Model Attention Backend."
+        )
 
 
 def _read(path: Path) -> tuple[StateDict, bool]:
@@ -111,8 +125,8 @@ def split_whole(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
     return base, extras
 
 
-def _patched(model, rule: str, extras: LoadedExtras | None = None):
-    return model if rule == "dense" else apply(model, Settings(rule=rule), extras)
+def _patched(model, rule: str, attention_kernel: str, extras: LoadedExtras | None = None):
+    return model if rule == "dense" else apply(model, Settings(rule=rule, attention_kernel=attention_kernel), extras)
 
 
 def load_extras_file(path: str | Path) -> LoadedExtras:

@@ -14,6 +14,7 @@ from ...weights.published import fingerprint, same_base, untrained
 from ..compat import is_dynamic
 from ..wan_model import diffusion_model, shape_of
 from .extras import LoadedExtras, build
+from .kernels import COMFYUI, load_kernel
 from .runtime import KEY, Runtime
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,15 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
             _warn_of_another_base(dm, extras)
         else:
             extras = _untrained_extras(rule)
-    runtime = Runtime(rule, extras, (settings.start_percent, settings.end_percent), settings.bounded_memory)
+    kernel = load_kernel(settings.attention_kernel, shape)
+    if before and before.kernel and not kernel:
+        log.warning(
+            "UltraGen: attention_kernel %s of this UltraGen Apply replaces %s, which an earlier node has set.",
+            COMFYUI,
+            before.kernel.name,
+        )
+    percent = settings.start_percent, settings.end_percent
+    runtime = Runtime(rule, extras, percent, settings.bounded_memory, kernel)
     patched = model.clone()
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, runtime.outer_sample),

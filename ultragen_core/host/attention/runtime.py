@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import comfy.model_management
@@ -27,8 +27,9 @@ from ...rules.rule import Rule
 from ..compat import free_memory
 from ..memory import is_out_of_memory
 from ..wan_model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
-from .backend import OVERRIDE, AttentionChoice, choose_attention
+from .backend import AttentionChoice, choose_attention
 from .extras import LoadedExtras, blocks_of
+from .kernels import COMFYUI, OVERRIDE, Kernel, kernel_maps
 from .layers import RuleLayer, bounded_layers, installed
 
 KEY = "ultragen"  # of everything that the pack registers on a ModelPatcher
@@ -55,13 +56,15 @@ class Runtime:
     """The wrappers of one patched model.
 
     extras: those of the model, also where the rule does not use them. percent: start and end of the part of a sampling
-    run, from 0 to 1, in which the rule acts. bounded: compute in chunks of tokens where the card asks for it.
+    run, from 0 to 1, in which the rule acts. bounded: compute in chunks of tokens where the card asks for it. kernel:
+    computes every self-attention, also where the rule does not act; None leaves the choice to others.
     """
 
     rule: Rule
     extras: LoadedExtras | None
     percent: tuple[float, float]
     bounded: bool
+    kernel: Kernel | None = None
     run: Run = field(default_factory=Run)
 
     def outer_sample(self, executor, noise: Tensor, *args, **kwargs):
@@ -76,14 +79,17 @@ class Runtime:
             parts.append("VACE blocks use the attention of the blocks that they feed (experimental)")
         log.info("UltraGen: %s", ", ".join(parts))
         if not self.rule.blocks:
-            log.warning("UltraGen: there is nothing to do: all blocks of this model stay dense.")
-            return executor(noise, *args, **kwargs)
-        for sentence in self.rule.advice(grid):
+            only = f"only {self.kernel.name} acts" if self.kernel else "there is nothing to do"
+            log.warning("UltraGen: %s: all blocks of this model stay dense.", only)
+        if self.kernel:
+            self.kernel.require_device(executor.class_obj.model_patcher.load_device)
+        for sentence in self.rule.advice(grid) if self.rule.blocks else ():
             log.warning("UltraGen: %s", sentence)
+        estimate = functools.partial(self.memory_required, base)
         # A sampler's callback may itself sample, with a clone that shares this object.
         outer, self.run = self.run, Run()
         try:
-            with estimated_memory(base, functools.partial(self.memory_required, base)):
+            with estimated_memory(base, estimate) if self.rule.blocks else nullcontext():
                 return executor(noise, *args, **kwargs)
         finally:
             self.run = outer
@@ -93,7 +99,7 @@ class Runtime:
 
         Other parameters, which newer versions of ComfyUI add, describe its own attention.
         """
-        activations = activations_of(base, token_grid(input_shape), input_shape[0])
+        activations = self.activations(base, token_grid(input_shape), input_shape[0])
         # Steps outside `percent` run in ComfyUI's own code, with all tokens at once.
         return activations.planned(self.bounded and self.percent == (0.0, 1.0))
 
@@ -109,15 +115,15 @@ class Runtime:
         """Wraps one evaluation: x (b, c, t, h, w) latent, t (b,) sigmas; the rest as BaseModel.apply_model has it."""
         options = kwargs.pop("transformer_options", options) or {}
         base = executor.class_obj
-        if not self.active(base.model_sampling, t):
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         appended = kwargs.get("time_dim_concat")
         grid = token_grid(x.shape, 0 if appended is None else token_grid(appended.shape).t)
-        attentions = self.rule.attentions(extras_on(base), base.model_sampling.timestep(t).float(), grid)
+        attentions = {}
+        if self.active(base.model_sampling, t):
+            attentions = self.rule.attentions(extras_on(base), base.model_sampling.timestep(t).float(), grid)
+        if (attentions or self.kernel) and (changes := self.attention(base, options, x.device).options):
+            options = {**options, **changes}
         if not attentions:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-        if changes := self.attention(base, options, x.device).options:
-            options = {**options, **changes}
         budget = self.budget(base, grid, x)
         while True:
             layers = self.layers(base, attentions, grid, options, budget.tokens_at_a_time)
@@ -136,11 +142,16 @@ class Runtime:
         override = options.get(OVERRIDE)
         key, choices = (id(override), device), self.run.choices
         if key not in choices:
-            choice = choose_attention(diffusion_model(base), options, device)
+            choice = choose_attention(diffusion_model(base), options, device, self.kernel)
             choices[key] = override, choice
             log.info("UltraGen: %s", choice)
             if choice.sparse:
                 self.note(f"{choice.name} skips tokens inside UltraGen's windows, which adds a second approximation")
+            if choice.set_aside:
+                self.note(
+                    f"{choice.set_aside}, set by a node or another pack, gets only the calls that {choice.name} leaves,"
+                    f" such as cross-attention; set attention_kernel to {COMFYUI} to give it all"
+                )
         return choices[key][1]
 
     def layers(self, base, attentions: dict[int, Callable], grid: TokenGrid, options: dict, at_a_time: int | None):
@@ -165,13 +176,17 @@ class Runtime:
 
     def budget(self, base, grid: TokenGrid, x: Tensor) -> MemoryBudget:
         """Decided once a run for every size, so that compiled graphs stay valid and results keep their last bits."""
-        activations = activations_of(base, grid, x.shape[0])
+        activations = self.activations(base, grid, x.shape[0])
         key, budgets = (activations, x.device), self.run.budgets
         if key not in budgets:
             unbounded = MemoryBudget(activations.tokens, pieces=1, bounded=False)
             free = free_memory(base.current_patcher, x.device)
             budgets[key] = activations.budget(free) if self.bounded else unbounded
         return budgets[key]
+
+    def activations(self, base, grid: TokenGrid, batch: int) -> ActivationMemory:
+        shape, itemsize = shape_of(diffusion_model(base)), activation_dtype(base).itemsize
+        return ActivationMemory.of(shape, grid, batch, itemsize, kernel_maps(self.kernel, self.rule))
 
     def active(self, model_sampling, t: Tensor) -> bool:
         """Whether this step is between start and end percent, by the current sampling settings."""
@@ -203,10 +218,6 @@ def extras_on(base) -> dict[int, BlockExtras]:
     """The extras of the clone that is sampling; none under a rule without extras."""
     patchers = base.current_patcher.get_additional_models_with_key(KEY)
     return blocks_of(patchers[0]) if patchers else {}
-
-
-def activations_of(base, grid: TokenGrid, batch: int) -> ActivationMemory:
-    return ActivationMemory.of(shape_of(diffusion_model(base)), grid, batch, activation_dtype(base).itemsize)
 
 
 def rope_scale(transformer_options: dict) -> tuple[float, float, float]:
