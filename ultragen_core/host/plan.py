@@ -18,7 +18,7 @@ from ..rules.ultragen import UltraGenRule
 from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of
 from ..vae.parse import decoder_layers
 from ..wan import WanShape
-from .attention.kernels import Kernel, kernel_maps
+from .attention.kernels import Kernel
 from .attention.patch import require_wan, runtime_of
 from .vae.tile_size import decode_needs
 from .wan_model import shape_of, token_grid
@@ -72,7 +72,7 @@ def plan(
     layers = {index: layer_flops(group.branches, grid, model.channels) for group in groups for index in group.blocks}
     attentions = [*range(model.blocks), *model.fed_by_vace]
     rest = rest_of_block_flops(grid.tokens, model) * len(attentions)
-    activations = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel_maps(kernel, rule))
+    activations = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel.held_maps if kernel else 0)
     named = f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention"
     return Plan(
         size=size,

@@ -10,7 +10,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...rules.rule import Rule
 from ...wan import WanShape
 
 COMFYUI = "comfyui"
@@ -116,11 +115,6 @@ def load_kernel(name: str, shape: WanShape | None = None) -> Kernel | None:
             f" {shape.channels // shape.heads}. For this model {INSTEAD}."
         )
     return kernel
-
-
-def kernel_maps(kernel: Kernel | None, rule: Rule | None) -> int:
-    """Return the maps of all tokens that a kernel holds in the dense blocks of a model."""
-    return kernel.held_maps if kernel and (rule is None or rule.dense) else 0
 
 
 class KernelOverride:

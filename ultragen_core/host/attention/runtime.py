@@ -29,7 +29,7 @@ from ..memory import is_out_of_memory
 from ..wan_model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
 from .backend import AttentionChoice, choose_attention
 from .extras import LoadedExtras, blocks_of
-from .kernels import COMFYUI, OVERRIDE, Kernel, kernel_maps
+from .kernels import COMFYUI, OVERRIDE, Kernel
 from .layers import RuleLayer, bounded_layers, installed
 
 KEY = "ultragen"  # of everything that the pack registers on a ModelPatcher
@@ -186,7 +186,7 @@ class Runtime:
 
     def activations(self, base, grid: TokenGrid, batch: int) -> ActivationMemory:
         shape, itemsize = shape_of(diffusion_model(base)), activation_dtype(base).itemsize
-        return ActivationMemory.of(shape, grid, batch, itemsize, kernel_maps(self.kernel, self.rule))
+        return ActivationMemory.of(shape, grid, batch, itemsize, self.kernel.held_maps if self.kernel else 0)
 
     def active(self, model_sampling, t: Tensor) -> bool:
         """Whether this step is between start and end percent, by the current sampling settings."""
