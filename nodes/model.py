@@ -1,18 +1,16 @@
-"""UltraGen Load Model, UltraGen Apply and UltraGen Extract Weights."""
+"""UltraGen Load Model and UltraGen Apply."""
 
 from __future__ import annotations
 
 import folder_paths
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..ultragen_core.host.attention.kernels import COMFYUI, KERNELS
 from ..ultragen_core.host.attention.load import RULES, load_extras_file, load_model
 from ..ultragen_core.host.attention.patch import Settings, apply
 from ..ultragen_core.host.resume.results import save_results_
 from ..ultragen_core.host.resume.run_file import DEFAULT_GB
-from ..ultragen_core.printable import printable
-from ..ultragen_core.weights.extras_file import extract
 from .base import Node
 from .config import GlobalConfigType, LocalConfigType
 from .resume import keep_gb_input
@@ -33,11 +31,11 @@ def attention_kernel_input() -> io.Combo.Input:
         options=list(KERNELS),
         default=COMFYUI,
         tooltip=(
-            "What computes self-attention, in windows and in dense blocks. comfyui: ComfyUI's choice, that of another"
-            " node, or cuDNN where it is faster. int8: comfy-kitchen's int8 attention, less exact; it goes before"
-            " choices of other nodes and leaves cross-attention alone. It needs comfy-kitchen 0.2.30 (ComfyUI 0.33.0)"
-            " and an RTX 20 or newer, or RDNA 3. Slower than cuDNN on an H100; speed on RTX 20 to 50 and the quality of"
-            " videos are unmeasured."
+            "Computes self-attention, in windows and in dense blocks. comfyui: what ComfyUI, another node or the"
+            " checkpoint chooses; cuDNN where it is faster. int8: comfy-kitchen's int8 attention, less exact. It"
+            " replaces the choice of other nodes, except in cross-attention. It needs ComfyUI 0.33.0 or newer, and an"
+            " RTX 20 series GPU or newer, or AMD RDNA 3. On an H100 it is slower than cuDNN; its speed on RTX GPUs and"
+            " the quality of its videos are unmeasured."
         ),
     )
 
@@ -218,43 +216,4 @@ class UltraGenApply(Node):
         return io.NodeOutput(save_results_(apply(model, settings, loaded), keep_gb))
 
 
-class UltraGenExtractWeights(Node):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="UltraGenExtractWeights",
-            display_name="UltraGen Extract Weights",
-            category="UltraGen",
-            description=(
-                "Writes UltraGen's extras, the weights that it adds to Wan, to a small safetensors file for UltraGen"
-                " Apply."
-            ),
-            inputs=[
-                io.Combo.Input(
-                    "checkpoint",
-                    options=folder_paths.get_filename_list("diffusion_models"),
-                    tooltip="A complete UltraGen checkpoint in models/diffusion_models.",
-                ),
-                io.String.Input(
-                    "file_name",
-                    default="ultragen_extras",
-                    tooltip=(
-                        "Name of the file in models/model_patches, without extension. No file is replaced: if the name"
-                        " is taken, a number is added."
-                    ),
-                ),
-            ],
-            outputs=[io.String.Output("path", tooltip="The path of the file.")],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, checkpoint, file_name) -> io.NodeOutput:
-        source = folder_paths.get_full_path_or_raise("diffusion_models", checkpoint)
-        path, blocks, written = extract(source, folder_paths.get_folder_paths("model_patches")[0], file_name)
-        there = "" if written else "exists already, unchanged: "
-        shown = f"{there}{blocks} blocks, {path.stat().st_size / 2**20:.1f} MiB: {printable(path)}"
-        return io.NodeOutput(str(path), ui=ui.PreviewText(shown))
-
-
-NODES = [UltraGenLoadModel, UltraGenApply, UltraGenExtractWeights]
+NODES = [UltraGenLoadModel, UltraGenApply]

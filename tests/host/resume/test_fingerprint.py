@@ -43,7 +43,7 @@ def node(kind, **inputs):
 
 
 GRAPH = {
-    "1": node("UltraGenLoadModel", checkpoint="a.ckpt", keep_gb=20),
+    "1": node("UltraGenLoadModel", checkpoint="a.ckpt", attention_kernel="comfyui", keep_gb=20),
     "2": node("CLIPTextEncode", text="a lake"),
     "3": node("KSamplerSelect", sampler_name="euler"),
     "4": node("UltraGenResume", sampler=["3", 0], every=1, unit="minutes", keep_gb=20),
@@ -79,11 +79,12 @@ def test_what_changes_nothing_in_the_latent_is_left_out(graph):
     "graph",
     [
         changed("1", checkpoint="b.ckpt"),
+        changed("1", attention_kernel="int8"),
         changed("2", text="a sea"),
         changed("5", cfg=2.0),
         changed("5", model=["1", 1]),
     ],
-    ids=["model", "prompt", "own widget", "output"],
+    ids=["model", "kernel", "prompt", "own widget", "output"],
 )
 def test_what_is_upstream_counts(graph):
     assert of(graph) != of(GRAPH)

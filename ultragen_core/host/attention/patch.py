@@ -14,7 +14,7 @@ from ...weights.published import fingerprint, same_base, untrained
 from ..compat import is_dynamic
 from ..wan_model import diffusion_model, shape_of
 from .extras import LoadedExtras, build
-from .kernels import COMFYUI, load_kernel
+from .kernels import COMFYUI, Kernel, load_kernel
 from .runtime import KEY, Runtime
 
 log = logging.getLogger(__name__)
@@ -43,11 +43,7 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
             extras = _untrained_extras(rule)
     kernel = load_kernel(settings.attention_kernel, shape)
     if before and before.kernel and not kernel:
-        log.warning(
-            "UltraGen: attention_kernel %s of this UltraGen Apply replaces %s, which an earlier node has set.",
-            COMFYUI,
-            before.kernel.name,
-        )
+        _warn_of_a_replaced_kernel(before.kernel)
     percent = settings.start_percent, settings.end_percent
     runtime = Runtime(rule, extras, percent, settings.bounded_memory, kernel)
     patched = model.clone()
@@ -90,6 +86,14 @@ def _untrained_extras(rule: UltraGenRule) -> LoadedExtras:
     shape = rule.extras.shape
     read = partial(untrained, shape.channels, sorted(rule.extras.blocks), shape.global_ratio)
     return build(read(), read)
+
+
+def _warn_of_a_replaced_kernel(kernel: Kernel) -> None:
+    log.warning(
+        "UltraGen: attention_kernel %s of this UltraGen Apply replaces %s, which an earlier node has set.",
+        COMFYUI,
+        kernel.name,
+    )
 
 
 def _warn_of_another_base(dm: wan.WanModel, extras: LoadedExtras) -> None:
