@@ -149,6 +149,20 @@ def dense(tiny_path):
     return _load(tiny_path, "dense")
 
 
+@pytest.fixture
+def kitchen(monkeypatch):
+    """A stand-in for comfy-kitchen, with an int8 attention that runs on the CPU."""
+    importlib.import_module("comfy.sd")  # ComfyUI itself keeps the real one
+    from helpers.kitchen import Kitchen
+
+    from ultragen_core.host.attention.kernels import Int8Kernel
+
+    made = Kitchen()
+    monkeypatch.setitem(sys.modules, "comfy_kitchen", made)
+    monkeypatch.setattr(Int8Kernel, "device_types", ("cuda", "cpu"))
+    return made
+
+
 def _load(path, rule):
     import torch
 

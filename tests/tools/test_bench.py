@@ -6,9 +6,10 @@ import pytest
 import torch
 from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
-from tools.bench import methods
+from tools.bench import kernels, methods
 from tools.bench.model import sample
 from tools.bench.published import published_attention
+from training.miniature.scenes import CHECKED
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
@@ -17,6 +18,7 @@ from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.grid import TokenGrid
 from ultragen_core.ops import dispatch
 from ultragen_core.rules.ultragen import block_spec
+from ultragen_core.sizes import VideoSize
 
 
 @pytest.mark.parametrize("block", [2, 3])
@@ -71,3 +73,43 @@ def test_plain_runs_without_triton(interpreted_kernels):
         for method in methods.METHODS:
             with methods.running(method):
                 assert dispatch.triton_for(x, dispatch.ATTENTION_KERNEL_MODULES) == (method != "plain"), method
+
+
+NAMES, CPU = ["comfyui", "int8"], torch.device("cpu")
+
+
+def errors(printed: str) -> dict[str, float]:
+    """The error of each line of `bench kernels`, by its name."""
+    return {line.split("  ")[0]: float(line.split("error ")[1]) for line in printed.splitlines() if "error " in line}
+
+
+@torch.no_grad()
+def test_kernels_compares_layers_and_evaluations_with_float32(kitchen, capsys):
+    shape = ExtrasShape(256, rank=4, refined=True)
+    kernels.layers(NAMES, TokenGrid(2, 8, 12), ["ultragen", "t3", "dense"], 1, shape, CPU)
+    found = errors(capsys.readouterr().out)
+    layers = {name.rpartition(", int8")[0] for name in found if name.endswith(", int8")}
+    assert layers == {"dense", *(f"ultragen, block {i}" for i in (2, 3)), *(f"t3, block {i}" for i in range(5))}
+    for layer in layers:
+        assert 0 < found[f"{layer}, comfyui"] < found[f"{layer}, int8"] < 0.1, found
+        assert layer == "dense" or found[f"{layer}, int8, kept"] == found[f"{layer}, int8"]
+    assert kitchen.freed.count(True) == kitchen.freed.count(False) > 0  # those of "kept"
+
+    model = {"dim": 256, "ffn_dim": 256, "num_heads": 2, "num_layers": 2, "channels": 16}
+    with kernels.random_checkpoint(model, CPU) as path:
+        kernels.evaluations("random", path, NAMES, TokenGrid(2, 4, 6), 1, CPU)
+    kernels.evaluations("miniature", kernels.MINIATURE, NAMES, TokenGrid(2, 4, 6), 1, CPU)
+    found = errors(capsys.readouterr().out)
+    for title in ("random", "miniature"):  # ComfyUI computes in float32 on the CPU
+        assert found[f"{title}, comfyui"] < found[f"{title}, int8"] < 0.1, found
+
+
+def test_kernels_scores_the_miniature(kitchen, capsys):
+    toy = {"videos": 1, "sampling_steps": 1, "held_out": 1, "levels": 1, "size": VideoSize(144, 48, 17)}
+    kernels.miniature(NAMES, CPU, seeds=(0, 1), **toy)
+    heading, columns, _, *rows = capsys.readouterr().out.splitlines()
+    assert "2 seeds of 1 videos" in heading and columns == "| | comfyui | int8 | int8 - comfyui |"
+    cells = {row.split(" | ")[0]: row.strip(" |").split(" | ")[1:] for row in rows}
+    assert list(cells) == ["| held-out loss", *(f"| caption: {name}" for name in CHECKED), "| seam ratio"]
+    assert kitchen.calls and all(cell.count(" ± ") == 1 for each in cells.values() for cell in each)
+    assert float(cells["| held-out loss"][0].split()[0]) > 0 and cells["| held-out loss"][2] != "0.0000 ± 0.0000"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
@@ -27,7 +27,7 @@ from ultragen_core.rules.ultragen import block_spec
 
 from .published import published_attention
 
-CHANNELS, HEADS, RANK = 1536, 12, 64
+CHANNELS, HEADS, HEAD, RANK = 1536, 12, 128, 64
 GRIDS = {
     "480P x 81": TokenGrid(21, 30, 52),
     "720P x 81": TokenGrid(21, 45, 80),
@@ -50,26 +50,17 @@ class Bench:
     """The modules of one layer, and the methods to compare on them."""
 
     def __init__(self):
-        import comfy.ldm.wan.model as wan
         import comfy.ops
 
-        self.wan, self.device = wan, torch.device("cuda")
-        torch.manual_seed(0)
-        settings = {"operations": comfy.ops.manual_cast, "device": self.device, "dtype": torch.bfloat16}
-        self.attn = wan.WanSelfAttention(CHANNELS, HEADS, operation_settings=settings)
-        for name, parameter in self.attn.named_parameters():
-            torch.nn.init.ones_(parameter) if "norm" in name else torch.nn.init.normal_(parameter, std=CHANNELS**-0.5)
+        self.device = torch.device("cuda")
         self.shape = ExtrasShape(CHANNELS, RANK, refined=True)
-        self.extras = BlockExtras(self.shape, comfy.ops.manual_cast, device=self.device, dtype=torch.bfloat16)
-        start = initial_block(self.shape).items()
-        self.extras.load_state_dict({key: value + 0.01 * torch.randn_like(value) for key, value in start})
-        self.gates = Gates(*torch.rand(2, 1, 1, CHANNELS, device=self.device))
+        self.attn, self.extras, self.gates = random_layer(self.shape, self.device, torch.bfloat16)
         self.engine = Engine(cudnn_attention, comfy.ops.cast_bias_weight)
         self.ceilings = Ceilings.measure()
 
     def dense(self, size: str, x: Tensor) -> None:
         grid, cost = GRIDS[size], dense_layer_flops(GRIDS[size], CHANNELS)
-        freqs = wan_freqs(self.wan, grid, self.device)
+        freqs = wan_freqs(grid, CHANNELS, x)
         self.report(size, "ComfyUI dense, as shipped", lambda: self.attn(x, freqs), 1, cost)
         cudnn = {"optimized_attention_override": lambda f, q, k, v, heads, **kw: cudnn_attention(q, k, v, heads)}
         self.report(size, "ComfyUI dense, cuDNN", lambda: self.attn(x, freqs, transformer_options=cudnn), 1, cost)
@@ -129,6 +120,22 @@ class Bench:
         return result
 
 
+def random_layer(shape: ExtrasShape, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, BlockExtras, Gates]:
+    """Return a self-attention of Wan, extras and gates of one step, with seeded random values."""
+    import comfy.ldm.wan.model as wan
+    import comfy.ops
+
+    torch.manual_seed(0)
+    channels, settings = shape.channels, {"operations": comfy.ops.manual_cast, "device": device, "dtype": dtype}
+    attn = wan.WanSelfAttention(channels, channels // HEAD, operation_settings=settings)
+    for name, parameter in attn.named_parameters():
+        nn.init.ones_(parameter) if "norm" in name else nn.init.normal_(parameter, std=channels**-0.5)
+    extras = BlockExtras(shape, comfy.ops.manual_cast, device=device, dtype=dtype)
+    start = initial_block(shape).items()
+    extras.load_state_dict({key: value + 0.01 * torch.randn_like(value) for key, value in start})
+    return attn, extras, Gates(*torch.rand(2, 1, 1, channels, device=device))
+
+
 @torch.inference_mode()
 def run(options: argparse.Namespace) -> None:
     bench = Bench()
@@ -180,6 +187,9 @@ class Ceilings(NamedTuple):
         return f"| ceilings: attention {self.attention:.0f}, matrix products {self.products:.0f} TFLOP/s"
 
 
-def wan_freqs(wan, grid: TokenGrid, device: torch.device) -> Tensor:
-    model = wan.WanModel(dim=CHANNELS, ffn_dim=16, num_heads=HEADS, num_layers=0, operations=torch.nn)
-    return model.rope_encode(grid.t, 2 * grid.h, 2 * grid.w, device=device, dtype=torch.bfloat16)
+def wan_freqs(grid: TokenGrid, channels: int, x: Tensor) -> Tensor:
+    """Return ComfyUI's rotations for tokens x."""
+    import comfy.ldm.wan.model as wan
+
+    model = wan.WanModel(dim=channels, ffn_dim=16, num_heads=channels // HEAD, num_layers=0, operations=torch.nn)
+    return model.rope_encode(grid.t, 2 * grid.h, 2 * grid.w, device=x.device, dtype=x.dtype)

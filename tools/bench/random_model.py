@@ -15,17 +15,17 @@ LAYERS = 30
 TEXT = {"text_dim": 4096, "tokens": 512}
 
 
-def write_checkpoint(path: Path, shape: dict, extras: bool) -> None:
+def write_checkpoint(path: Path, shape: dict, extras: bool, device: str = "cuda") -> None:
     """Write a whole Wan model, with UltraGen's extras in every block or without. shape: of MODELS, and num_layers."""
     from safetensors.torch import save_file
 
-    state = _base(shape)
+    state = _base(shape, device)
     if extras:
         state |= _extras(shape["dim"], shape["num_layers"])
     save_file(state, path)
 
 
-def _base(shape: dict) -> dict[str, torch.Tensor]:
+def _base(shape: dict, device: str) -> dict[str, torch.Tensor]:
     import comfy.ldm.wan.model as wan
 
     sizes = {key: value for key, value in shape.items() if key != "channels"}
@@ -37,7 +37,7 @@ def _base(shape: dict) -> dict[str, torch.Tensor]:
     state = {}
     for key, parameter in model.state_dict().items():
         scale = 0.02 if parameter.ndim > 1 else 0.1
-        value = scale * torch.randn(parameter.shape, device="cuda")
+        value = scale * torch.randn(parameter.shape, device=device)
         state[key] = (1 + value if "norm" in key and key.endswith("weight") else value).bfloat16().cpu()
     return state
 

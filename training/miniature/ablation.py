@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from tools.console import Trouble, say
 from training.curve import Curve
 from training.loop import Keeping, Training
-from training.miniature.scenes import scene
 from training.model import build
-from training.objective import loss_of, padded
 from training.recipe import Recipe
 from ultragen_core.attention.config import GlobalConfig
 from ultragen_core.grid import window_borders
@@ -30,7 +28,7 @@ from ultragen_core.video.frames import quantise
 from ultragen_core.weights.files import read_state_dict
 
 from . import judge
-from .latents import Latents, encoded, normalised, words
+from .latents import Latents, encoded, normalised
 from .make import Making
 from .picture import draw_rows
 from .reading import read
@@ -179,18 +177,12 @@ class Ablation:
         with finished_file(file) as part:
             part.write_text(json.dumps(what._asdict() | found, indent=1), encoding="utf-8")
 
-    @torch.no_grad()
     def _loss(self, velocity: Callable, vae: nn.Module) -> float:
         """Return the loss on held-out clips, with the same noise and noise levels for every model."""
-        recipe, losses = self._recipe(FULL, 0, 1), []
         numbers = judge.held_out(self.study.held_out)
         if self._held_out is None:
             self._held_out = [normalised(x) for x in encoded(vae, numbers, self.size, self.device, batch=1)]
-        for index, (number, latent) in enumerate(zip(numbers, self._held_out, strict=True)):
-            text = padded(words(scene(number).caption)[None].to(self.device))
-            places = range(index * self.study.levels, (index + 1) * self.study.levels)
-            losses += [loss_of(velocity, [place], latent, text, recipe).item() for place in places]
-        return statistics.mean(losses)
+        return judge.held_out_loss(velocity, self._held_out, numbers, self.study.levels, self._recipe(FULL, 0, 1))
 
     def _borders(self, variant: str) -> set[int]:
         """Return the token columns where a model's windows meet; for a dense model those of FULL."""

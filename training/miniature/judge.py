@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.miniature.scenes import CHECKED, scene
-from training.objective import generator, padded
+from training.objective import generator, loss_of, padded
 from training.preview import sample
+from training.recipe import Recipe
 from ultragen_core.metrics.scores import HD_FVD, Networks, VideoScores, score_video
 from ultragen_core.sizes import SPATIAL_RATIO, VideoSize
 
@@ -84,6 +85,22 @@ def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
     """(b, 16, t, h, w) as the transformer gives them -> (b, frames, height, width, 3) in 0..1."""
     videos = [(clip_vae.decode(vae, one[None]).float() / 2 + 0.5).clamp(0, 1) for one in raw(latents)]
     return torch.cat(videos).movedim(1, -1)
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: Callable, latents: Sequence[Tensor], numbers: Sequence[int], levels: int, recipe: Recipe
+) -> float:
+    """Return the mean loss of a model on the latents (1, c, t, h, w) of these scenes, each at `levels` noise levels.
+
+    model: velocity(x, t, text). Noise and levels depend on the clips' order alone.
+    """
+    losses = []
+    for index, (number, latent) in enumerate(zip(numbers, latents, strict=True)):
+        text = padded(words(scene(number).caption)[None].to(latent.device))
+        places = range(index * levels, (index + 1) * levels)
+        losses += [loss_of(model, [place], latent, text, recipe).item() for place in places]
+    return statistics.mean(losses)
 
 
 def agreement(seen: Sequence[dict[str, str]], numbers: Iterable[int]) -> dict[str, float]:

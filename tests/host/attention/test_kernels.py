@@ -29,15 +29,6 @@ QKV = [seeded(2, 12, 256, seed=i) for i in range(3)]
 
 
 @pytest.fixture
-def kitchen(monkeypatch):
-    """A stand-in for comfy-kitchen that runs on the CPU."""
-    made = Kitchen()
-    monkeypatch.setitem(sys.modules, "comfy_kitchen", made)
-    monkeypatch.setattr(Int8Kernel, "device_types", ("cuda", "cpu"))
-    return made
-
-
-@pytest.fixture
 def int8(kitchen, dense, tiny_path):
     """`int8(rule, **settings)`: the tiny model with that kernel; two of four blocks are dense under "ultragen"."""
 

@@ -1,0 +1,86 @@
+"""Score the kept miniature as ComfyUI runs it, with one attention kernel and with another."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+
+from training.miniature.scenes import CHECKED
+from ultragen_core.grid import window_borders
+from ultragen_core.host.attention.load import load_model
+from ultragen_core.sizes import SPATIAL_RATIO, VideoSize, latent_shape
+
+from . import WEIGHTS, clip_vae, judge
+from .latents import encoded, normalised
+from .make import Miniature
+from .reading import read
+
+MEASURES = {"loss": "held-out loss", **{name: f"caption: {name}" for name in CHECKED}, "seam_ratio": "seam ratio"}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """seeds: each has scenes and noise of its own. videos: per seed, painted in `sampling_steps`. held_out: clips per
+    seed for the loss, each at `levels` noise levels. size: of videos and clips.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    videos: int = 32
+    sampling_steps: int = 20
+    held_out: int = 64
+    levels: int = 4
+    size: VideoSize = Miniature.high
+
+
+def scores(kernel: str, scoring: Scoring, device: torch.device) -> list[dict[str, float]]:
+    """Return the measures of each seed. kernel: a value of attention_kernel. Raises ValueError where it is missing."""
+    recipe = Miniature()
+    velocity = judge.Patched(load_model(WEIGHTS / "ultragen.safetensors", attention_kernel=kernel))
+    vae = clip_vae.new_vae(recipe.vae.width)
+    vae.load_state_dict(load_file(WEIGHTS / "vae.safetensors"))
+    vae = vae.to(device).eval().requires_grad_(False)
+    shape = latent_shape(scoring.size, 1, clip_vae.CHANNELS, SPATIAL_RATIO[clip_vae.CHANNELS])[1:]
+    schedule, borders, rows = (scoring.sampling_steps, recipe.shift), _borders(scoring.size), []
+    for seed in scoring.seeds:
+        clips = judge.held_out(scoring.held_out, seed * scoring.held_out)
+        numbers = judge.held_out(scoring.videos, seed * scoring.videos)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            latents = [normalised(x) for x in encoded(vae, clips, scoring.size, device, batch=1)]
+            row = {"loss": judge.held_out_loss(velocity, latents, clips, scoring.levels, recipe.ultragen)}
+            videos = list(judge.videos(velocity, vae, numbers, shape, schedule, device))
+        seams = statistics.mean(judge.seam_ratio(video, borders) for video in videos)
+        rows.append(row | judge.agreement([read(video) for video in videos], numbers) | {"seam_ratio": seams})
+    return rows
+
+
+def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Return mean and standard deviation over the seeds, as Markdown, with the differences from the first kernel.
+
+    results: of `scores`, by kernel.
+    """
+    names = list(results)
+    lines = [
+        "| | " + " | ".join([*names, *(f"{name} - {names[0]}" for name in names[1:])]) + " |",
+        "|" + "---|" * (2 * len(names)),
+    ]
+    for measure, heading in MEASURES.items():
+        columns = [[row[measure] for row in results[name]] for name in names]
+        apart = [[a - b for a, b in zip(column, columns[0], strict=True)] for column in columns[1:]]
+        lines.append("| " + " | ".join([heading, *map(_cell, [*columns, *apart])]) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def _borders(size: VideoSize) -> set[int]:
+    """Return the token columns where windows of the miniature meet."""
+    recipe, columns = Miniature(), size.width // judge.TOKEN
+    specs = [recipe.ultragen.spec(index).local for index in recipe.ultragen.hierarchical_blocks(recipe.blocks)]
+    return set().union(*(window_borders(columns, s.num_windows, s.shifted) for s in specs)) - {0, columns}
