@@ -35,6 +35,7 @@ TESTS = [
 # Converts workflows. Installed without its dependencies, half of which are for telemetry; CLIENT has what it imports.
 CONVERTER = ["comfy-cli==1.23.0"]
 CLIENT = ["pathspec", "typer", "pyyaml", "websocket-client", "av>=16.0.0", "Pillow", "numpy"]
+RAY = "ray==2.60.0"  # for tools/cluster, in an environment of its own, and for its tests
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
 DISK_GB = {"cpu": 3, "default": 8, "none": 1}
@@ -83,7 +84,7 @@ def with_comfyui(cache: Path, gpu: bool) -> Path:
         venv = Venv(cache / "venv")
         trees = [comfyui.install_tree(release, cache, venv.download) for release in comfyui.RELEASES]
         requirements = _union(tree / "requirements.txt" for tree in reversed(trees))
-        return venv.install([*requirements, *TESTS, *CLIENT], torch="default" if gpu else "cpu")
+        return venv.install([*requirements, *TESTS, *CLIENT, RAY], torch="default" if gpu else "cpu")
 
 
 def with_tree(cache: Path, tree: Path) -> Path:
@@ -97,6 +98,13 @@ def client_only(cache: Path) -> Path:
     """Set up a small environment without torch, to talk to a ComfyUI of the user's. Returns its Python."""
     with locked(cache):
         return Venv(cache / "venv-client").install(CLIENT, torch="none")
+
+
+def with_ray(cache: Path, dashboard: bool = False) -> Path:
+    """Set up the environment of tools/cluster, without torch, or another with Ray's dashboard. Returns its Python."""
+    folder, ray = ("venv-dashboard", RAY.replace("ray", "ray[default]")) if dashboard else ("venv-cluster", RAY)
+    with locked(cache):
+        return Venv(cache / folder).install([*CLIENT, ray], torch="none")
 
 
 def _union(files) -> list[str]:

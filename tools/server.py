@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tools.console import Trouble
@@ -74,22 +74,28 @@ class Server:
         gpu: bool = False,
         frontend: Path | None = None,
         name: str = "server",
+        folder: Path | None = None,
+        through: Sequence[str] = (),
+        options: Sequence[str] = (),
     ):
         """frontend: a folder to serve to browsers instead of the installed frontend. name: of the log and the
-        database; servers that share a base need different ones.
+        database; servers that share a base need different ones. folder: where these are, if not in the base.
+        through: a command that becomes the one that follows it. options: further ones of ComfyUI.
         """
+        folder = folder or base
         self.tree, self.base = tree, base
         self.port = free_port(port)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = base / f"{name}.log"
-        self.database = base / "user" / f"{name}.db"
+        self.log = folder / f"{name}.log"
+        self.database = folder / "user" / f"{name}.db"
         self.command = [
-            str(python), str(tree / "main.py"), "--base-directory", str(base), "--port", str(self.port),
+            *through, str(python), str(tree / "main.py"), "--base-directory", str(base), "--port", str(self.port),
             "--disable-api-nodes", "--database-url", f"sqlite:///{self.database}",
         ]  # fmt: skip
         self.command += ["--front-end-root", str(frontend)] if frontend else []
         # ComfyUI's own choice for CPUs takes twice as long.
         self.command += [] if gpu else ["--cpu", "--use-pytorch-cross-attention"]
+        self.command += options
 
     def __enter__(self) -> Server:
         # A database of another ComfyUI version may be unreadable for this one.

@@ -20,6 +20,7 @@ TOGETHER = {
 LONGEST = (
     SERVER,
     BROWSER,
+    "tests/tools/cluster/test_ray.py",
     "tests/host/attention/test_companions_compile.py",
     "tests/training/test_run.py",
     "tests/training/miniature/test_making.py",

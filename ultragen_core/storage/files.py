@@ -125,7 +125,7 @@ def _claim(names: Iterator[Path]) -> NewFile:
 def _publish(file: NewFile, names: Iterator[Path]) -> None:
     while True:
         try:
-            _retry(lambda: _rename_to_new(file.part, file.path))
+            _retry(lambda: rename_to_new(file.part, file.path))
             return
         except FileExistsError:
             taken = file.path
@@ -136,7 +136,7 @@ def _publish(file: NewFile, names: Iterator[Path]) -> None:
             log.warning("UltraGen: %s was taken by another program meanwhile, using %s.", taken, file.path.name)
 
 
-def _rename_to_new(part: Path, path: Path) -> None:
+def rename_to_new(part: Path, path: Path) -> None:
     """Rename a file. Raises FileExistsError where the name is taken."""
     try:
         os.link(part, path)

@@ -1,0 +1,149 @@
+"""What a host checks and says, and that no server outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from tools.cluster import orphans, tied
+from tools.cluster.host import clean_environment, lacking, refusal
+from tools.cluster.tied import start_time
+
+INFO = {
+    "Loader": {"input": {"required": {"name": [["a.safetensors", "b.ckpt"], {}]}}},
+    "New": {
+        "input": {"required": {}, "optional": {"name": ["COMBO", {"options": ["c.gguf"]}], "text": ["STRING", {}]}}
+    },
+}
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def node(class_type, **inputs):
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def test_missing_nodes_and_model_files_are_named():
+    graph = {
+        "1": node("Loader", name="b.ckpt"),
+        "2": node("Loader", name="none.safetensors"),
+        "3": node("New", name="d.gguf", text="a story.ckpt"),
+        "4": node("New", name=["1", 0]),
+        "5": node("Unheard"),
+        "6": node("Loader", name="a word"),
+    }
+    assert lacking(graph, INFO) == [
+        "the file none.safetensors (Loader.name)",
+        "the file d.gguf (New.name)",
+        "the node Unheard",
+    ]
+
+
+def test_a_refusal_is_one_sentence():
+    answer = {
+        "error": {"message": "Prompt outputs failed validation", "details": ""},
+        "node_errors": {
+            "13": {"class_type": "Save", "errors": [{"message": "Value not in list", "details": "codec: 'x'"}]}
+        },
+    }
+    assert refusal(answer) == "Prompt outputs failed validation; node 13 (Save): Value not in list: codec: 'x'"
+
+
+def test_a_server_does_not_inherit_what_ray_needs(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), "/mine"]))
+    clean_environment("6")
+    assert os.environ["OMP_NUM_THREADS"] == "6" and os.environ["PYTHONPATH"] == "/mine"
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    clean_environment(None)
+    assert "OMP_NUM_THREADS" not in os.environ and "PYTHONPATH" not in os.environ
+
+
+def ended(pid: int) -> bool:
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        if start_time(pid) is None or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def written(path: Path) -> dict:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        if path.is_file() and path.read_text():
+            return json.loads(path.read_text())
+        time.sleep(0.02)
+    raise AssertionError(f"{path} was not written")
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no /proc here")
+
+
+def test_a_tied_program_ends_with_its_parent(tmp_path):
+    script = "import os, subprocess, sys; a = sys.argv; subprocess.Popen([a[1], a[2], str(os.getpid()), *a[3:]]).wait()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, sys.executable, tied.__file__, str(tmp_path / "pid"), *SLEEP]
+    )
+    noted = written(tmp_path / "pid")
+    assert start_time(noted["pid"]) == noted["started"]
+    parent.kill()
+    parent.wait()
+    assert ended(noted["pid"])
+
+
+def test_a_program_whose_parent_has_ended_does_not_start(tmp_path):
+    done = subprocess.run([sys.executable, tied.__file__, "1", str(tmp_path / "pid"), *SLEEP], capture_output=True)
+    assert done.returncode == 1 and b"The parent has ended" in done.stderr and not (tmp_path / "pid").exists()
+
+
+def leave(folder: Path, command: list[str]) -> subprocess.Popen:
+    """A host's folder with a server whose host has ended."""
+    folder.mkdir(parents=True)
+    process = subprocess.Popen(command, start_new_session=True)
+    (folder / orphans.PID_FILE).write_text(json.dumps({"pid": process.pid, "started": start_time(process.pid)}))
+    return process
+
+
+def test_a_new_host_ends_the_servers_of_killed_ones_with_their_children(tmp_path):
+    script = "import subprocess, sys; p = subprocess.Popen(sys.argv[1:]); print(p.pid, flush=True); p.wait()"
+    folder = tmp_path / "host-dead"
+    folder.mkdir()
+    server = subprocess.Popen([sys.executable, "-c", script, *SLEEP], start_new_session=True, stdout=subprocess.PIPE)
+    child = int(server.stdout.readline())
+    noted = {"pid": server.pid, "started": start_time(server.pid)}
+    (folder / orphans.PID_FILE).write_text(json.dumps(noted))
+    server.kill()  # its child lives on in its session
+    server.wait()
+    assert start_time(child) is not None
+    made = orphans.new_folder(tmp_path)
+    assert ended(child) and not folder.exists() and made.is_dir()
+    assert orphans.new_folder(tmp_path) != made and made.is_dir()  # its host lives: this process
+
+
+def test_another_process_with_the_same_number_is_left_alone(tmp_path):
+    folder = tmp_path / "host-dead"
+    process = leave(folder, SLEEP)
+    try:
+        noted = json.loads((folder / orphans.PID_FILE).read_text())
+        (folder / orphans.PID_FILE).write_text(json.dumps(noted | {"started": noted["started"] - 1}))
+        orphans.end_server(folder)
+        assert process.poll() is None
+        (folder / orphans.PID_FILE).write_text(json.dumps(noted))
+        orphans.end_server(folder)
+        assert process.wait(timeout=10) == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x", "started": 1}'])
+def test_an_unreadable_pid_file_ends_nothing(tmp_path, text):
+    (tmp_path / orphans.PID_FILE).write_text(text)
+    orphans.end_server(tmp_path)

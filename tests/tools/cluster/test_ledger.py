@@ -1,0 +1,39 @@
+"""jobs.jsonl survives a kill at any byte, and one folder has one driver."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.cluster.ledger import NAME, Ledger, ResultFile, read_done
+from tools.cluster.simulation import fake_jobs
+from tools.console import Trouble
+
+
+def test_a_ledger_cut_anywhere_keeps_its_whole_lines_and_takes_new_ones(tmp_path):
+    first, second, third = fake_jobs(3)
+    with Ledger(tmp_path) as notes:
+        for job in (first, second):
+            notes.write_done(job, "a", 1.5, [ResultFile("雪.mp4", 1, "ff")])
+    whole = (tmp_path / NAME).read_bytes()
+    start = whole.index(b"\n") + 1
+    for length in range(start, len(whole)):
+        (tmp_path / NAME).write_bytes(whole[:length])
+        with Ledger(tmp_path) as notes:
+            notes.write_done(third, "b", 2, [])
+        found = read_done(tmp_path)
+        expected = {first.id, third.id, *([second.id] if length == len(whole) - 1 else [])}
+        assert found.keys() == expected, length
+        assert found[first.id].files == (ResultFile("雪.mp4", 1, "ff"),)
+
+
+def test_a_second_driver_on_one_folder_is_refused(tmp_path):
+    with Ledger(tmp_path), pytest.raises(Trouble, match="Another run writes to"), Ledger(tmp_path):
+        pass
+    with Ledger(tmp_path):
+        pass
+
+
+def test_nothing_is_written_without_events(tmp_path):
+    with Ledger(tmp_path) as notes:
+        notes.sync()
+    assert (tmp_path / NAME).read_bytes() == b"" and not read_done(tmp_path) and not read_done(tmp_path / "none")

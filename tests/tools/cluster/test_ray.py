@@ -1,0 +1,282 @@
+"""Real Ray, real ComfyUI servers: hosts, machines and drivers are killed, and the videos are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from tools import tiny_bundle, workflow
+from tools.cluster import ledger
+from tools.cluster.drive import Driver
+from tools.cluster.host import Setup
+from tools.cluster.jobs import make_jobs, read_graph
+from tools.cluster.ledger import Ledger, read_done, read_lines
+from tools.cluster.results import Results, is_whole
+from tools.demo import DEMO_NODES
+from tools.endurance.folder import frames_digest
+from tools.server import Server, make_base
+
+STEPS, STORE = 30, 80 * 2**20
+CODEC = "FFV1 lossless RGB"
+GOOD = ["a foggy lake", "a clear lake", "a lake at dusk", "hills at noon", "peaks at dawn"]
+FAULTS = '''
+import os
+
+class Faults:
+    """Passes a text on, unless it asks for a fault."""
+
+    RETURN_TYPES, FUNCTION = ("STRING",), "run"
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {})}})
+
+    def run(self, text):
+        if text == "crash":
+            os._exit(1)
+        if text == "fail":
+            raise RuntimeError("asked to fail")
+        return (text,)
+
+NODE_CLASS_MAPPINGS = {"Faults": Faults}
+'''
+SETTINGS = ["faults.text=prompt", "13.codec=negative"]  # a job with a wrong codec is refused
+DRIVER = """
+import sys
+from tools.cluster import __main__, run
+sys.exit(run.run(None, __main__.parser().parse_args(["run", *sys.argv[1:]])))
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Models and custom nodes of all servers."""
+    made = make_base(tmp_path_factory.mktemp("base"), DEMO_NODES)
+    (made / "custom_nodes" / "faults.py").write_text(FAULTS)
+    tiny_bundle.write_trained(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def graph():
+    made = read_graph(ROOT / "docs" / "headless" / "ultragen_t2v_1080p.json")
+    made = workflow.with_stand_ins(workflow.make_small(made, width=96, height=64, frames=5, steps=STEPS, seed=3))
+    made["11"]["inputs"] |= {"unit": "steps"}
+    made["13"]["inputs"] |= {"codec": CODEC, "keep_latent": "off"}
+    made["faults"] = {"class_type": "Faults", "inputs": {"text": ""}}
+    made["5"]["inputs"]["text"] = ["faults", 0]
+    return made
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """Lists: of good prompts only, and of these with one that is refused, one that fails and one that crashes."""
+    folder = tmp_path_factory.mktemp("prompts")
+    lines = [{"prompt": prompt, "negative": CODEC} for prompt in GOOD]
+    (folder / "good.json").write_text(json.dumps(lines[:2]))
+    lines += [{"prompt": "refuse", "negative": "no such codec"}]
+    lines += [{"prompt": prompt, "negative": CODEC} for prompt in ("fail", "crash")]
+    (folder / "all.json").write_text(json.dumps(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(base, graph, prompts):
+    """Starts at once, in a thread, to make the good videos on one server: a future of {prompt: digest of frames}."""
+
+    def make():
+        filled, jobs = make_jobs(graph, prompts / "all.json", SETTINGS)
+        digests = {}
+        with Server(Path(sys.executable), Path(os.environ["COMFYUI_PATH"]), base, name="reference") as server:
+            for job in jobs[: len(GOOD)]:
+                server.run(filled.fill(job, f"reference/{job.number}"))
+                (video,) = (base / "output" / "reference").glob(f"{job.number}_*.mkv")
+                digests[job.prompt] = frames_digest(video)
+        return digests
+
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(make)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory, reference):
+    """A Ray cluster of two machines in this one. The first has the cluster's head and stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ULTRAGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+        from ray.cluster_utils import Cluster
+
+        started = Cluster(True, head_node_args={"object_store_memory": STORE, "include_dashboard": False})
+        started.second = started.add_node(object_store_memory=STORE)
+        yield started
+        ray.shutdown()
+        started.shutdown()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def seconds_until_gone(pid: int, most: float = 15) -> float:
+    began = time.monotonic()
+    while not gone(pid) and time.monotonic() < began + most:
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+class Assault:
+    """Called by the driver in each round. Removes the second machine, then kills the first one's host, both while they
+    sample a job that has not been lost before."""
+
+    def __init__(self, cluster, hosts):
+        self.cluster, self.hosts = cluster, hosts
+        self.removed = self.killed = None  # (host, prompt, pid of its server, seconds until that was gone)
+        self.continued = 0
+
+    def __call__(self, driver):
+        for host, attempts in list(driver.running.items()):
+            actor = self.hosts.actors.get(host)
+            if actor is None or attempts.lost or not self._samples(actor):
+                continue
+            first = actor.slot.node == self.cluster.head_node.node_id
+            done_here = any(each.host == host for each in read_done(driver.ledger.path.parent).values())
+            if not first and not self.removed and done_here:
+                self.removed = self._end(host, attempts, partial(self.cluster.remove_node, self.cluster.second, False))
+            elif first and self.removed and not self.killed:
+                self.killed = self._end(host, attempts, partial(os.kill, actor.facts["pid"], signal.SIGKILL))
+        if any(attempts.job.prompt == "crash" for attempts in driver.running.values()):
+            driver.most_lost = 1  # or it would cost three hosts
+        self._count_continued()
+
+    def _end(self, host, attempts, act):
+        server = self.hosts.actors[host].facts["server"]
+        assert not gone(server)
+        act()
+        return host, attempts.job.prompt, server, seconds_until_gone(server)
+
+    def _samples(self, actor) -> bool:
+        import ray
+
+        with contextlib.suppress(Exception):
+            title, done, _ = ray.get(actor.handle.status.remote(), timeout=5)
+            return title == "Sample" and 3 <= done < STEPS - 5
+        return False
+
+    def _count_continued(self):
+        logs = Path(os.environ["ULTRAGEN_CACHE"]).glob("cluster/hosts/*/*/server.log")
+        found = sum(log.read_text(errors="replace").count("continuing after step") for log in logs)
+        self.continued = max(self.continued, found)
+
+
+@pytest.fixture(scope="module")
+def ran(cluster, base, graph, prompts, tmp_path_factory):
+    """All jobs on both machines, with results in a shared folder: (driver, assault, folder)."""
+    from tools.cluster.ray_cluster import connect
+    from tools.cluster.ray_hosts import RayHosts
+
+    out = tmp_path_factory.mktemp("shared")
+    connect(cluster.address)
+    filled, jobs = make_jobs(graph, prompts / "all.json", SETTINGS)
+    setup = Setup(os.environ["COMFYUI_PATH"], sys.executable, str(base), cpu=True, shared=str(out), threads="1")
+    hosts = RayHosts(setup, filled, Results(out), gpus=0)
+    both = []
+    while len(both) < 2:  # or one would have done everything before the other is up
+        both += hosts.events()
+    later = hosts.events
+    hosts.events = lambda: [both.pop()] if both else later()
+    with Ledger(out) as notes:
+        assault = Assault(cluster, hosts)
+        driver = Driver(jobs, hosts, notes, assault)
+        try:
+            driver.run()
+        finally:
+            hosts.close()
+            hosts.results.clean()
+    return driver, assault, out
+
+
+def digests(out: Path) -> dict[str, str]:
+    found = {}
+    for line in read_lines(out):
+        if line["event"] == ledger.DONE:
+            (video,) = (file["name"] for file in line["files"] if file["name"].endswith(".mkv"))
+            found[line["prompt"]] = frames_digest(out / video)
+    return found
+
+
+def test_two_hosts_make_the_frames_of_one_server(ran, reference):
+    _, _, out = ran
+    done = read_done(out)
+    assert len({each.host for each in done.values()}) >= 2 and all(is_whole(each, out) for each in done.values())
+    assert digests(out) == reference.result()
+    assert not done.keys() & {folder.name for folder in out.glob(".states/*")} and not list(out.glob(".outputs/*"))
+
+
+def test_refused_failing_and_crashing_jobs_fail_with_a_sentence(ran):
+    driver, _, out = ran
+    reasons = {job.prompt: reason for job, reason in driver.failures}
+    assert reasons.keys() == {"refuse", "fail", "crash"}
+    assert "node 13 (UltraGenSaveVideo)" in reasons["refuse"] and "no such codec" in reasons["refuse"]
+    assert reasons["fail"] == "Faults: asked to fail" and "ComfyUI closed the connection" in reasons["crash"]
+    handed = Counter(line["job"] for line in read_lines(out) if line["event"] == ledger.HANDED_OUT)
+    assert [handed[job.id] for job, _ in sorted(driver.failures, key=lambda each: each[0].number)] == [1, 2, 1]
+
+
+def test_a_removed_machines_job_is_finished_elsewhere_from_its_state(ran, reference):
+    driver, assault, out = ran
+    host, prompt, _, seconds = assault.removed
+    assert seconds < 10 and digests(out)[prompt] == reference.result()[prompt]
+    (end,) = (line for line in read_lines(out) if line["event"] == ledger.DONE and line["prompt"] == prompt)
+    assert end["host"] != host and host in [left.host for left in driver.left]
+    assert assault.continued >= 1
+
+
+def test_a_killed_hosts_server_is_gone_within_10_seconds(ran, reference):
+    _, assault, out = ran
+    host, prompt, _, seconds = assault.killed
+    assert seconds < 10 and digests(out)[prompt] == reference.result()[prompt]
+    (end,) = (line for line in read_lines(out) if line["event"] == ledger.DONE and line["prompt"] == prompt)
+    assert end["host"] == f"{host}#2"
+
+
+def test_a_killed_driver_repeats_nothing_when_it_is_run_again(cluster, ran, base, graph, prompts, reference, tmp_path):
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    out, log = tmp_path / "videos", tmp_path / "log"
+    command = [sys.executable, "-c", DRIVER, "--workflow", tmp_path / "graph.json", "--prompts", prompts / "good.json"]
+    command += ["--out", out, "--address", cluster.address, "--cpu", "--comfyui", os.environ["COMFYUI_PATH"]]
+    command += ["--python", sys.executable, "--base-directory", base, *(f"--set={setting}" for setting in SETTINGS)]
+
+    def start():
+        return subprocess.Popen(list(map(str, command)), stdout=log.open("a"), stderr=subprocess.STDOUT, cwd=ROOT)
+
+    killed = start()
+    while not read_done(out) and killed.poll() is None:
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    first = set(read_done(out))
+    assert len(first) == 1, log.read_text()
+    assert start().wait(timeout=120) == 0, log.read_text()
+    events = [(line["event"], line["job"]) for line in read_lines(out) if line["job"] in first]
+    assert events == [(ledger.HANDED_OUT, *first), (ledger.DONE, *first)]
+    expected = reference.result()
+    assert digests(out) == {prompt: expected[prompt] for prompt in GOOD[:2]}
+    assert len(list(out.glob("*.mkv"))) == 2
+    assert (out / "contact_sheet.html").read_text().count("<img") == 2

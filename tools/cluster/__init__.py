@@ -1,0 +1,14 @@
+"""Many videos over many machines, with Ray: `python3 -m tools.cluster --help`, docs/cluster.md.
+
+targets     finds the inputs of a graph that receive prompt, negative, seed and image
+jobs        one job per line of a list
+ledger      jobs.jsonl: what was handed out, done, failed
+drive       which host gets which job, and what happens when one fails or is lost
+host        one ComfyUI server on a machine of the cluster; a Ray actor
+orphans     no server outlives its host
+ray_cluster, ray_hosts   hosts on all machines of a Ray cluster: started, watched, replaced
+results     files of a job, checked and published without replacing any
+display, sheet   what a person sees: the terminal, a page of thumbnails
+simulation  the driver on fake hosts that fail at random
+ray_share   the driver on real Ray actors that do nothing
+"""

@@ -1,0 +1,246 @@
+"""Hosts on all machines of a Ray cluster: started, watched, replaced; results fetched."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+
+from tools.cluster.drive import Done, Ended, Event, Failed, Joined, Left
+from tools.cluster.host import Request, Setup, named
+from tools.cluster.jobs import Job, Workflow
+from tools.cluster.ledger import ResultFile
+from tools.cluster.pack import VERSION, printable
+from tools.cluster.ray_cluster import Slot, sentence, slots, start_host
+from tools.cluster.results import OUTPUTS, Results, pieces_of
+from tools.console import Trouble
+
+LOOK, ASK = 2.0, 2.0  # seconds between two looks at the cluster's machines, and at what hosts do
+MOST_ASKED = 32  # hosts that are asked for their progress at a time
+MOST_STARTS = 3  # hosts in a row that may fail to start on the same GPUs
+MOST_LOST = 10  # hosts in a row that may be lost there without a finished job: one bad job costs three
+FETCHERS = 8  # files that are fetched at a time
+STOP_SECONDS = 30
+
+
+@dataclass
+class Actor:
+    """A host's process. name: unique among all that were ever started. step: what it does, for the display."""
+
+    name: str
+    slot: Slot
+    handle: object
+    joined: bool = False
+    busy: bool = False
+    step: str = ""
+    facts: dict = field(default_factory=dict)
+
+
+class RayHosts:
+    def __init__(
+        self,
+        setup: Setup,
+        workflow: Workflow,
+        results: Results,
+        gpus: float = 1,
+        say: Callable[[str], None] = print,
+    ):
+        """gpus: of each host; 0 for one host a machine, on the CPU. say: prints a line for the user."""
+        self.setup, self.workflow, self.results, self.gpus, self.say = setup, workflow, results, gpus, say
+        self.actors: dict[str, Actor] = {}
+        self.given_up: dict[Slot, str] = {}  # with the reason
+        self._failed_starts: Counter[Slot] = Counter()
+        self._lost_in_a_row: Counter[Slot] = Counter()
+        self._started: Counter[Slot] = Counter()
+        self._pending: dict[object, Callable[[object], None]] = {}  # Ray's references, and who wants their value
+        self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(FETCHERS)
+        self._next_look = self._next_question = 0.0
+
+    # What the driver calls.
+
+    def begin(self, host: str, job: Job) -> None:
+        actor, token = self.actors[host], secrets.token_hex(8)
+        try:
+            images = {f"{job.id[:16]}{job.image.suffix.lower()}": job.image.read_bytes()} if job.image else {}
+        except OSError as error:
+            return self._end(actor, Failed(f"The start image cannot be read: {error}."))
+        graph = self.workflow.fill(job, f"{token}/{job.name}", next(iter(images), None))
+        actor.busy, actor.step = True, ""
+        self._when_done(actor.handle.run.remote(Request(job.id, token, graph, images)), self._ran, actor, job, token)
+
+    def events(self) -> list[Event]:
+        self._start_missing()
+        self._ask()
+        if self._pending:
+            references = list(self._pending)
+            ready, _ = ray.wait(references, num_returns=1, timeout=0.2, fetch_local=False)
+            if ready:
+                ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+            for reference in ready:
+                self._pending.pop(reference)(reference)
+        else:
+            time.sleep(0.05)
+        return list(self._taken())
+
+    def close(self) -> None:
+        """Stop all servers, and wait for them."""
+        stopped = [actor.handle.stop.remote() for actor in self.actors.values()]
+        if stopped:
+            ray.wait(stopped, num_returns=len(stopped), timeout=STOP_SECONDS)
+        for actor in self.actors.values():
+            ray.kill(actor.handle)
+        self.actors.clear()
+        self._pending.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def step_of(self, host: str) -> str:
+        return self.actors[host].step if host in self.actors else ""
+
+    def starting(self) -> int:
+        return sum(not actor.joined for actor in self.actors.values())
+
+    # Hosts that come and leave.
+
+    def _start_missing(self) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK
+        taken, found = {actor.slot for actor in self.actors.values()}, slots(self.gpus)
+        if not found and not self._started:
+            raise Trouble(f"No machine of the cluster has {self.gpus:g} GPUs. Use --cpu to run without.")
+        for slot in found:
+            if slot not in taken and slot not in self.given_up:
+                self._start(slot)
+        if found and not self.actors:
+            reasons = "".join(f"\n    {slot}: {reason}" for slot, reason in self.given_up.items())
+            raise Trouble(f"No host can run the workflow.{reasons}")
+
+    def _start(self, slot: Slot) -> None:
+        self._started[slot] += 1
+        again = f"#{self._started[slot]}" if self._started[slot] > 1 else ""
+        handle = start_host(slot, self.gpus, self.setup)
+        actor = self.actors[f"{slot}{again}"] = Actor(f"{slot}{again}", slot, handle)
+        self._when_done(handle.facts.remote(), self._up, actor)
+
+    def _up(self, actor: Actor, reference) -> None:
+        actor.facts = self._value(actor, reference)
+        if actor.facts and actor.facts["version"] != VERSION:
+            self._give_up(actor, f"it has UltraGen {actor.facts['version']}, the driver {VERSION}. Update one of them.")
+        elif actor.facts:
+            self._when_done(actor.handle.lacking.remote(self.workflow.graph), self._checked, actor)
+
+    def _checked(self, actor: Actor, reference) -> None:
+        lacking = self._value(actor, reference)
+        if lacking:
+            self._give_up(actor, f"it lacks {', '.join(lacking)}")
+        elif lacking is not None:
+            actor.joined = True
+            self._failed_starts[actor.slot] = 0
+            self._events.put(Joined(actor.name, str(actor.slot)))
+
+    def _give_up(self, actor: Actor, reason: str) -> None:
+        self.given_up[actor.slot] = reason
+        self.say(f"{actor.name} is not used: {reason}")
+        del self.actors[actor.name]
+        self._when_done(actor.handle.stop.remote(), self._stopped, actor)
+
+    def _stopped(self, actor: Actor, reference) -> None:
+        ray.kill(actor.handle)
+
+    def _value(self, actor: Actor, reference):
+        """Return the value of a reference; None if the host is lost."""
+        try:
+            return ray.get(reference)
+        except Exception as error:  # Ray's own errors, and whatever the host raised
+            self._lost(actor, error)
+            return None
+
+    def _lost(self, actor: Actor, error: BaseException) -> None:
+        if self.actors.pop(actor.name, None) is None:
+            return
+        reason = sentence(error)
+        ray.kill(actor.handle)  # it may live on, cut off from us
+        if actor.joined:
+            self._events.put(Left(actor.name, reason))
+            self._lost_in_a_row[actor.slot] += 1
+        else:
+            self.say(f"{actor.name} could not start: {printable(reason)}")
+            self._failed_starts[actor.slot] += 1
+        if self._failed_starts[actor.slot] >= MOST_STARTS or self._lost_in_a_row[actor.slot] >= MOST_LOST:
+            self.given_up[actor.slot] = f"too many hosts in a row were lost; the last: {reason}"
+
+    # Jobs and their results.
+
+    def _ran(self, actor: Actor, job: Job, token: str, reference) -> None:
+        outcome = self._value(actor, reference)
+        if isinstance(outcome, Done):
+            self._pool.submit(self._collect, actor, job, token, outcome)
+        elif outcome is not None:
+            self._end(actor, outcome)
+
+    def _collect(self, actor: Actor, job: Job, token: str, outcome: Done) -> None:
+        """Fetch and publish the files of a finished job. Runs in a thread."""
+        try:
+            received = [(named(file, token), self._receive(actor, file)) for file in outcome.files]
+            files = tuple(self.results.publish(file, part) for file, part in received)
+            self.results.forget_states(job.id)
+            self._events.put(partial(self._end, actor, Done(files)))
+            actor.handle.forget.remote(token)
+        except RayError as error:
+            self._events.put(partial(self._lost, actor, error))
+        except ValueError as error:  # a damaged file, a name that leads out of the folder
+            self._events.put(partial(self._end, actor, Failed(str(error))))
+        except OSError as error:
+            self._events.put(Trouble(f"Results cannot be written to {self.results.folder}: {error}."))
+
+    def _receive(self, actor: Actor, file: ResultFile) -> Path:
+        if self.setup.shared:
+            return Path(self.setup.shared) / OUTPUTS / actor.facts["folder"] / file.name
+        read = actor.handle.read
+        pieces = pieces_of(file.size, lambda offset, size: ray.get(read.remote(file.name, offset, size)))
+        return self.results.receive(file, pieces)
+
+    def _end(self, actor: Actor, outcome) -> None:
+        actor.busy = False
+        if isinstance(outcome, Done):
+            self._lost_in_a_row[actor.slot] = 0
+        self._events.put(Ended(actor.name, outcome))
+
+    def _taken(self) -> Iterator[Event]:
+        """Yield the events so far. What threads have put there is run first, in this thread."""
+        while not self._events.empty():
+            event = self._events.get()
+            if isinstance(event, BaseException):
+                raise event
+            if callable(event):
+                event()
+            else:
+                yield event
+
+    # Progress.
+
+    def _ask(self) -> None:
+        if time.monotonic() >= self._next_question:
+            self._next_question = time.monotonic() + ASK
+            for actor in [actor for actor in self.actors.values() if actor.busy][:MOST_ASKED]:
+                self._when_done(actor.handle.status.remote(), self._told, actor)
+
+    def _told(self, actor: Actor, reference) -> None:
+        try:
+            title, done, of = ray.get(reference)
+        except Exception:  # the job's own reference tells that the host is lost
+            return
+        actor.step = f"{title} {done:g} of {of:g}" if of else title
+
+    def _when_done(self, reference, act: Callable, *arguments) -> None:
+        self._pending[reference] = partial(act, *arguments)
