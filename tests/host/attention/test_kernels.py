@@ -17,7 +17,9 @@ from ultragen_core.host.attention.kernels import Int8Kernel, KernelOverride, loa
 from ultragen_core.host.attention.load import load_extras_file, load_model
 from ultragen_core.host.attention.patch import Settings, apply, runtime_of
 from ultragen_core.host.plan import plan_of
+from ultragen_core.host.plan_preview import Patch, Source, preview
 from ultragen_core.rules.choice import Settings as RuleSettings
+from ultragen_core.sizes import VideoSize
 from ultragen_core.wan import WanShape
 
 CPU = torch.device("cpu")
@@ -155,8 +157,11 @@ def test_the_estimate_counts_keys_and_values_in_int8(int8, dense, tiny_path):
     assert more == TOKENS * HEADS * HEAD_DIM * 4  # one map in float32
 
 
-def test_the_plan_names_it(int8):
+def test_the_plan_names_it_before_and_after_loading(int8, tiny_path):
     assert plan_of(int8("t3"), LATENT.shape).rule == "rule t3 in 4 of 4 blocks, attention comfy-kitchen int8"
+    source = Source(tiny_path.name, tiny_path, "auto", "int8")
+    assert preview(VideoSize(96, 64, 5), source).rule.endswith("attention comfy-kitchen int8")
+    assert preview(VideoSize(96, 64, 5), source, [Patch(Settings())]).rule.endswith("blocks")
 
 
 def test_a_later_apply_replaces_the_choice_and_warns(int8, caplog):

@@ -20,8 +20,8 @@ OVERRIDE = "optimized_attention_override"  # in ComfyUI's transformer_options
 class Kernel(Protocol):
     """An attention kernel of another package.
 
-    name: for the log. max_head_dim: most channels of a head. held_maps: maps of all tokens that it holds at once in
-    dense self-attention, in addition to keys and values.
+    name: for the log. max_head_dim: most channels of a head. held_maps: memory that it holds in dense self-attention
+    besides keys and values, in maps of all tokens.
     """
 
     name: str
@@ -170,7 +170,7 @@ def _needs_package(found: str) -> ValueError:
 def _needs_gpu(found: str) -> ValueError:
     return ValueError(
         "attention_kernel int8 needs an NVIDIA GPU of compute capability 7.5 or newer (RTX 20 series on) or an AMD GPU"
-        f" of RDNA 3 or newer, but {found}. Please {INSTEAD}."
+        f" of RDNA 3 or newer, but {found}. On this device {INSTEAD}."
     )
 
 
