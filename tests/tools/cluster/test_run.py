@@ -1,0 +1,91 @@
+"""The command: which ComfyUI it takes, which jobs it skips, what a dry run says."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+
+from tools.cluster import __main__ as command
+from tools.cluster import run
+from tools.cluster.ledger import Ledger
+from tools.cluster.results import Results, described
+from tools.cluster.simulation import fake_jobs
+from tools.console import Trouble
+
+
+def test_the_comfyui_around_the_pack_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "ROOT", tmp_path / "custom_nodes" / "ultragen")
+    wanted = Namespace(tiny=False, comfyui=None)
+    with pytest.raises(Trouble, match="No ComfyUI was found around this pack. Name its folder in --comfyui"):
+        command.find_comfyui(wanted)
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "main.py").touch()
+    assert command.find_comfyui(wanted) == str(tmp_path)
+    assert command.find_comfyui(Namespace(tiny=True, comfyui=None)) is None
+    with pytest.raises(Trouble, match="is not a ComfyUI folder"):
+        command.find_comfyui(Namespace(tiny=False, comfyui=str(tmp_path / "custom_nodes")))
+
+
+def test_jobs_are_skipped_if_their_files_are_whole(tmp_path):
+    jobs = fake_jobs(4)
+    with Ledger(tmp_path) as notes:
+        for job in jobs[:3]:
+            (tmp_path / job.name).write_text(job.prompt)
+            notes.write_done(job, "a", 1, [described(tmp_path / job.name, job.name)])
+        notes.write_done(fake_jobs(5)[4], "a", 1, [])  # of another list
+    (tmp_path / jobs[1].name).write_text("changed")
+    assert run.whole_jobs(tmp_path, jobs).keys() == {jobs[0].id, jobs[2].id}
+
+
+class Hosts:
+    """Hosts that are up after two rounds."""
+
+    def __init__(self, actors):
+        self.actors, self.rounds, self.closed, self.results = actors, 0, False, None
+
+    def events(self):
+        self.rounds += 1
+        return []
+
+    def starting(self):
+        return 0 if self.rounds > 1 else 1
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_dry_run_names_the_hosts_and_stops_them(capsys):
+    hosts = Hosts({"gpu1.0": SimpleNamespace(name="gpu1.0", facts={"devices": ["cuda:0 H100"]})})
+    assert run.dry_run(hosts) == 0 and hosts.closed
+    assert capsys.readouterr().out == "gpu1.0 is ready: cuda:0 H100\n"
+    assert run.dry_run(Hosts({})) == 1
+
+
+def test_a_run_ends_its_hosts_and_cleans_up_when_it_is_interrupted(tmp_path, capsys):
+    class Interrupted(Hosts):
+        def events(self):
+            raise KeyboardInterrupt
+
+        step_of = None
+
+    hosts = Interrupted({})
+    hosts.results = Results(tmp_path)
+    (tmp_path / ".incoming").mkdir()
+    with pytest.raises(KeyboardInterrupt), Ledger(tmp_path) as notes:
+        run.drive(fake_jobs(2), hosts, notes, before=0)
+    assert hosts.closed and not (tmp_path / ".incoming").exists()
+    assert "Stopped after 0 jobs. Run the same command again to continue." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "gpus"), [([], 1), (["--gpus-per-host", "4"], 4), (["--cpu"], 0), (["--tiny"], 0)])
+def test_gpus_of_a_host(options, gpus):
+    needed = ["run", "--workflow", "a", "--prompts", "b", "--out", "c"]
+    assert run.gpus_of(command.parser().parse_args([*needed, *options])) == gpus
+
+
+def test_the_tiny_model_is_for_this_machine_alone(tmp_path):
+    options = ["run", "--workflow", "a", "--prompts", "b", "--out", "c", "--tiny", "--address", "far:6379"]
+    with pytest.raises(Trouble, match="--tiny runs on this machine alone"):
+        run.make_setup(tmp_path, command.parser().parse_args(options))
