@@ -62,6 +62,7 @@ class RayHosts:
         self._lost_in_a_row: Counter[Slot] = Counter()
         self._started: Counter[Slot] = Counter()
         self._pending: dict[object, Callable[[object], None]] = {}  # Ray's references, and who wants their value
+        self._stops: list[object] = []  # references of hosts that are not used
         self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(FETCHERS)
         self._next_look = self._next_question = 0.0
@@ -94,7 +95,7 @@ class RayHosts:
 
     def close(self) -> None:
         """Stop all servers, and wait for them."""
-        stopped = [actor.handle.stop.remote() for actor in self.actors.values()]
+        stopped = self._stops + [actor.handle.stop.remote() for actor in self.actors.values()]
         if stopped:
             ray.wait(stopped, num_returns=len(stopped), timeout=STOP_SECONDS)
         for actor in self.actors.values():
@@ -152,7 +153,8 @@ class RayHosts:
         self.given_up[actor.slot] = reason
         self.say(f"{actor.name} is not used: {reason}")
         del self.actors[actor.name]
-        self._when_done(actor.handle.stop.remote(), self._stopped, actor)
+        self._stops.append(actor.handle.stop.remote())
+        self._when_done(self._stops[-1], self._stopped, actor)
 
     def _stopped(self, actor: Actor, reference) -> None:
         ray.kill(actor.handle)
