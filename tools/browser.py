@@ -7,14 +7,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tools import comfyui
-from tools.console import Trouble, say
+from tools import comfyui, newest
+from tools.console import say
 from tools.environment import Venv, cache_folder, locked
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DEBIAN_PACKAGES = ("chromium", "fonts-noto-cjk")  # without the font, Chinese text is boxes
 
-FRONTEND = "comfyui-frontend-package"
 NEWEST = "newest"
 
 
@@ -25,8 +24,9 @@ def install_frontends(cache: Path) -> None:
         for release in comfyui.RELEASES:
             tree = comfyui.tree_of(release, cache)
             lines = (tree / "requirements.txt").read_text().splitlines()
-            _fetch_frontend(venv, tree.name, next(line for line in lines if line.startswith(FRONTEND)))
-        _fetch_frontend(venv, NEWEST, FRONTEND)
+            requirement = next(line for line in lines if line.startswith(newest.FRONTEND))
+            venv.fetch(requirement, frontend_folder(tree.name).parent.parent)
+    newest.install_frontend(cache, venv)
 
 
 def chromium() -> str | None:
@@ -54,13 +54,3 @@ def install_chromium() -> None:
 def frontend_folder(name: str) -> Path:
     """Return the folder with the frontend for a ComfyUI tree, by the tree's name, or with NEWEST."""
     return cache_folder() / "frontends" / name / "comfyui_frontend_package" / "static"
-
-
-def _fetch_frontend(venv: Venv, name: str, requirement: str) -> None:
-    folder = frontend_folder(name)
-    try:
-        venv.fetch(requirement, folder.parent.parent)
-    except Trouble:
-        if not folder.is_dir():
-            raise
-        say(f"{requirement} could not be looked up; using the one that is there.")

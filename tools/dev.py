@@ -51,14 +51,24 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--random", action="store_true", help="use an untrained model, which paints clouds of colour"
         )
+    add_test(commands)
+    return top
+
+
+def add_test(commands) -> None:
     test = commands.add_parser(
         "test",
         help="run all tests on ComfyUI 0.30.0, and those that depend on ComfyUI on 0.3.75 too; further arguments go to"
         " pytest",
     )
     test.add_argument("--tree", metavar="PATH", help="run on this ComfyUI alone, such as a newer one")
+    test.add_argument(
+        "--newest",
+        action="store_true",
+        help="run on one ComfyUI alone (0.30.0, or that of --tree), with the newest comfy-kitchen and comfy-aimdo; the"
+        " newest frontend is always tested",
+    )
     test.set_defaults(gpu=False, comfyui=None)
-    return top
 
 
 def enter(cache: Path, args: argparse.Namespace) -> None:
@@ -92,7 +102,10 @@ def main() -> int:
     if args.command == "test":
         from tools import suite
 
-        return suite.run_on_tree(comfyui.own_install(args.tree), rest) if args.tree else suite.run(cache, rest)
+        if args.tree or args.newest:
+            tree = comfyui.own_install(args.tree) if args.tree else comfyui.tree_of(comfyui.NEWEST, cache)
+            return suite.run_on_tree(cache, tree, rest, args.newest)
+        return suite.run(cache, rest)
     from tools import demo
     from tools.templates import write as templates
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools import browser, comfyui, package_tools
+from tools import browser, comfyui, newest, package_tools
 from tools.console import say
+from tools.environment import Venv
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files, folders and tests whose code knows no difference between ComfyUI versions, with the reason. They run on the
@@ -68,9 +69,17 @@ def run(cache: Path, arguments: Sequence[str]) -> int:
     return max(lint, older, newer)
 
 
-def run_on_tree(tree: Path, arguments: Sequence[str]) -> int:
-    """The tests on any other ComfyUI tree, without those of this repository's tools, which use the pinned trees."""
-    return _pytest(tree, arguments, ["--ignore=tests/tools", "--ignore=tests/install"])
+def run_on_tree(cache: Path, tree: Path, arguments: Sequence[str], newest_kernels: bool = False) -> int:
+    """The tests on one ComfyUI tree, without those of this repository's tools, which use the pinned trees.
+
+    newest_kernels: with the newest comfy-kitchen and comfy-aimdo instead of those that the tree asks for.
+    """
+    browser.install_chromium()
+    venv = Venv(Path(sys.prefix))
+    frontend = newest.install_frontend(cache, venv)
+    kernels = newest.install_kernels(cache, venv) if newest_kernels else None
+    say(f"With {', '.join(newest.versions(each) for each in (frontend, kernels) if each)}.")
+    return _pytest(tree, arguments, ["--ignore=tests/tools", "--ignore=tests/install"], kernels)
 
 
 def newest_only_options() -> list[str]:
@@ -83,12 +92,19 @@ def workers() -> int:
     return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
 
 
-def _pytest(tree: Path, arguments: Sequence[str], options: Sequence[str]) -> int:
-    say(f"\nTests on {tree}")
+def environment_of(tree: Path, packages: Path | None = None) -> dict[str, str]:
+    """Return the environment variables of tests on a ComfyUI tree. packages: a folder that goes before all others."""
     # Toy tensors gain nothing from threads, and threads of several processes are in each other's way.
-    environment = {**os.environ, "COMFYUI_PATH": str(tree), "OMP_NUM_THREADS": "1"}
+    variables = {**os.environ, "COMFYUI_PATH": str(tree), "OMP_NUM_THREADS": "1"}
+    if packages:
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packages), os.environ.get("PYTHONPATH")]))
+    return variables
+
+
+def _pytest(tree: Path, arguments: Sequence[str], options: Sequence[str], packages: Path | None = None) -> int:
+    say(f"\nTests on {tree}")
     spread = ["-n", str(workers()), "--dist", "loadfile"]  # tests/helpers/schedule.py says what shares a worker
-    return _call([_tool("pytest"), *spread, *options, *arguments], environment)
+    return _call([_tool("pytest"), *spread, *options, *arguments], environment_of(tree, packages))
 
 
 def _call(command: list[str], environment: dict[str, str] | None = None) -> int:

@@ -140,6 +140,20 @@ def test_an_environment_without_its_stamp_is_made_anew(monkeypatch, tmp_path):
     assert commands and "venv" not in commands[0]
 
 
+def test_a_registry_that_cannot_be_reached_leaves_what_is_there(monkeypatch, tmp_path, capsys):
+    venv = environment.Venv(tmp_path / "venv")
+
+    def unreachable(*_):
+        raise Trouble("Could not install packages")
+
+    monkeypatch.setattr(venv, "_run", unreachable)
+    with pytest.raises(Trouble):
+        venv.fetch("a-package", tmp_path / "folder")
+    (tmp_path / "folder").mkdir()
+    venv.fetch("a-package", tmp_path / "folder")
+    assert "a-package could not be looked up" in capsys.readouterr().out
+
+
 def test_a_server_that_cannot_start_shows_the_end_of_its_log(tmp_path):
     (tmp_path / "main.py").write_text("raise SystemExit('no module named torch')")
     with pytest.raises(Trouble, match="(?s)ended while starting .*server.log.*no module named torch"):

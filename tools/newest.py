@@ -1,0 +1,34 @@
+"""Packages of ComfyUI's makers in the newest versions of the registry, in folders of their own: no pin is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+
+from tools.environment import Venv, locked
+
+FRONTEND = "comfyui-frontend-package"
+KERNELS = ("comfy-kitchen", "comfy-aimdo")  # attention and quantised layers; dynamic VRAM
+
+
+def install_kernels(cache: Path, venv: Venv) -> Path:
+    """Fetch the newest KERNELS. Returns the folder that goes before all others on Python's path."""
+    return _install(cache, venv, KERNELS, cache / "newest")
+
+
+def install_frontend(cache: Path, venv: Venv) -> Path:
+    """Fetch the newest frontend into the folder that tools/browser.py has for it. Returns the folder."""
+    return _install(cache, venv, [FRONTEND], cache / "frontends" / "newest")
+
+
+def versions(folder: Path) -> str:
+    """Name what is in a folder from here: "comfy-aimdo 0.6.0, comfy-kitchen 0.2.40"."""
+    return ", ".join(sorted(f"{each.name} {each.version}" for each in distributions(path=[str(folder)])))
+
+
+def _install(cache: Path, venv: Venv, packages: Sequence[str], folder: Path) -> Path:
+    with locked(cache):
+        for package in packages:
+            venv.fetch(package, folder)
+    return folder
