@@ -142,7 +142,7 @@ class Venv:
             return self.python
         self._create()
         self.stamp.unlink()
-        installed = self._install_torch(torch)
+        installed = self._install_torch(torch, held.get("torch"))
         say("Installing the other packages ...")
         constraints = self.folder / "constraints.txt"
         constraints.write_text("\n".join(TORCH))
@@ -187,7 +187,7 @@ class Venv:
         self._run([str(self.python), "-m", "pip", "install", "uv"], "install uv")
         self._write_stamp({})
 
-    def _install_torch(self, torch: str) -> str:
+    def _install_torch(self, torch: str, held: str | None) -> str:
         """Install PyTorch and return the build: the CPU's is a tenth of the size but not available everywhere."""
         if torch == "cpu" and not _reachable(CPU_INDEX):
             torch = "default"
@@ -197,7 +197,7 @@ class Venv:
             self._uv("--torch-backend", "cpu", *TORCH)
         elif torch == "default":
             say("Installing PyTorch (the registry's default build, about 5 GB on disk) ...")
-            self._uv("--reinstall-package", "torch", *TORCH)
+            self._uv(*(["--reinstall-package", "torch"] if held == "cpu" else []), *TORCH)
         return torch
 
     def _uv(self, *arguments: str) -> None:

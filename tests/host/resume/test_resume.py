@@ -258,6 +258,12 @@ def test_a_node_made_while_running_hangs_on_the_whole_graph():
     assert RunningNode("5.0.0.1", 0, GRAPH).upstream == GRAPH
 
 
+def test_a_loop_in_the_graph_and_a_link_to_nothing_end():
+    """Newer versions of ComfyUI have nodes that loop."""
+    graph = GRAPH | {"1": {"class_type": "Loop", "inputs": {"last": ["5", 0], "gone": ["99", 0]}}}
+    assert set(RunningNode("5", 0, graph).upstream) == {"1", "2", "3", "4", "5"}
+
+
 def test_nodes_that_carry_more_than_the_latent_are_named(model, states, caplog):
     graph = changed("5", model=["7", 0]) | {"7": {"class_type": "EasyCache", "inputs": {"model": ["1", 0]}}}
     sampler = resuming(states, node=RunningNode("5", 0, graph))
