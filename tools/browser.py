@@ -25,7 +25,7 @@ def install_frontends(cache: Path) -> None:
             tree = comfyui.tree_of(release, cache)
             lines = (tree / "requirements.txt").read_text().splitlines()
             requirement = next(line for line in lines if line.startswith(newest.FRONTEND))
-            venv.fetch(requirement, frontend_folder(tree.name).parent.parent)
+            newest.fetch(venv, requirement, frontend_folder(tree.name).parent.parent)
     newest.install_frontend(cache, venv)
 
 

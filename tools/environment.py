@@ -159,16 +159,8 @@ class Venv:
         )
 
     def fetch(self, requirement: str, folder: Path) -> None:
-        """Install the newest package that `requirement` allows into `folder`, without its dependencies.
-
-        Where the registry cannot be reached, what is in the folder is used.
-        """
-        try:
-            self._uv("--upgrade", "--no-deps", "--target", str(folder), requirement)
-        except Trouble:
-            if not folder.is_dir():
-                raise
-            say(f"{requirement} could not be looked up; using the one that is there.")
+        """Install the newest package that `requirement` allows into `folder`, without its dependencies."""
+        self._uv("--upgrade", "--no-deps", "--target", str(folder), requirement)
 
     def _held(self) -> dict:
         return json.loads(self.stamp.read_text()) if self.stamp.is_file() and self.python.is_file() else {}

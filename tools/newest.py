@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 
+from tools.console import Trouble, say
 from tools.environment import Venv, locked
 
 FRONTEND = "comfyui-frontend-package"
@@ -27,8 +28,18 @@ def versions(folder: Path) -> str:
     return ", ".join(sorted(f"{each.name} {each.version}" for each in distributions(path=[str(folder)])))
 
 
+def fetch(venv: Venv, requirement: str, folder: Path) -> None:
+    """Fetch a package into a folder. Where the registry cannot be reached, what is there is used."""
+    try:
+        venv.fetch(requirement, folder)
+    except Trouble:
+        if not folder.is_dir():
+            raise
+        say(f"{requirement} could not be looked up; using the one that is there.")
+
+
 def _install(cache: Path, venv: Venv, packages: Sequence[str], folder: Path) -> Path:
     with locked(cache):
         for package in packages:
-            venv.fetch(package, folder)
+            fetch(venv, package, folder)
     return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import comfyui, environment
+from tools import comfyui, environment, newest
 from tools.console import Trouble
 from tools.server import ROOT, Server, free_port, make_base
 
@@ -148,9 +148,9 @@ def test_a_registry_that_cannot_be_reached_leaves_what_is_there(monkeypatch, tmp
 
     monkeypatch.setattr(venv, "_run", unreachable)
     with pytest.raises(Trouble):
-        venv.fetch("a-package", tmp_path / "folder")
+        newest.fetch(venv, "a-package", tmp_path / "folder")
     (tmp_path / "folder").mkdir()
-    venv.fetch("a-package", tmp_path / "folder")
+    newest.fetch(venv, "a-package", tmp_path / "folder")
     assert "a-package could not be looked up" in capsys.readouterr().out
 
 
