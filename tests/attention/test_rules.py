@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
-from ultragen_core.attention.gate import GateLine, Gates, GateTable
+from ultragen_core.attention.gate import GateLine, Gates
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.attention.rope import rope_table
 from ultragen_core.grid import TokenGrid
@@ -138,23 +138,6 @@ def test_rope_is_relative():
     here, there = (q[t, h, w] @ k[t + 1, h + 1, w - 1] for t, h, w in ((0, 0, 1), (1, 2, 4)))
     assert torch.allclose(here, there, atol=1e-5)
     assert not torch.allclose(here, q[0, 0, 1] @ k[1, 1, 1], atol=1e-2)
-
-
-def test_gates_are_computed_once_a_timestep():
-    calls = []
-
-    def gate(t):
-        calls.append(t)
-        return GateLine(0.2, 1.0)(t)
-
-    table = GateTable(C, {0: (gate, GateLine(0.0, 0.0)), 1: (gate, gate)})
-    for _ in range(3):
-        gates = table(torch.tensor([250.0, 1000.0]))
-    assert len(calls) == 3
-    assert gates[1].global_.shape == (2, 1, C)
-    assert torch.allclose(gates[0].hierarchical[:, 0, 0], torch.tensor([0.8, 0.2]))
-    table(torch.tensor([250.0, 0.0]))
-    assert len(calls) == 6
 
 
 @pytest.mark.parametrize(("text", "blocks"), [("0-2, 27-29", {0, 1, 2, 27, 28, 29}), ("", set()), ("5 7", {5, 7})])

@@ -35,6 +35,19 @@ def test_wrappers_of_apply_model_get_its_arguments_by_position(wan):
     assert len(seen[0][1]) == len(EVALUATION) - 1 and "transformer_options" not in kwargs
 
 
+def test_an_evaluation_knows_the_sigmas_of_its_run_and_gets_one_of_them(wan):
+    model, seen = wan.clone(), []
+
+    def wrapper(executor, x, t, *args, **kwargs):
+        seen.append((t, args[-1]["sample_sigmas"]))
+        return executor(x, t, *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "contract", wrapper)
+    sample(model, (1, 16, 2, 4, 4), context(wan), steps=2)
+    for step, (t, sigmas) in enumerate(seen):
+        assert sigmas.shape == (3,) and (t == sigmas[step]).all()
+
+
 def test_parameters_of_memory_required():
     """The pack's estimate takes any others too, and does not follow them."""
     names = parameters(BaseModel.memory_required)

@@ -63,9 +63,9 @@ class PublishedRule(UltraGenRule):
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         return ["the published arithmetic"]
 
-    def attentions(self, extras: Mapping, t: Tensor, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
+    def attentions(self, extras: Mapping, gates: Mapping, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
         def attention(attn, x, engine, index, **ours):
             return published_attention(attn, x, grid, index, ours["extras"], ours["gates"])
 
-        ours = super().attentions(extras, t, grid)
+        ours = super().attentions(extras, gates, grid)
         return {index: partial(attention, index=index, **bound.keywords) for index, bound in ours.items()}

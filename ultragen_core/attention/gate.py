@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,12 +34,24 @@ class Gate(nn.Module):
         self.projection = nn.Linear(channels, channels, **factory)
 
     def forward(self, t: Tensor) -> Tensor:
+        return self.of_embeddings([timestep_embedding(t)])[0]
+
+    def of_embeddings(self, embeddings: Sequence[Tensor]) -> list[Tensor]:
+        """Timestep embeddings, each (b, 256) -> their gates, each (b, 1, c). The weights are moved to the embeddings'
+        device and cast once for all of them.
+        """
+        device = embeddings[0].device
         dtype = torch.promote_types(self.projection.weight.dtype, torch.float32)
-        x = timestep_embedding(t).to(dtype)
-        for linear in (self.embedding_in, self.embedding_out, self.projection):
-            x = F.linear(x, linear.weight.to(dtype), linear.bias.to(dtype))
-            x = x.sigmoid() if linear is self.projection else F.silu(x)
-        return x[:, None]
+        first, second, last = (
+            # Moved before they are cast: the device casts faster.
+            [parameter.to(device).to(dtype) for parameter in (linear.weight, linear.bias)]
+            for linear in (self.embedding_in, self.embedding_out, self.projection)
+        )
+
+        def gate(x: Tensor) -> Tensor:
+            return F.linear(F.silu(F.linear(F.silu(F.linear(x, *first)), *second)), *last).sigmoid()[:, None]
+
+        return [gate(embedding.to(dtype)) for embedding in embeddings]
 
 
 class BlockGates(nn.Module):
@@ -79,33 +91,58 @@ class Gates(NamedTuple):
     global_: Tensor
 
 
-class GateTable:
-    """The gates of every block, computed once per timestep.
+class GateSources(NamedTuple):
+    """Where a rule's gates come from. by_block: the hierarchical and the global gate of each block."""
 
-    Gates depend on nothing else, and their weights are four fifths of the extras: they stay on the CPU and never take
-    device memory.
+    channels: int
+    by_block: Mapping[int, tuple[Gate | GateLine, Gate | GateLine]]
+
+
+NO_GATES = GateSources(0, {})
+
+
+class GateTable:
+    """The gates of one sampling run, each computed once per timestep and device.
+
+    Gates depend on the timestep alone, and their weights are four fifths of the extras. They stay in host memory and
+    pass through the device once, one gate after the other, for all timesteps of the run's schedule. Every timestep is
+    computed by products of its own: its last bits must not depend on the others, or a run that continues from a saved
+    state would differ.
     """
 
-    def __init__(
-        self, channels: int, sources: Mapping[int, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
-    ):
-        """sources: for each block the hierarchical and the global gate, functions from t (b,) to (b, 1, c or 1)."""
-        self.channels = channels
-        self.sources = sources
-        self._last: tuple[object, dict[int, Gates]] = (None, {})
+    MAX_TIMESTEPS = 512  # 150 MB for Wan 1.3B; evaluations outside a sampling run would fill the memory
+
+    def __init__(self) -> None:
+        self._by_device: dict[torch.device, dict[float, Tensor]] = {}
 
     @torch.no_grad()
-    def __call__(self, t: Tensor) -> dict[int, Gates]:
-        """t (b,) = 1000 * sigma -> gates of each block, float32 on t's device."""
-        values, device = tuple(t.tolist()), t.device
-        key, gates = self._last
-        if key != (values, device):
-            steps = torch.tensor(values)
-            shape = (len(values), 1, self.channels)
-            flat = [gate(steps).expand(shape) for pair in self.sources.values() for gate in pair]
-            gates = {
-                i: Gates(*pair)
-                for i, pair in zip(self.sources, torch.stack(flat).to(device).unflatten(0, (-1, 2)), strict=True)
-            }
-            self._last = ((values, device), gates)
-        return gates
+    def at(self, t: Tensor, sources: GateSources, schedule: Tensor) -> dict[int, Gates]:
+        """t (b,) = 1000 * sigma -> gates of each block, float32 (b, 1, c) on t's device.
+
+        schedule: the timesteps that are likely to follow, which are computed together with the first. A timestep that
+        is not among them is computed when it comes.
+        """
+        if not sources.by_block:
+            return {}
+        known, values = self._by_device.setdefault(t.device, {}), t.tolist()
+        if any(value not in known for value in values):
+            if len(known) >= self.MAX_TIMESTEPS:
+                known.clear()
+            new = [value for value in dict.fromkeys((*values, *schedule.tolist())) if value not in known]
+            known.update(zip(new, _rows(new, sources, t.device), strict=True))
+        rows = torch.stack([known[value] for value in values], dim=1).to(t.device).unbind()
+        return {index: Gates(*rows[2 * i : 2 * i + 2]) for i, index in enumerate(sources.by_block)}
+
+
+def _rows(timesteps: Iterable[float], sources: GateSources, device: torch.device) -> tuple[Tensor, ...]:
+    """For each timestep the gates of all blocks, on the CPU: (2 * blocks, 1, c), hierarchical and global in turn."""
+    steps = torch.tensor(list(timesteps)).split(1)
+    embeddings = [timestep_embedding(step).to(device) for step in steps]
+    columns = [
+        torch.cat(gate.of_embeddings(embeddings) if isinstance(gate, Gate) else [gate(step) for step in steps])
+        .cpu()
+        .expand(-1, -1, sources.channels)
+        for gates in sources.by_block.values()
+        for gate in gates
+    ]
+    return torch.stack(columns, dim=1).unbind()

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..attention.extras import BlockExtras, ExtrasSummary
+from ..attention.gate import Gates, GateSources
 from ..grid import TokenGrid
 from .groups import BlockGroup
 
@@ -19,19 +20,20 @@ class Rule(Protocol):
     clone and the GPU that run.
 
     extras: summary of the extras that it runs with, None if it has none. blocks: those that it takes. dense: for every
-    other block the reason why it keeps full attention.
+    other block the reason why it keeps full attention. gate_sources: of its blocks' gates.
     """
 
     name: str
     extras: ExtrasSummary | None
+    gate_sources: GateSources
     blocks: list[int]
     dense: dict[int, str]
 
     def attentions(
-        self, extras: Mapping[int, BlockExtras], t: Tensor, grid: TokenGrid
+        self, extras: Mapping[int, BlockExtras], gates: Mapping[int, Gates], grid: TokenGrid
     ) -> dict[int, Callable[..., Tensor]]:
-        """For each of its blocks attention(module, x, engine=). t (b,) = 1000 * sigma. Raises ValueError where the rule
-        cannot run on this grid.
+        """For each of its blocks attention(module, x, engine=). gates: from `gate_sources`, at the evaluation's
+        timesteps. Raises ValueError where the rule cannot run on this grid.
         """
 
     def groups(self, grid: TokenGrid) -> list[BlockGroup]:

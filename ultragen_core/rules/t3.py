@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..attention.config import DEFAULT_GLOBAL, DEFAULT_LOCAL, GlobalConfig, LocalConfig
 from ..attention.extras import BlockExtras
+from ..attention.gate import NO_GATES, Gates
 from ..attention.t3 import Windows, cuts_coincide, t3_attention, window_grid
 from ..grid import TokenGrid
 from ..sizes import VideoSize
@@ -48,9 +49,10 @@ class PublishedWindows:
             )
         return windows
 
-    def table(self, grid: TokenGrid) -> list[Windows]:
+    @lru_cache(maxsize=32)  # noqa: B019, the two instances live as long as the process
+    def table(self, grid: TokenGrid) -> tuple[Windows, ...]:
         """The counts of blocks 0 to 4; further blocks repeat them. Raises ValueError like `windows_of`."""
-        return [self.windows_of(index, grid) for index in range(len(self.windows))]
+        return tuple(self.windows_of(index, grid) for index in range(len(self.windows)))
 
     def wanted(self, block_index: int, grid: TokenGrid) -> TokenGrid:
         """The extent of a block's published windows, at most the grid's; over all frames if the published one was."""
@@ -114,9 +116,10 @@ class T3Rule:
     dense: dict[int, str]
     name = "t3"
     extras = None
+    gate_sources = NO_GATES
 
     def attentions(
-        self, extras: Mapping[int, BlockExtras], t: Tensor, grid: TokenGrid
+        self, extras: Mapping[int, BlockExtras], gates: Mapping[int, Gates], grid: TokenGrid
     ) -> dict[int, Callable[..., Tensor]]:
         table = self.published.table(grid)
         return {index: partial(t3_attention, grid=grid, windows=table[index % len(table)]) for index in self.blocks}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attention.config import DEFAULT_GLOBAL, DEFAULT_LOCAL, GlobalConfig, LocalConfig
 from ..attention.extras import BlockExtras, ExtrasSummary
-from ..attention.gate import UNTRAINED_GATE, GateTable
+from ..attention.gate import UNTRAINED_GATE, Gates, GateSources
 from ..attention.layer import ultragen_attention
 from ..attention.spec import BlockSpec, BranchSpec
 from ..grid import TokenGrid
@@ -88,7 +88,7 @@ class UltraGenRule:
     extras: ExtrasSummary
     blocks: list[int]
     dense: dict[int, str]
-    gates: GateTable
+    gate_sources: GateSources
     local: LocalConfig
     global_: GlobalConfig
     name = "ultragen"
@@ -103,14 +103,12 @@ class UltraGenRule:
         return block_spec(index, self.local, self.global_, self.extras.trained, windows)
 
     def attentions(
-        self, extras: Mapping[int, BlockExtras], t: Tensor, grid: TokenGrid
+        self, extras: Mapping[int, BlockExtras], gates: Mapping[int, Gates], grid: TokenGrid
     ) -> dict[int, Callable[..., Tensor]]:
-        if not self.blocks:
-            return {}
-        gates = self.gates(t)
+        specs = [self.spec(parity, grid) for parity in (0, 1)]
         return {
             index: partial(
-                ultragen_attention, grid=grid, spec=self.spec(index, grid), extras=extras[index], gates=gates[index]
+                ultragen_attention, grid=grid, spec=specs[index % 2], extras=extras[index], gates=gates[index]
             )
             for index in self.blocks
         }
@@ -139,14 +137,14 @@ def ultragen_rule(model: WanShape, local: LocalConfig, global_: GlobalConfig, ex
     if global_.dense_blocks is None and not extras.trained:
         unsuited |= dict.fromkeys(sorted(outer_blocks(model.blocks)), "outer tenth")
     blocks, dense = choose_blocks(model, global_.dense_blocks, unsuited)
-    gates = _gate_table(local, global_, extras, blocks)
-    return UltraGenRule(model, extras, blocks, dense, gates, local, global_)
+    sources = _gate_sources(local, global_, extras, blocks)
+    return UltraGenRule(model, extras, blocks, dense, sources, local, global_)
 
 
-def _gate_table(local: LocalConfig, global_: GlobalConfig, extras: ExtrasSummary, blocks: list[int]) -> GateTable:
+def _gate_sources(local: LocalConfig, global_: GlobalConfig, extras: ExtrasSummary, blocks: list[int]) -> GateSources:
     def source(index: int):
         trained = extras.gates.get(index)
         hierarchical = trained.hierarchical_gate if trained else UNTRAINED_GATE
         return local.gate or hierarchical, global_.gate or (trained.global_gate if trained else UNTRAINED_GATE)
 
-    return GateTable(extras.shape.channels, {index: source(index) for index in blocks})
+    return GateSources(extras.shape.channels, {index: source(index) for index in blocks})

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...attention.extras import BlockExtras
+from ...attention.gate import Gates, GateTable
 from ...attention.rope import RopeTables
 from ...grid import TokenGrid
 from ...plan.memory import ActivationMemory, MemoryBudget
@@ -48,6 +49,7 @@ class Run:
     noted: set[str] = field(default_factory=set)
     budgets: dict[tuple[ActivationMemory, torch.device], MemoryBudget] = field(default_factory=dict)
     rope_tables: RopeTables = field(default_factory=RopeTables)
+    gates: GateTable = field(default_factory=GateTable)
     choices: dict[tuple[int, torch.device], tuple[object, AttentionChoice]] = field(default_factory=dict)
 
 
@@ -119,7 +121,7 @@ class Runtime:
         grid = token_grid(x.shape, 0 if appended is None else token_grid(appended.shape).t)
         attentions = {}
         if self.active(base.model_sampling, t):
-            attentions = self.rule.attentions(extras_on(base), base.model_sampling.timestep(t).float(), grid)
+            attentions = self.rule.attentions(extras_on(base), self.gates(base.model_sampling, t, options), grid)
         if (attentions or self.kernel) and (changes := self.attention(base, options, x.device).options):
             options = {**options, **changes}
         if not attentions:
@@ -136,6 +138,11 @@ class Runtime:
                     raise
             log.warning("UltraGen: out of memory, retrying with %d tokens at a time.", budget.tokens_at_a_time)
             comfy.model_management.soft_empty_cache()
+
+    def gates(self, model_sampling, t: Tensor, options: dict) -> dict[int, Gates]:
+        """The gates of each block at t (b,) sigmas, computed for all sigmas of the run at its first evaluation."""
+        steps, schedule = (model_sampling.timestep(sigmas).float() for sigmas in (t, options.get("sample_sigmas", t)))
+        return self.run.gates.at(steps, self.rule.gate_sources, schedule)
 
     def attention(self, base, options: dict, device: torch.device) -> AttentionChoice:
         """The attention function, chosen and logged once a run for every override and device."""
@@ -191,6 +198,8 @@ class Runtime:
     def active(self, model_sampling, t: Tensor) -> bool:
         """Whether this step is between start and end percent, by the current sampling settings."""
         first, last = self.percent
+        if (first, last) == (0.0, 1.0):
+            return True  # without waiting for the device, which t is on
         # Schedules may start a rounding error above sigma 1, and samplers that add noise far above it.
         start = model_sampling.percent_to_sigma(first) if first > 0 else math.inf
         return model_sampling.percent_to_sigma(last) <= t.max().item() <= start
