@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 
@@ -89,9 +88,12 @@ def window_view(x: Tensor, windows: tuple[int, int, int], strided: bool = False)
 
     A window is a block of neighbouring tokens; strided: every nt-th, nh-th and nw-th token.
     """
-    nt, nh, nw = windows
-    axes = "(t nt) (h nh) (w nw)" if strided else "(nt t) (nh h) (nw w)"
-    return rearrange(x, f"b {axes} c -> b nt nh nw t h w c", nt=nt, nh=nh, nw=nw)
+    pairs = [(n, length // n) for length, n in zip(x.shape[1:4], windows, strict=True)]
+    if strided:
+        sizes, order = chain(*(pair[::-1] for pair in pairs)), (0, 2, 4, 6, 1, 3, 5, 7)
+    else:
+        sizes, order = chain(*pairs), (0, 1, 3, 5, 2, 4, 6, 7)
+    return x.view(x.shape[0], *sizes, x.shape[4]).permute(order)
 
 
 def window_partition(x: Tensor, windows: tuple[int, int, int], strided: bool = False) -> Tensor:
@@ -103,10 +105,14 @@ def window_unpartition(
     x: Tensor, windows: tuple[int, int, int], window_grid: TokenGrid, strided: bool = False
 ) -> Tensor:
     """The exact inverse of `window_partition`; `window_grid` is the extent of one window."""
-    (nt, nh, nw), (t, h, w) = windows, window_grid
-    axes = "(t nt) (h nh) (w nw)" if strided else "(nt t) (nh h) (nw w)"
-    pattern = f"(b nt nh nw) (t h w) c -> b {axes} c"
-    return _move_as_int64(lambda y: rearrange(y, pattern, nt=nt, nh=nh, nw=nw, t=t, h=h, w=w), x)
+    order = (0, 4, 1, 5, 2, 6, 3, 7) if strided else (0, 1, 4, 2, 5, 3, 6, 7)
+    grid = [n * length for n, length in zip(windows, window_grid, strict=True)]
+
+    def move(y: Tensor) -> Tensor:
+        split = y.view(-1, *windows, *window_grid, y.shape[-1])
+        return split.permute(order).reshape(-1, *grid, y.shape[-1])
+
+    return _move_as_int64(move, x)
 
 
 def _move_as_int64(move: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

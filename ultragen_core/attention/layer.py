@@ -118,13 +118,13 @@ def attend(
     def projected(x: Tensor) -> list[Tensor]:
         def delta(name: str, y: Tensor) -> Tensor:
             adapter = getattr(coarse, name, None)
-            return y if adapter is None or spec.lora_strength == 0 else y + spec.lora_strength * adapter(x)
+            without = adapter is None or spec.lora_strength == 0
+            return y if without else torch.add(y, adapter(x), alpha=spec.lora_strength)
 
-        base_q = attn.q(x)
-        base_k = base_q if spec.key_from_query else attn.k(x)
-        k = delta("k", base_k)
+        q = attn.q(x)
+        k = delta("k", q if spec.key_from_query else attn.k(x))
         # norm_rope_ overwrites its input, which the keys may still share with the queries.
-        q = norm_rope(delta("q", base_q.clone() if k is base_q else base_q), attn.norm_q)
+        q = norm_rope(delta("q", q.clone() if k is q else q), attn.norm_q)
         k = norm_rope(k, attn.norm_k)
         return [q, k, delta("v", attn.v(x))]
 

@@ -17,6 +17,7 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * third, third, third
 
 
+@torch.inference_mode(False)  # a table made for sampling may serve training next
 def rope_table(grid: TokenGrid, head_dim: int, device: torch.device, scale: Scale = (1.0, 1.0, 1.0)) -> Tensor:
     """Cosine and sine of every rotation, float32 (tokens, head_dim / 2, 2); positions are multiplied by `scale`.
 
@@ -45,7 +46,6 @@ class RopeTables:
         self._tables: dict[tuple, Tensor] = {}
 
     @torch.compiler.disable  # a compiled graph would compute the table in every call
-    @torch.inference_mode(False)  # a table made for sampling may serve training next
     def table(self, grid: TokenGrid, head_dim: int, device: torch.device, scale: Scale) -> Tensor:
         """As `rope_table`."""
         key = grid, head_dim, device, scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..grid import Region, TokenGrid, cut_grid, nearest_multiple
 
@@ -28,10 +29,11 @@ class BranchSpec:
         side = max(length // ratio, 1)
         return nearest_multiple(side, self.num_windows) if self.resize else side
 
-    def layout(self, grid: TokenGrid, ratio: int = 1) -> tuple[TokenGrid, list[Region]]:
+    @lru_cache(maxsize=64)  # noqa: B019, specs are plain data
+    def layout(self, grid: TokenGrid, ratio: int = 1) -> tuple[TokenGrid, tuple[Region, ...]]:
         """The branch's map on a token grid, and the windows it is cut into."""
         size = TokenGrid(grid.t, *(self.map_side(length, ratio) for length in (grid.h, grid.w)))
-        return size, cut_grid(size, self.num_windows, self.shifted)
+        return size, tuple(cut_grid(size, self.num_windows, self.shifted))
 
 
 @dataclass(frozen=True)

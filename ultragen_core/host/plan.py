@@ -102,8 +102,10 @@ def _gates(rule: Rule | None) -> tuple[GatePoint, ...]:
     if not isinstance(rule, UltraGenRule) or not rule.blocks:
         return ()
     sigmas = torch.linspace(1, 0, GATE_STEPS)
-    gates = rule.gates(1000 * sigmas).values()
-    local, windows = (torch.stack(shares).mean(dim=(0, 2, 3)).tolist() for shares in zip(*gates, strict=True))
+    local, windows = (
+        torch.stack([gate(1000 * sigmas).mean(dim=(1, 2)) for gate in gates]).mean(dim=0).tolist()
+        for gates in zip(*rule.gate_sources.by_block.values(), strict=True)
+    )
     return tuple(GatePoint(*point) for point in zip(sigmas.tolist(), local, windows, strict=True))
 
 

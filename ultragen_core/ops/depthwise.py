@@ -84,15 +84,15 @@ def _refine_blend_triton_(
 
     gate = gate.expand(-1, -1, y.shape[-1]).contiguous()
     t, rows, columns = y.shape[1:4]
-    source, tokens = resample_kernels.Layout(*coarse.shape[1:4]), coarse.flatten(1, 3)
+    source, taps = resample_kernels.Layout(*coarse.shape[1:4]), depthwise_kernels.taps(weight)
     for start, length in strips:
         # With the neighbouring rows, which the convolution reads.
         first, last = max(start - 1, 0), min(start + length + 1, rows)
         strip = resample_kernels.Layout(t, last - first, columns, row=first)
         # Not bound to a name, so that one strip is freed before the next one is allocated.
         depthwise_kernels.refine_blend_(
-            resample_kernels.resample(tokens, source, strip, (rows, columns)).unflatten(1, strip[:3]),
-            weight, bias, y, gate, first, (start, length),
+            resample_kernels.resample(coarse, source, strip, (rows, columns)).unflatten(1, strip[:3]),
+            taps, bias, y, gate, first, (start, length),
         )  # fmt: skip
     return y
 

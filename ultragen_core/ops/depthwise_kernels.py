@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dispatch import check_equal
+from .dispatch import check_equal, power_of_2
 
 
 @triton.jit
@@ -87,21 +87,26 @@ def _refine_blend_kernel(
         before, now = now, after
 
 
+def taps(weight: Tensor) -> Tensor:
+    """The weight of a depthwise convolution (c, 1, ...) as the kernels read it: contiguous (taps, c)."""
+    return weight.flatten(1).t().contiguous()
+
+
 def compress(x: Tensor, weight: Tensor, bias: Tensor, ratio: int) -> Tensor:
     """Depthwise convolution, weight (c, 1, ratio, ratio): (b, t, h, w, c) -> (b, t, h // ratio, w // ratio, c)."""
     b, t, h, w, c = x.shape
     out = x.new_empty(b, t, h // ratio, w // ratio, c)
     _compress_kernel[(out.numel() // c,)](
-        x, weight.flatten(1).t().contiguous(), bias, out, h, w, h // ratio, w // ratio,
-        K=ratio, C=c, BLOCK=triton.next_power_of_2(c),
+        x, taps(weight), bias, out, h, w, h // ratio, w // ratio,
+        K=ratio, C=c, BLOCK=power_of_2(c),
     )  # fmt: skip
     return out
 
 
 def refine_blend_(
-    coarse: Tensor, weight: Tensor, bias: Tensor, y: Tensor, gate: Tensor, first: int, rows: tuple[int, int]
+    coarse: Tensor, taps: Tensor, bias: Tensor, y: Tensor, gate: Tensor, first: int, rows: tuple[int, int]
 ) -> Tensor:
-    """y = lerp(conv(coarse), y, gate), in place: y (b, t, h, w, c), weight (c, 1, 3, 3, 3), gate (b or 1, 1, c).
+    """y = lerp(conv(coarse), y, gate), in place: y (b, t, h, w, c), taps (27, c), gate (b or 1, 1, c).
 
     rows: (start, length) of those that are computed. coarse: at y's resolution, the rows from `first` on that they and
     their neighbours take.
@@ -109,8 +114,8 @@ def refine_blend_(
     b, t, h, w, c = y.shape
     stretch, channels = 16, 64
     gate_stride = gate.stride(0) if gate.shape[0] > 1 else 0
-    _refine_blend_kernel[(b * rows[1] * triton.cdiv(w, stretch), triton.cdiv(c, channels))](
-        coarse, weight.flatten(1).t().contiguous(), bias, y, gate, gate_stride, h, w, first, coarse.shape[2], *rows,
+    _refine_blend_kernel[(b * rows[1] * -(-w // stretch), -(-c // channels))](
+        coarse, taps, bias, y, gate, gate_stride, h, w, first, coarse.shape[2], *rows,
         T=t, C=c, WB=stretch, CB=channels,
     )  # fmt: skip
     return y
@@ -132,5 +137,5 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
     refined = F.conv3d(x.permute(0, 4, 1, 2, 3).float(), weight.float(), bias.float(), padding=1, groups=c)
     expected = torch.lerp(refined.permute(0, 2, 3, 4, 1), y.float(), gate[:, :, None, None].float())
     for first, last, rows in ((0, 3, (0, 2)), (1, 4, (2, 2))):
-        refine_blend_(x[:, :, first:last].contiguous(), weight, bias, y, gate, first, rows)
+        refine_blend_(x[:, :, first:last].contiguous(), taps(weight), bias, y, gate, first, rows)
     check_equal("refine_blend", y, expected)

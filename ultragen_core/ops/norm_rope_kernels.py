@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dispatch import check_equal
+from .dispatch import check_equal, power_of_2
 
 
 @triton.jit
@@ -33,9 +33,8 @@ def _norm_rope_kernel(x, weight, table, length, eps, C: tl.constexpr, HALF: tl.c
 def norm_rope_(x: Tensor, weight: Tensor, eps: float, table: Tensor) -> Tensor:
     """RMS norm over the channels, then RoPE, in place: x (n, tokens, c), table (tokens, head_dim / 2, 2)."""
     n, length, c = x.shape
-    block = triton.next_power_of_2(c // 2)
     _norm_rope_kernel[(n * length,)](
-        x, weight, table.contiguous(), length, eps, C=c, HALF=table.shape[1], BLOCK=block
+        x, weight, table.contiguous(), length, eps, C=c, HALF=table.shape[1], BLOCK=power_of_2(c // 2)
     )  # fmt: skip
     return x
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -46,27 +47,33 @@ def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
 
 def to_windows(x: Tensor, size: tuple[int, int], region: Region, antialias: bool, triton: bool) -> Tensor:
     """Windows of a region of the map resized to `size`: (b, t, h, w, c) -> (b * nh * nw, tokens of a window, c)."""
-    if antialias or not triton or not x.is_contiguous() or _is_whole_map(x, size, region):
+    if antialias or not triton or not x.is_contiguous() or _is_whole_map(x.shape[2:4], size, region):
         return window_partition(resize(x, size, antialias)[:, :, region.rows, region.columns], region.windows)
     from . import resample_kernels as kernels
 
     t, h, w = x.shape[1:4]
-    return kernels.resample(x.flatten(1, 3), kernels.Layout(t, h, w), kernels.Layout.of(t, region), size)
+    return kernels.resample(x, kernels.Layout(t, h, w), kernels.Layout.of(t, region), size)
 
 
-def _is_whole_map(x: Tensor, size: tuple[int, int], region: Region) -> bool:
-    """Whether the region's only window is the map itself, so that there is nothing to move."""
-    return region.windows == (1, 1, 1) and x.shape[2:4] == size == (region.rows.stop, region.columns.stop)
+def _is_whole_map(shape: tuple[int, int], size: tuple[int, int], region: Region) -> bool:
+    """Whether the region's only window is a map of this shape, not resized, so that there is nothing to move."""
+    return region.windows == (1, 1, 1) and shape == size == (region.rows.stop, region.columns.stop)
 
 
 def from_windows_(
-    parts: list[Tensor], regions: list[Region], grid: TokenGrid, size: tuple[int, int], antialias: bool, triton: bool
+    parts: list[Tensor],
+    regions: Sequence[Region],
+    grid: TokenGrid,
+    size: tuple[int, int],
+    antialias: bool,
+    triton: bool,
 ) -> Tensor:
     """The inverse: windows of every region of a map of extent `grid`, resized to `size` -> (b, t, *size, c).
 
     Empties the list `parts`, so that no part is held longer than needed.
     """
-    if triton and not antialias and len(parts) == 1 and parts[0].is_contiguous():
+    whole_map = _is_whole_map((grid.h, grid.w), size, regions[0])
+    if triton and not antialias and not whole_map and len(parts) == 1 and parts[0].is_contiguous():
         from . import resample_kernels as kernels
 
         source, target = kernels.Layout.of(grid.t, regions[0]), kernels.Layout(grid.t, *size)

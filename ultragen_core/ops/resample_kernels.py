@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..grid import Region
-from .dispatch import check_equal
+from .dispatch import check_equal, power_of_2
 
 
 class Layout(NamedTuple):
@@ -97,14 +97,16 @@ def _load_token(src, batch, frame, row, column, t, wh, ww, nh, nw, channel, mask
 
 
 def resample(x: Tensor, source: Layout, target: Layout, size: tuple[int, int]) -> Tensor:
-    """Bilinear from `source` to `size` (h, w), of which `target` is a region: (n, tokens, c) -> (n', tokens', c)."""
+    """Bilinear from `source` to `size` (h, w), of which `target` is a region: (n, ..., c), tokens of one window in each
+    of the n -> (n', tokens', c).
+    """
     batch, c = x.shape[0] // (source.nh * source.nw), x.shape[-1]
     windows = batch * target.nh * target.nw
     out = x.new_empty(windows, target.t * target.h * target.w // (target.nh * target.nw), c)
     _resample_kernel[(windows * out.shape[1],)](
         x, out, source.h, source.w, target.h, target.w, source.h / size[0], source.w / size[1], source.t,
         source.nh, source.nw, target.nh, target.nw, target.row, target.column,
-        C=c, BLOCK=triton.next_power_of_2(c),
+        C=c, BLOCK=power_of_2(c),
     )  # fmt: skip
     return out
 

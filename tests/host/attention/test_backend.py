@@ -18,7 +18,7 @@ from ultragen_core.host.attention.patch import Settings, apply
 
 CPU = torch.device("cpu")
 PYTORCH = core.attention_pytorch.__wrapped__
-QKV = [seeded(2, 12, 32, seed=i) for i in range(3)]
+QKV = [seeded(2, 12, 32, seed=i).bfloat16() for i in range(3)]
 PLAIN = nn.Linear(2, 2)
 LATENT, CONTEXT = seeded(1, 16, 3, 16, 24), seeded(1, 7, 4096)
 
@@ -31,10 +31,12 @@ def faster(monkeypatch):
 
 
 @pytest.fixture
-def sdpa_calls(monkeypatch):
+def cudnn_calls(monkeypatch):
+    """Calls of cuDNN's attention, which PyTorch's own computes here. They come without gradients, as in sampling."""
     calls, sdpa = [], torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(backend.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or sdpa(*a, **k))
-    return calls
+    monkeypatch.setattr(backend, "cudnn_sdpa", lambda *qkv: calls.append(1) or sdpa(*qkv))
+    with torch.no_grad():
+        yield calls
 
 
 def wishing(function=PYTORCH) -> nn.Module:
@@ -78,7 +80,7 @@ def test_an_override_is_respected(faster):
     assert choose_attention(wishing(), {OVERRIDE: theirs}, CPU).options == {}
 
 
-def test_calls_that_an_override_passes_on_keep_the_speed(faster, sdpa_calls):
+def test_calls_that_an_override_passes_on_keep_the_speed(faster, cudnn_calls):
     """Of an override that acts on long sequences only, as sparse attention does."""
 
     def sparse_attention(func, q, k, v, heads, **kwargs):
@@ -88,8 +90,8 @@ def test_calls_that_an_override_passes_on_keep_the_speed(faster, sdpa_calls):
     choice = choose_attention(PLAIN, options, CPU)
     assert choice.sparse
     result = core.attention_pytorch(*QKV, heads=4, transformer_options=options | choice.options)
-    assert len(sdpa_calls) == 1 and relative_error(result, PYTORCH(*QKV, 4)) < 1e-6
-    long = [seeded(1, 24, 32)] * 3
+    assert len(cudnn_calls) == 1 and relative_error(result, PYTORCH(*QKV, 4)) < 1e-6
+    long = [seeded(1, 24, 32).bfloat16()] * 3
     assert core.attention_pytorch(*long, heads=4, transformer_options=options | choice.options) == "sparse"
 
 
@@ -110,11 +112,11 @@ def test_memory_that_runs_out_while_measuring_is_not_remembered(monkeypatch):
     assert backend.cudnn_is_faster(CPU)
 
 
-def test_it_replaces_plain_attention_with_the_same_numbers(faster, sdpa_calls):
+def test_it_replaces_plain_attention_with_the_same_numbers(faster, cudnn_calls):
     expected = PYTORCH(*QKV, 4)
-    sdpa_calls.clear()
+    cudnn_calls.clear()
     result = core.attention_pytorch(*QKV, heads=4, transformer_options=choose_attention(PLAIN, {}, CPU).options)
-    assert sdpa_calls and result.shape == expected.shape and relative_error(result, expected) < 1e-6
+    assert cudnn_calls and result.shape == expected.shape and relative_error(result, expected) < 1e-6
 
 
 @pytest.mark.parametrize("kwargs", [{"mask": torch.zeros(12, 12)}, {"skip_reshape": True}, {"scale": 0.5}])
@@ -127,6 +129,35 @@ def test_anything_special_goes_to_comfyui(kwargs):
 
     assert backend.cudnn_attention(func, *QKV, 4, **kwargs) == "ComfyUI's"
     assert seen == [kwargs]
+
+
+@pytest.mark.parametrize(
+    ("operands", "heads"),
+    [
+        ([x.float() for x in QKV], 4),
+        (QKV, 8),  # 4 channels a head
+        ([seeded(2, 12, 512).bfloat16()] * 3, 2),  # 256 channels a head
+        ([QKV[0], *(x[:, :1] for x in QKV[1:])], 4),  # one key
+    ],
+)
+def test_what_cudnn_does_not_take_goes_to_comfyui(cudnn_calls, operands, heads):
+    assert torch.equal(backend.cudnn_attention(PYTORCH, *operands, heads), PYTORCH(*operands, heads))
+    assert not cudnn_calls
+
+
+def test_calls_with_gradients_go_to_comfyui(cudnn_calls):
+    with torch.enable_grad():
+        backend.cudnn_attention(PYTORCH, *QKV, 4)
+    assert not cudnn_calls
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cudnn_called_directly_gives_what_pytorch_gives():
+    if not backend.cudnn_is_faster(torch.device("cuda")):
+        pytest.skip("this GPU runs ComfyUI's attention")
+    operands = [seeded(3, 700, 256, seed=seed).cuda().bfloat16() for seed in range(3)]
+    with torch.no_grad():
+        assert relative_error(backend.cudnn_attention(PYTORCH, *operands, 2), PYTORCH(*operands, 2)) < 1e-2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -202,16 +233,17 @@ class NewestAttention:
 @pytest.mark.parametrize("rule", ["ultragen", "t3"])
 @pytest.mark.parametrize("memory", ["all at once", "bounded"])
 def test_the_wish_of_a_checkpoint_is_followed_in_every_attention(
-    faster, sdpa_calls, tiny, rule, memory, bounded, monkeypatch
+    faster, cudnn_calls, tiny, rule, memory, bounded, monkeypatch
 ):
     """Dense, windowed and cross-attention; where nobody wishes, all are cuDNN's."""
     if memory == "bounded":
         bounded()
+    monkeypatch.setattr(backend, "cudnn_takes", lambda *call: True)  # this model's float32 too
     expected = velocity(apply(tiny, Settings(rule=rule)), LATENT, CONTEXT, 0.5)
     newest = NewestAttention(tiny, monkeypatch)
-    sdpa_calls.clear()
+    cudnn_calls.clear()
     assert relative_error(velocity(apply(tiny, Settings(rule=rule)), LATENT, CONTEXT, 0.5), expected) < 1e-5
-    assert set(newest.calls) == {"override"} and len(newest.calls) == len(sdpa_calls) >= 8
+    assert set(newest.calls) == {"override"} and len(newest.calls) == len(cudnn_calls) >= 8
 
     wished, made = [], newest.calls[:]
     for wish in newest.wishes:

@@ -26,12 +26,6 @@ from ..compat import preferred_attention
 from ..memory import is_out_of_memory
 from .kernels import OVERRIDE, Kernel, KernelOverride
 
-CUDNN_FIRST = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 SPARSE = re.compile("sparse|radial|sliding|jenga", re.IGNORECASE)
 
 log = logging.getLogger(__name__)
@@ -111,17 +105,39 @@ def _over_cudnn(override: Callable) -> Callable:
 
 
 def cudnn_attention(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-    """ComfyUI's attention_pytorch on (b, tokens, c) tensors with cuDNN first; passes any other call on."""
+    """ComfyUI's attention_pytorch on (b, tokens, c) tensors, by cuDNN; passes any other call on."""
     plain = func is comfy_attention.attention_pytorch.__wrapped__ and q.ndim == 3 and not args
     if (
         not plain
         or kwargs.get("mask") is not None
         or not kwargs.keys() <= {"transformer_options", "_inside_attn_wrapper"}
+        or not cudnn_takes(q, k, heads)
     ):
         return func(q, k, v, heads, *args, **kwargs)
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    with sdpa_kernel(CUDNN_FIRST, set_priority=True):
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+    b, _, c = q.shape
+    q, k, v = (x.view(b, -1, heads, c // heads).transpose(1, 2) for x in (q, k, v))
+    return cudnn_sdpa(q, k, v).transpose(1, 2).flatten(2)
+
+
+def cudnn_takes(q: Tensor, k: Tensor, heads: int) -> bool:
+    """Whether cuDNN computes this attention, by the checks of PyTorch's own choice that depend on the call."""
+    head_dim = q.shape[-1] // heads
+    fits = head_dim <= 128 and head_dim % 8 == 0 and k.shape[1] > 1 and q.shape[0] < 2**16
+    return fits and q.dtype in (torch.float16, torch.bfloat16) and not torch.is_grad_enabled()
+
+
+def cudnn_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """cuDNN's attention, (b, heads, tokens, head_dim) -> the shape of q, without gradients.
+
+    Called directly: PyTorch chooses between backends by settings of the whole process, and changing them for every call
+    takes longer than the call and is seen by other threads.
+    """
+    return torch.ops.aten._scaled_dot_product_cudnn_attention.default(q, k, v, None, False)[0]
+
+
+def _flash_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(q, k, v)
 
 
 def cudnn_is_faster(device: torch.device) -> bool:
@@ -146,9 +162,7 @@ def measure_cudnn(device: torch.device) -> bool:
     try:
         generator = torch.Generator(device).manual_seed(0)  # not the global one, which samplers may draw from
         q = torch.randn(1, 12, 8192, 128, device=device, dtype=torch.bfloat16, generator=generator)
-        (reference, flash), (result, cudnn) = (
-            _timed(q, backend) for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION)
-        )
+        (reference, flash), (result, cudnn) = (_timed(attention, q) for attention in (_flash_sdpa, cudnn_sdpa))
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -159,14 +173,13 @@ def measure_cudnn(device: torch.device) -> bool:
     return bool(agrees) and cudnn < 0.9 * flash
 
 
-def _timed(q: Tensor, backend: SDPBackend, repeats: int = 5) -> tuple[Tensor, float]:
+def _timed(attention: Callable, q: Tensor, repeats: int = 5) -> tuple[Tensor, float]:
     """Self-attention of q, and its time in milliseconds."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    with sdpa_kernel([backend]):
-        for repeat in range(2 * repeats):
-            if repeat == repeats:
-                start.record()
-            result = F.scaled_dot_product_attention(q, q, q)
-        end.record()
+    for repeat in range(2 * repeats):
+        if repeat == repeats:
+            start.record()
+        result = attention(q, q, q)
+    end.record()
     end.synchronize()
     return result.float(), start.elapsed_time(end) / repeats

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.ops
 import comfy.utils
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from ...attention.extras import BlockExtras, ExtrasShape, ExtrasSummary
 from ...attention.gate import BlockGates
 from ...weights.published import Extras
 from ..compat import is_dynamic, patcher_class
+from .parameters import Operations
 
 
 class ExtrasModel(nn.Module):
@@ -23,7 +23,7 @@ class ExtrasModel(nn.Module):
 
     def __init__(self, shape: ExtrasShape, blocks: list[int], **factory):
         super().__init__()
-        self.blocks = nn.ModuleDict({str(i): BlockExtras(shape, comfy.ops.manual_cast, **factory) for i in blocks})
+        self.blocks = nn.ModuleDict({str(i): BlockExtras(shape, Operations, **factory) for i in blocks})
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,13 @@ from torch import Tensor, nn
 from ...attention.engine import Engine, in_pieces
 from ...attention.layer import dense_attention_
 from ...attention.rope import RopeTables
-from ..compat import attention_operands, cast_parameters, preferred_attention
+from ..compat import attention_operands, preferred_attention
 from ..wan_model import uncompiled
 from .kernels import OVERRIDE, KernelOverride
+from .parameters import managed_parameters
 
 # A block whose own forward is one of these hands its attention a tensor that nobody else holds.
 OWN_FORWARDS = (wan.WanAttentionBlock.forward, wan.VaceWanAttentionBlock.forward)
-
-
-def managed_parameters(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    return cast_parameters(module, x.dtype, x.device)
 
 
 def engine(
