@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
 from tools.bench import kernels, methods
+from tools.bench.attention import GRIDS
+from tools.bench.evaluation import FEW_TOKENS, few_tokens
 from tools.bench.model import sample
 from tools.bench.published import published_attention
 from training.miniature.scenes import CHECKED
@@ -17,8 +21,10 @@ from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.grid import TokenGrid
 from ultragen_core.ops import dispatch
+from ultragen_core.rules.choice import Settings, choose_rule, untrained_summary
 from ultragen_core.rules.ultragen import block_spec
 from ultragen_core.sizes import VideoSize
+from ultragen_core.wan import WAN_1_3B
 
 
 @pytest.mark.parametrize("block", [2, 3])
@@ -113,3 +119,15 @@ def test_kernels_scores_the_miniature(kitchen, capsys):
     assert list(cells) == ["| held-out loss", *(f"| caption: {name}" for name in CHECKED), "| seam ratio"]
     assert kitchen.calls and all(cell.count(" ± ") == 1 for each in cells.values() for cell in each)
     assert float(cells["| held-out loss"][0].split()[0]) > 0 and cells["| held-out loss"][2] != "0.0000 ± 0.0000"
+
+
+@pytest.mark.parametrize(("rule", "size"), [("ultragen", size) for size in GRIDS] + [("t3", "4K x 81")])
+def test_the_hosts_time_is_measured_on_the_same_layers(rule, size):
+    """Of as many blocks, branches and windows that are computed once; and on few tokens."""
+    trained = replace(untrained_summary(WAN_1_3B, 4), gates={0: None}) if rule == "ultragen" else None
+    chosen, few = choose_rule(WAN_1_3B, Settings(rule=rule), trained), few_tokens(GRIDS[size])
+
+    def layers(grid):
+        return [(group.blocks, [branch.name for branch in group.branches]) for group in chosen.groups(grid)]
+
+    assert few.tokens <= FEW_TOKENS and layers(few) == layers(GRIDS[size])

@@ -1,5 +1,5 @@
 """One evaluation of a whole Wan model, random weights, through ComfyUI's own classes: ComfyUI's core, the published
-arithmetic and this pack; time and peak memory."""
+arithmetic and this pack; time, the host's time to launch it, and peak memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -17,19 +16,11 @@ from ultragen_core.grid import TokenGrid
 
 from .attention import GRIDS
 from .card import GIB, dynamic_vram, small_card
+from .evaluation import Row, evaluation, inputs, one_block
 from .methods import METHODS, prepared, running
-from .random_model import LAYERS, MODELS, TEXT, write_checkpoint
+from .random_model import LAYERS, MODELS, write_checkpoint
 
 SHIFT = 5.0
-
-
-class Row(NamedTuple):
-    size: str
-    tokens: int
-    method: str
-    seconds: float
-    peak_gib: float
-    extrapolated: bool
 
 
 def add_parser(subjects: argparse._SubParsersAction) -> None:
@@ -92,9 +83,10 @@ def measure(options: argparse.Namespace, path: Path) -> None:
             else:
                 rows.append(evaluation(model, size, grid, method, options.repeats))
             if options.layers < LAYERS:
-                rows[-1] = rows[-1]._replace(seconds=rows[-1].seconds * LAYERS / options.layers, extrapolated=True)
+                rows[-1] = rows[-1].of_layers(LAYERS, options.layers)
             row = rows[-1]
             print(f"{row.size:12} {row.method:10} {row.seconds:9.3f} s {row.peak_gib:7.2f} GiB"
+                  f"{'' if row.host_ms is None else f'  host {row.host_ms:4.0f} ms'}"
                   f"{'  extrapolated' if row.extrapolated else ''}", flush=True)  # fmt: skip
     if options.csv:
         lines = [",".join(Row._fields), *(",".join(map(str, row)) for row in rows)]
@@ -104,61 +96,6 @@ def measure(options: argparse.Namespace, path: Path) -> None:
 def scaled(grid: TokenGrid, model: str) -> TokenGrid:
     """Return the token grid of the same video. The 5B's tokens are 32x32 pixels."""
     return grid if model == "1.3b" else TokenGrid(grid.t, -(-grid.h // 2), -(-grid.w // 2))
-
-
-def inputs(model, grid: TokenGrid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return latent (1, c, t, h, w) and text (1, tokens, text channels) of one video, on the GPU."""
-    channels = model.model.diffusion_model.out_dim
-    x = torch.randn(1, channels, grid.t, 2 * grid.h, 2 * grid.w, device="cuda")
-    return x, 0.1 * torch.randn(1, TEXT["tokens"], TEXT["text_dim"], device="cuda")
-
-
-def evaluation(model, size: str, grid: TokenGrid, method: str, repeats: int) -> Row:
-    import comfy.model_management as mm
-
-    chosen = prepared(model, method)
-    x, context = inputs(model, grid)
-    mm.load_models_gpu([chosen, *chosen.get_nested_additional_models()])
-    chosen.pre_run()
-    options = {**chosen.model_options.get("transformer_options", {}), "wrappers": chosen.wrappers}
-    sigma, seconds = torch.full((1,), 0.9, device="cuda"), []
-    with running(method):
-        for repeat in range(repeats):
-            if repeat <= 1:  # the first one compiles and tunes
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            chosen.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-    chosen.cleanup()
-    return Row(size, grid.tokens, method, min(seconds), torch.cuda.max_memory_allocated() / GIB, False)
-
-
-def one_block(model, size: str, grid: TokenGrid, method: str) -> Row:
-    """Extrapolate a dense model from one of its blocks."""
-    import comfy.model_management as mm
-
-    chosen = prepared(model, method)
-    options = chosen.model_options.get("transformer_options", {})
-    mm.load_models_gpu([chosen])
-    dm = model.model.diffusion_model
-    dtype = model.model.manual_cast_dtype or model.model.get_dtype()
-    x = torch.randn(1, grid.tokens, dm.dim, device="cuda", dtype=dtype)
-    e, context = (
-        torch.randn(1, 6, dm.dim, device="cuda", dtype=dtype),
-        torch.randn(1, 512, dm.dim, device="cuda", dtype=dtype),
-    )
-    freqs = dm.rope_encode(grid.t, 2 * grid.h, 2 * grid.w, device=x.device, dtype=dtype)
-    torch.cuda.reset_peak_memory_stats()
-    for _ in range(2):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        dm.blocks[0](x, e=e, freqs=freqs, context=context, context_img_len=None, transformer_options=options)
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - start) * len(dm.blocks)
-    return Row(size, grid.tokens, method, seconds, torch.cuda.max_memory_allocated() / GIB, True)
 
 
 def sampled(model, size: str, grid: TokenGrid, method: str, options: argparse.Namespace) -> Row:
