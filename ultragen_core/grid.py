@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain, groupby, pairwise
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -98,7 +99,8 @@ def window_view(x: Tensor, windows: tuple[int, int, int], strided: bool = False)
 
 def window_partition(x: Tensor, windows: tuple[int, int, int], strided: bool = False) -> Tensor:
     """(b, t, h, w, c) -> (b * nt * nh * nw, tokens of a window, c)."""
-    return _move_as_int64(lambda y: window_view(y, windows, strided).flatten(4, 6).flatten(0, 3), x)
+    tokens = x.shape[1:4].numel() // prod(windows)
+    return _move_as_int64(lambda y: window_view(y, windows, strided).reshape(-1, tokens, y.shape[-1]), x)
 
 
 def window_unpartition(
