@@ -1,10 +1,14 @@
+export const MARGIN = 10; // pixels that ComfyUI leaves on every side of a widget's element
+
 /** Add a widget that shows `element`, `height()` pixels high, and is not saved in prompts or workflows. */
 export function display(node, name, element, height) {
+    const outer = () => height() + 2 * MARGIN;
     const widget = node.addDOMWidget(name, name, element, {
         serialize: false, // in prompts
         hideOnZoom: false,
-        getMinHeight: height,
-        getMaxHeight: height,
+        margin: MARGIN,
+        getMinHeight: outer,
+        getMaxHeight: outer,
     });
     widget.serialize = false; // in workflows
     return widget;

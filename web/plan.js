@@ -1,6 +1,6 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { display } from "./display.js";
+import { display, MARGIN } from "./display.js";
 
 // Shows the plan of a run on the nodes that determine it. Python plans and draws; this script describes the graph.
 
@@ -10,7 +10,6 @@ const FOLLOWED = [...SHOWN_ON, "UltraGenLocalConfig", "UltraGenGlobalConfig", "U
 const NAME = "ultragen.plan";
 const SETTING = "UltraGen.Plan.OnNodes";
 const DEBOUNCE = 200; // milliseconds
-const SIDE_MARGINS = 30; // pixels of a node's width outside its widgets
 const MAX_DEPTH = 100; // nodes followed upstream
 const RETRY = 5000; // milliseconds after a failed request
 const MUTED = 2; // LiteGraph's node modes
@@ -230,7 +229,7 @@ function add(node) {
     const height = () => {
         const svg = element.querySelector("svg");
         if (!svg) return element.textContent ? 45 : 0;
-        return ((node.size[0] - SIDE_MARGINS) * svg.getAttribute("height")) / svg.getAttribute("width");
+        return ((node.size[0] - 2 * MARGIN) * svg.getAttribute("height")) / svg.getAttribute("width");
     };
     display(node, NAME, element, height);
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tools.templates import blueprint
 from tools.templates import write as templates
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
+PLAN_SHOWN_ON = ("UltraGenApply", "UltraGenLoadModel", "UltraGenPlan")
 OWN_NAME = "run_button"  # other tests may have saved with the template's name on this server
 
 OPENED = """() => {
@@ -30,6 +32,21 @@ NODE = """() => {
     const [node] = app.graph._nodes;
     return [...node.inputs.map(slot => slot.name), ...(node.widgets ?? []).map(widget => widget.name)];
 }"""
+# Title, left, top, right and bottom of every node as it is drawn, in pixels of the graph.
+DRAWN = """() => app.graph._nodes.map(node => {
+    const element = document.querySelector(`[data-node-id="${node.id}"]`);
+    if (element) {
+        const {left, top, right, bottom} = element.getBoundingClientRect(), {scale} = app.canvas.ds;
+        return [node.title, ...[left, top, right, bottom].map(edge => edge / scale)];
+    }
+    const [x, y] = node.pos, [width, height] = node.size;
+    return [node.title, x, y - LiteGraph.NODE_TITLE_HEIGHT, x + width, y + Math.max(height, node.computeSize()[1])];
+})"""
+CROPPED = """() => app.graph._nodes.flatMap(node => node.widgets ?? [])
+    .filter(({name, element}) => name.startsWith("ultragen.") && element.scrollHeight > element.clientHeight + 1)
+    .map(({name, element}) => [name, element.scrollHeight, element.clientHeight])"""
+PLANNED = """count => app.graph._nodes.flatMap(node => node.widgets ?? [])
+    .filter(({name, element}) => name === "ultragen.plan" && element.hasChildNodes()).length === count"""
 INSIDE = """() => {
     const [inner] = app.graph.subgraphs.values();
     const loader = inner._nodes.find(node => node.type === "UltraGenLoadModel");
@@ -51,7 +68,12 @@ VIDEO = """() => {
 def test_workflow_opens_whole_and_queues_what_python_makes_of_it(file: Path, any_canvas):
     content = json.loads(file.read_text())
     any_canvas.open(content)
+    plans = sum(node["type"] in PLAN_SHOWN_ON for node in content["nodes"])
+    any_canvas.page.wait_for_function(PLANNED, arg=plans)
     any_canvas.shoot(file.stem)
+    assert any_canvas.run(CROPPED) == []
+    for (one, left, top, right, bottom), (other, x, y, end_x, end_y) in combinations(any_canvas.run(DRAWN), 2):
+        assert end_x <= left or right <= x or end_y <= top or bottom <= y, f"{one} overlaps {other}"
 
     object_info = any_canvas.server.get("/object_info")
     for node in content["nodes"]:

@@ -14,9 +14,9 @@ WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 HEIGHTS = {
     "CFGGuider": 110, "CLIPLoader": 120, "CLIPTextEncode": 200, "CLIPVisionEncode": 90, "CLIPVisionLoader": 60,
     "KSamplerSelect": 60, "LatentUpscaleBy": 100, "LoadImage": 320, "LoraLoaderModelOnly": 100, "RandomNoise": 100,
-    "SamplerCustomAdvanced": 130, "SplitSigmasDenoise": 90, "UNETLoader": 100, "UltraGenApply": 460,
-    "UltraGenEmptyLatent": 210, "UltraGenLoadLatent": 100, "UltraGenLoadModel": 350, "UltraGenModelSampling": 140,
-    "UltraGenPrompts": 560, "UltraGenResume": 120, "UltraGenVAETiling": 100, "VAELoader": 60, "WanImageToVideo": 240,
+    "SamplerCustomAdvanced": 130, "SplitSigmasDenoise": 90, "UNETLoader": 100, "UltraGenApply": 560,
+    "UltraGenEmptyLatent": 210, "UltraGenLoadLatent": 100, "UltraGenLoadModel": 415, "UltraGenModelSampling": 140,
+    "UltraGenPrompts": 560, "UltraGenResume": 150, "UltraGenVAETiling": 100, "VAELoader": 60, "WanImageToVideo": 240,
 }  # fmt: skip
 OURS, GREEN, RED, BROWN = (
     {"color": color, "bgcolor": background}
