@@ -7,10 +7,11 @@ import torch
 from comfy_api.latest import io
 
 from ..ultragen_core.host.attention.kernels import COMFYUI, KERNELS
-from ..ultragen_core.host.attention.load import RULES, load_extras_file, load_model
+from ..ultragen_core.host.attention.load import CHECKPOINT_RULES, load_extras_file, load_model
 from ..ultragen_core.host.attention.patch import Settings, apply
 from ..ultragen_core.host.resume.results import save_results_
 from ..ultragen_core.host.resume.run_file import DEFAULT_GB
+from ..ultragen_core.rules.choice import RULES
 from .base import Node
 from .config import GlobalConfigType, LocalConfigType
 from .resume import keep_gb_input
@@ -84,7 +85,7 @@ class UltraGenLoadModel(Node):
                 ),
                 io.Combo.Input(
                     "attention_rule",
-                    options=list(RULES),
+                    options=list(CHECKPOINT_RULES),
                     default="auto",
                     tooltip=(
                         "auto: the rule that the weights were trained with; an error for other files. (UltraGen is"
@@ -132,7 +133,7 @@ class UltraGenApply(Node):
                 io.Model.Input("model", tooltip="A Wan 2.1 or 2.2 model, in any precision."),
                 io.Combo.Input(
                     "attention_rule",
-                    options=[rule for rule in RULES if rule != "dense"],
+                    options=list(RULES),
                     default="auto",
                     tooltip=(
                         "auto: the rule of the patched model or of the extras; an error if there is neither. t3: for"

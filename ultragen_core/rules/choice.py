@@ -14,6 +14,8 @@ from .rule import Rule
 from .t3 import T3Rule, t3_rule
 from .ultragen import ultragen_rule
 
+AUTO = "auto"  # the rule that the weights were trained for
+RULES = (AUTO, "ultragen", "t3")
 UNTRAINED_RATIO = 4
 
 
@@ -22,8 +24,8 @@ class Settings:
     """A user's choices for one patch.
 
     start_percent, end_percent: the part of the sampling run in which the rule acts; 0 is its start, 1 its end.
-    rule: "auto" is the rule that the weights were trained for; "ultragen" also runs without trained weights
-        (experimental); "t3" is for the weights of T3-Video.
+    rule: one of RULES; "ultragen" also runs without trained weights (experimental), "t3" is for the weights of
+        T3-Video.
     bounded_memory: compute in chunks of tokens where the card asks for it.
     attention_kernel: what computes self-attention; "comfyui" leaves the choice to ComfyUI.
     """
@@ -32,7 +34,7 @@ class Settings:
     global_: GlobalConfig = DEFAULT_GLOBAL
     start_percent: float = 0.0
     end_percent: float = 1.0
-    rule: str = "auto"
+    rule: str = AUTO
     bounded_memory: bool = True
     attention_kernel: str = "comfyui"
 
@@ -41,6 +43,8 @@ class Settings:
             if not isinstance(getattr(self, name), kind):
                 node = f"UltraGen {name.rstrip('_').title()} Config"
                 raise ValueError(f"Connect {node}, got a value of type {type(getattr(self, name)).__name__}.")
+        if self.rule not in RULES:
+            raise ValueError(f"The attention rule must be one of {', '.join(RULES)}, got {self.rule!r}.")
         if not 0 <= self.start_percent < self.end_percent <= 1:
             raise ValueError(
                 f"start_percent must be below end_percent, both between 0 and 1, got {self.start_percent} and"
@@ -60,7 +64,7 @@ def choose_rule(
     given: extras chosen with these settings. present: extras that the model already has. before: the rule that it
     already has. Without trained extras the ultragen rule gets untrained ones, as a summary.
     """
-    if settings.rule == "t3" or (settings.rule == "auto" and given is None and isinstance(before, T3Rule)):
+    if settings.rule == "t3" or (settings.rule == AUTO and given is None and isinstance(before, T3Rule)):
         if given is not None:
             raise ValueError(
                 "The t3 rule uses no extras, but an extras file is set. Set extras to none, or attention_rule to"
@@ -70,7 +74,7 @@ def choose_rule(
     extras = given or present
     if extras is not None and extras.trained:
         _check_fit(model, settings.global_, extras)
-    elif settings.rule == "auto" and extras is None:
+    elif settings.rule == AUTO and extras is None:
         raise ValueError(
             "The model has no extras, so its attention rule is unknown. Load a checkpoint with UltraGen Load Model or"
             " choose an extras file. Or set attention_rule: t3 for T3-Video's weights, ultragen to run without trained"

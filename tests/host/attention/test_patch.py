@@ -154,6 +154,8 @@ def test_an_unfit_model_is_refused(tiny, dense):
         apply(tiny, Settings(global_=GlobalConfig(compress_ratio=2)))
     with pytest.raises(ValueError, match="The model has no extras, so its attention rule is unknown"):
         apply(dense, Settings())
+    with pytest.raises(ValueError, match="attention rule must be one of auto, ultragen, t3, got 'dense'"):
+        Settings(rule="dense")
     with pytest.raises(ValueError, match="start_percent must be below end_percent"):
         Settings(start_percent=0.5, end_percent=0.5)
 

@@ -13,6 +13,7 @@ import torch
 
 from ...out_of_ram import is_host_out_of_memory
 from ...printable import printable
+from ...rules.choice import AUTO, RULES
 from ...weights.complete import check_complete
 from ...weights.errors import too_large_for_ram
 from ...weights.extras_file import read_extras
@@ -33,14 +34,14 @@ from .patch import Settings, apply
 
 log = logging.getLogger(__name__)
 
-RULES = ("auto", "ultragen", "t3", "dense")
+CHECKPOINT_RULES = (*RULES, "dense")
 AGAIN = "Download the file again, whole, or load it with ComfyUI's Load Diffusion Model and UltraGen Apply."
 # T3-Video's checkpoints have no keys of their own; this matches the published file names and names of conversions.
 T3_NAME = re.compile(r"(?<![a-z0-9])t3[-_ ]?video", re.IGNORECASE)
 
 
 def load_model(
-    path: str | Path, rule: str = "auto", model_options: dict | None = None, attention_kernel: str = COMFYUI
+    path: str | Path, rule: str = AUTO, model_options: dict | None = None, attention_kernel: str = COMFYUI
 ):
     """A ModelPatcher for the checkpoint at `path`, patched by `rule`.
 
@@ -105,13 +106,13 @@ def trained_rule(name: str, state_dict: StateDict) -> str:
 def rule_for(name: str, state_dict: StateDict, rule: str) -> str:
     """The rule that a checkpoint runs with; "auto" is the one that it was trained for. Raises WeightsError."""
     trained_for = trained_rule(name, state_dict)
-    if rule == "auto" and trained_for == "dense":
+    if rule == AUTO and trained_for == "dense":
         raise WeightsError(
             f"{name} {describe(state_dict)}. Expected an UltraGen checkpoint, such as {SOURCE}, or a file named"
             " T3-Video. Set attention_rule to t3 for a renamed T3-Video checkpoint, or to ultragen to run any Wan model"
             " without extras (experimental)."
         )
-    return trained_for if rule == "auto" else rule
+    return trained_for if rule == AUTO else rule
 
 
 def split_whole(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
