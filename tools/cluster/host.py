@@ -120,7 +120,10 @@ class Host:
             return Refused(refusal(error.error))
         except server.Failed as error:
             return Failed(str(error))
-        return Done(tuple(listed(outputs, self.output)))
+        try:
+            return Done(tuple(listed(outputs, self.output)))
+        except (OSError, ValueError) as error:
+            return Failed(f"What the workflow wrote cannot be read: {error}")
 
     def _use_states_of(self, job: str) -> None:
         """Let UltraGen Resume keep a job's states in a folder of its own that every machine sees."""

@@ -118,7 +118,7 @@ class RayHosts:
         self._next_look = time.monotonic() + LOOK
         taken, found = {actor.slot for actor in self.actors.values()}, slots(self.gpus)
         if not found and not self._started:
-            raise Trouble(f"No machine of the cluster has {self.gpus:g} GPUs. Use --cpu to run without.")
+            raise Trouble(f"No machine has the GPUs of a host ({self.gpus:g}). Use --cpu to run without GPUs.")
         for slot in found:
             if slot not in taken and slot not in self.given_up:
                 self._start(slot)

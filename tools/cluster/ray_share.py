@@ -16,6 +16,8 @@ from tools.cluster.ray_cluster import connect
 from tools.cluster.simulation import fake_jobs
 from tools.console import say
 
+STARTS = 4  # actors that start at a time: hundreds would starve Ray itself on a small machine
+
 
 class Idle:
     """An actor whose jobs take no time."""
@@ -27,9 +29,11 @@ class Idle:
 class IdleHosts:
     def __init__(self, count: int):
         began = time.perf_counter()
-        make = ray.remote(Idle).options(num_cpus=0)
-        self.actors = {f"actor-{number}": make.remote() for number in range(count)}
-        ray.get([actor.run.remote("") for actor in self.actors.values()])
+        make, self.actors = ray.remote(Idle).options(num_cpus=0), {}
+        for first in range(0, count, STARTS):
+            made = {f"actor-{number}": make.remote() for number in range(first, min(first + STARTS, count))}
+            ray.get([actor.run.remote("") for actor in made.values()])
+            self.actors |= made
         self.seconds_to_start = time.perf_counter() - began
         self._joined = [Joined(host) for host in self.actors]
         self._pending: dict[object, str] = {}

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 
 from tools.cluster import orphans, tied
-from tools.cluster.host import clean_environment, lacking, refusal
+from tools.cluster.drive import Done
+from tools.cluster.host import Host, Request, Setup, clean_environment, lacking, refusal
 from tools.cluster.tied import start_time
 
 INFO = {
@@ -64,6 +66,53 @@ def test_a_server_does_not_inherit_what_ray_needs(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     clean_environment(None)
     assert "OMP_NUM_THREADS" not in os.environ and "PYTHONPATH" not in os.environ
+
+
+@pytest.fixture
+def host(tmp_path):
+    """A host in a shared folder whose server writes nothing: it reports what `host.reported` says."""
+    made = object.__new__(Host)
+    made.setup, made.folder, made.output = Setup("", "", shared=str(tmp_path)), tmp_path / "host", tmp_path / "output"
+    for folder in (made.folder / "input", made.output):
+        folder.mkdir(parents=True)
+    made.reported = {}
+
+    def run(graph, on_event):
+        on_event("progress", {"node": "1", "value": 3, "max": 30})
+        return {"1": made.reported}
+
+    made.server = SimpleNamespace(run=run)
+    return made
+
+
+def asked(job: str) -> Request:
+    return Request(job, "token", {"1": node("Sampler")}, {"a.png": b"image"})
+
+
+def test_a_job_gets_its_images_and_a_folder_of_its_own_for_states(host, tmp_path):
+    for job in ("one", "two", "two"):
+        assert host.run(asked(job)) == Done(())
+        (host.output / "ultragen_resume" / "state").write_text(job)
+    assert {path.parent.name for path in tmp_path.glob(".states/*/state")} == {"one", "two"}
+    assert [path.name for path in (host.folder / "input").iterdir()] == ["a.png"] and host.status() == (
+        "Sampler",
+        3,
+        30,
+    )
+
+
+@pytest.mark.parametrize(("subfolder", "reason"), [("token", "No such file"), ("../..", "must be inside")])
+def test_results_that_cannot_be_read_are_the_jobs_failure_not_the_hosts(host, subfolder, reason):
+    host.reported = {"images": [{"filename": "a.mp4", "subfolder": subfolder, "type": "output"}]}
+    assert reason in host.run(asked("one")).reason
+
+
+def test_what_a_job_wrote_is_removed_and_no_other_file(host):
+    for name in ("token/a.mp4", "latents/token/a.latent", "other/b.mp4", "latents/other/b.latent"):
+        (host.output / name).parent.mkdir(parents=True)
+        (host.output / name).touch()
+    host.forget("token")
+    assert {path.name for path in host.output.rglob("*") if path.is_file()} == {"b.mp4", "b.latent"}
 
 
 def ended(pid: int) -> bool:
