@@ -10,7 +10,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tools.cluster.host import Host, Setup
-from tools.console import Trouble
+from tools.console import Trouble, say
 
 STORE = 256 * 2**20  # bytes of a local Ray's store, through which files come in pieces
 
@@ -22,9 +22,11 @@ def connect(address: str | None, dashboard: bool = False) -> None:
     os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of jobs whose host we have just stopped
     local = {} if address else {"object_store_memory": STORE, "include_dashboard": dashboard}
     try:
-        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        context = ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         raise Trouble(f"Ray cannot be used ({error}). Is a cluster running at {address or 'this machine'}?") from None
+    if context.dashboard_url:
+        say(f"Ray's dashboard: http://{context.dashboard_url}")
 
 
 @dataclass(frozen=True)
