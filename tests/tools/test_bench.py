@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
-from tools.bench import kernels, methods
+from tools.bench import evaluation, kernels, methods
 from tools.bench.attention import GRIDS
 from tools.bench.evaluation import FEW_TOKENS, few_tokens
 from tools.bench.model import sample
@@ -17,7 +17,7 @@ from training.miniature.scenes import CHECKED
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
-from ultragen_core.attention.gate import Gates
+from ultragen_core.attention.gate import Gate, Gates, GateTable
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.grid import TokenGrid
 from ultragen_core.ops import dispatch
@@ -71,6 +71,21 @@ def test_sampling_with_cudnn_asks_for_it(sampled, monkeypatch):
 
     monkeypatch.setattr(backend, "cudnn_attention", cudnn)
     assert torch.equal(sampled("cudnn"), plain) and asked
+
+
+def test_every_repeat_of_an_evaluation_has_a_timestep_of_its_own(tiny, monkeypatch):
+    """And all of them together one pass over the gates' weights, as in a run."""
+    passes, seen, of_embeddings, at = [], [], Gate.of_embeddings, GateTable.at
+    monkeypatch.setattr(Gate, "of_embeddings", lambda gate, x: passes.append(len(x)) or of_embeddings(gate, x))
+    monkeypatch.setattr(GateTable, "at", lambda table, t, *rest: seen.append(t.item()) or at(table, t, *rest))
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    monkeypatch.setattr(methods, "PUBLISHED_DENSE", frozenset({0, 3}))
+    given = seeded(1, 16, 2, 12, 20), seeded(1, 16, 4096, seed=1)
+    monkeypatch.setattr(evaluation, "inputs", lambda model, grid: given)
+    row = evaluation.evaluation(tiny, "tiny", TokenGrid(2, 6, 10), "ours", repeats=3)
+    assert seen[:3] == [1000.0, pytest.approx(2000 / 3), pytest.approx(1000 / 3)] and set(seen[3:]) == {1000.0}
+    assert set(passes) == {4} and row.seconds > 0 and row.host_ms > 0
 
 
 def test_plain_runs_without_triton(interpreted_kernels):

@@ -46,7 +46,7 @@ def evaluation(model, name: str, grid: TokenGrid, method: str, repeats: int) -> 
     """Time evaluations at a timestep of its own each, as in a run of that many steps. The first one, which compiles and
     tunes, also computes the gates of the run.
     """
-    sigmas, seconds = torch.linspace(1, 0, repeats + 1, device="cuda"), []
+    sigmas, seconds = torch.linspace(1, 0, repeats + 1), []
     with evaluating(model, method, sigmas) as evaluate:
         given, few = (inputs(model, size) for size in (grid, few_tokens(grid)))
         for repeat in range(repeats):
@@ -75,7 +75,7 @@ def evaluating(model, method: str, sigmas: torch.Tensor) -> Iterator[Callable]:
     options = {**options, "wrappers": chosen.wrappers, "sample_sigmas": sigmas}
 
     def evaluate(x: torch.Tensor, context: torch.Tensor, sigma: torch.Tensor) -> None:
-        chosen.model.apply_model(x, sigma[None], c_crossattn=context, transformer_options=options)
+        chosen.model.apply_model(x, sigma[None].to(x.device), c_crossattn=context, transformer_options=options)
 
     try:
         with running(method):

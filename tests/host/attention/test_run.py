@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -11,11 +12,15 @@ from helpers.support import seeded
 
 from ultragen_core.attention.gate import Gate, GateTable
 from ultragen_core.host.attention.patch import Settings, apply, runtime_of
+from ultragen_core.host.resume.stepwise import STEPS, ResumeOptions, resumable
+from ultragen_core.host.server import RunningNode
 from ultragen_core.rules.t3 import PublishedWindows
 from ultragen_core.sampling import flow_sigmas
+from ultragen_core.storage.states import StateFolder
 
 SHAPE = (1, 16, 2, 8, 8)
 CONTEXT = seeded(1, 12, 4096, seed=1)
+GRAPH = {"1": {"class_type": "SamplerCustomAdvanced", "inputs": {}}}
 
 
 @pytest.fixture
@@ -31,11 +36,14 @@ def passes(monkeypatch):
     return counts
 
 
-def run(model, sampler: str, sigmas: torch.Tensor) -> None:
+def run(model, sampler, sigmas: torch.Tensor, callback=None) -> torch.Tensor:
     """Sample with both prompts through ComfyUI's custom sampling."""
     latent, conds = torch.zeros(SHAPE), ([[CONTEXT, {}]], [[torch.zeros_like(CONTEXT), {}]])
-    noise, sampler = comfy.sample.prepare_noise(latent, 0), comfy.samplers.sampler_object(sampler)
-    comfy.sample.sample_custom(model, noise, 5.0, sampler, sigmas, *conds, latent, disable_pbar=True, seed=0)
+    noise = comfy.sample.prepare_noise(latent, 0)
+    sampler = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
+    return comfy.sample.sample_custom(
+        model, noise, 5.0, sampler, sigmas, *conds, latent, callback=callback, disable_pbar=True, seed=0
+    )
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m"])
@@ -52,23 +60,33 @@ def test_timesteps_between_those_of_the_schedule_are_computed_when_they_come(tin
     assert passes[:gates] == [5] * gates and set(passes[gates:]) == {1} and len(passes) % gates == 0
 
 
-def test_gates_of_a_continued_run_are_those_of_the_whole_run(tiny, monkeypatch):
-    runs, at = [], GateTable.at
+def test_a_resumed_run_has_the_gates_of_the_whole_run_bit_for_bit(tiny, passes, monkeypatch, tmp_path):
+    gates, at = [], GateTable.at
 
     def noting(table, t, *args):
-        gates = at(table, t, *args)
-        runs[-1] |= {(t[0].item(), block): pair for block, pair in gates.items()}
-        return gates
+        found = at(table, t, *args)
+        gates[-1] |= {(t[0].item(), block): pair for block, pair in found.items()}
+        return found
+
+    def interrupt(step, *_):
+        if step == 1:
+            raise comfy.model_management.InterruptProcessingException()
 
     monkeypatch.setattr(GateTable, "at", noting)
-    sigmas = flow_sigmas(5, 5.0)
-    for some in (sigmas, sigmas[2:]):
-        runs.append({})
-        run(tiny, "euler", some)
-    whole, continued = runs
-    assert len(whole) == 5 * 2 and len(continued) == 3 * 2
-    for key, pair in continued.items():
-        assert all(torch.equal(one, other) for one, other in zip(pair, whole[key], strict=True))
+    sigmas, options = flow_sigmas(5, 5.0), ResumeOptions(StateFolder(tmp_path), 1, STEPS, lambda name: [])
+    sampler = resumable(comfy.samplers.sampler_object("euler"), options, lambda: RunningNode("1", 0, GRAPH))
+    gates.append({})
+    whole = run(tiny, "euler", sigmas)
+    gates.append({})
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(tiny, sampler, sigmas, interrupt)
+    gates.append({})
+    passes.clear()
+    assert torch.equal(run(tiny, sampler, sigmas), whole)
+    assert passes == [6] * 2 * len(runtime_of(tiny).rule.blocks)
+    assert [len(each) // 2 for each in gates] == [5, 2, 3]
+    for (t, block), pair in (gates[1] | gates[2]).items():
+        assert all(torch.equal(one, other) for one, other in zip(pair, gates[0][t, block], strict=True))
 
 
 def test_the_windows_of_t3_are_searched_once_a_run(tiny, monkeypatch):
