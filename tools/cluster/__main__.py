@@ -9,10 +9,14 @@ The repository's docs/cluster.md explains them.
 
 from __future__ import annotations
 
-import argparse
 import os
-import signal
 import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - older Pythons get this far
+    sys.exit(f"tools.cluster needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
+
+import argparse
+import signal
 from pathlib import Path
 
 from tools import comfyui, environment

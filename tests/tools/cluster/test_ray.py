@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from tools import tiny_bundle, workflow
 from tools.cluster import ledger, orphans
@@ -38,9 +39,10 @@ class Faults:
     """Passes a text on, unless it asks for a fault."""
 
     RETURN_TYPES, FUNCTION = ("STRING",), "run"
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {})}})
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {}), "image": ("IMAGE",)}})
 
-    def run(self, text):
+    def run(self, text, image):
+        assert image.shape == (1, 8, 12, 3)
         if text == "crash":
             os._exit(1)
         if text == "fail":
@@ -72,7 +74,8 @@ def graph():
     made = workflow.with_stand_ins(workflow.make_small(made, width=96, height=64, frames=5, steps=STEPS, seed=3))
     made["11"]["inputs"] |= {"unit": "steps"}
     made["13"]["inputs"] |= {"codec": CODEC, "keep_latent": "off"}
-    made["faults"] = {"class_type": "Faults", "inputs": {"text": ""}}
+    made["faults"] = {"class_type": "Faults", "inputs": {"text": "", "image": ["start", 0]}}
+    made["start"] = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}
     made["5"]["inputs"]["text"] = ["faults", 0]
     return made
 
@@ -81,10 +84,11 @@ def graph():
 def prompts(tmp_path_factory):
     """Lists: of good prompts only, and of these with one that is refused, one that fails and one that crashes."""
     folder = tmp_path_factory.mktemp("prompts")
-    lines = [{"prompt": prompt, "negative": CODEC} for prompt in GOOD]
+    Image.new("RGB", (12, 8)).save(folder / "start.png")
+    lines = [{"prompt": prompt, "negative": CODEC} for prompt in [*GOOD, "refuse", "fail", "crash"]]
+    lines[len(GOOD)]["negative"] = "no such codec"
+    lines = [{**line, "image": "start.png"} for line in lines]
     (folder / "good.json").write_text(json.dumps(lines[:4]))
-    lines += [{"prompt": "refuse", "negative": "no such codec"}]
-    lines += [{"prompt": prompt, "negative": CODEC} for prompt in ("fail", "crash")]
     (folder / "all.json").write_text(json.dumps(lines))
     return folder
 
