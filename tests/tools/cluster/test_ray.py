@@ -103,13 +103,27 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         import ray
-        from ray.cluster_utils import Cluster
 
-        started = Cluster(True, head_node_args={"object_store_memory": STORE, "include_dashboard": False})
-        started.second = started.add_node(object_store_memory=STORE)
+        started = start_cluster(attempts=3)
         yield started
         ray.shutdown()
         started.shutdown()
+
+
+def start_cluster(attempts: int):
+    """Ray ends a machine whose processes take more than 15 s to start, as they do on a busy computer."""
+    from ray.cluster_utils import Cluster
+
+    started = Cluster()
+    try:
+        started.add_node(object_store_memory=STORE, include_dashboard=False)
+        started.second = started.add_node(object_store_memory=STORE)
+        return started
+    except Exception:
+        started.shutdown()
+        if attempts == 1:
+            raise
+        return start_cluster(attempts - 1)
 
 
 def host_files(name: str) -> list[Path]:
