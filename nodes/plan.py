@@ -9,12 +9,12 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..ultragen_core.host.attention.kernels import COMFYUI
 from ..ultragen_core.host.plan import plan_of
 from ..ultragen_core.host.plan_preview import AS_TRAINED, Patch, Source, preview
 from ..ultragen_core.plan.picture import picture
 from ..ultragen_core.plan.report import Plan
 from ..ultragen_core.printable import printable
+from ..ultragen_core.rules.choice import COMFYUI
 from ..ultragen_core.sizes import VideoSize
 from .base import Node
 from .config import UltraGenGlobalConfig, UltraGenLocalConfig

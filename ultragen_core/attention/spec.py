@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 from ..grid import Region, TokenGrid, cut_grid, nearest_multiple
 
@@ -29,7 +28,6 @@ class BranchSpec:
         side = max(length // ratio, 1)
         return nearest_multiple(side, self.num_windows) if self.resize else side
 
-    @lru_cache(maxsize=64)  # noqa: B019, specs are plain data
     def layout(self, grid: TokenGrid, ratio: int = 1) -> tuple[TokenGrid, tuple[Region, ...]]:
         """The branch's map on a token grid, and the windows it is cut into."""
         size = TokenGrid(grid.t, *(self.map_side(length, ratio) for length in (grid.h, grid.w)))

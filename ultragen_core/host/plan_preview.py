@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..attention.extras import ExtrasShape, ExtrasSummary
 from ..plan.report import Plan
 from ..printable import printable
-from ..rules.choice import Settings, choose_rule
+from ..rules.choice import COMFYUI, Settings, choose_rule
 from ..rules.rule import Rule
 from ..sizes import SPATIAL_RATIO, VideoSize, round_up
 from ..wan import WAN_1_3B, WanShape
@@ -19,7 +19,7 @@ from ..weights.complete import check_complete
 from ..weights.files import StateDict, read_shapes
 from ..weights.published import Extras, describe, has_extras, split
 from ..weights.shards import shards_of
-from .attention.kernels import COMFYUI, load_kernel
+from .attention.kernels import load_kernel
 from .attention.load import T3_NAME, check_kernel, rule_for, split_whole, trained_rule
 from .plan import plan
 

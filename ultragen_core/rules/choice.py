@@ -15,6 +15,7 @@ from .t3 import T3Rule, t3_rule
 from .ultragen import ultragen_rule
 
 AUTO = "auto"  # the rule that the weights were trained for
+COMFYUI = "comfyui"  # the choice of attention kernel is ComfyUI's
 RULES = (AUTO, "ultragen", "t3")
 UNTRAINED_RATIO = 4
 
@@ -27,7 +28,7 @@ class Settings:
     rule: one of RULES; "ultragen" also runs without trained weights (experimental), "t3" is for the weights of
         T3-Video.
     bounded_memory: compute in chunks of tokens where the card asks for it.
-    attention_kernel: what computes self-attention; "comfyui" leaves the choice to ComfyUI.
+    attention_kernel: what computes self-attention; COMFYUI leaves the choice to ComfyUI.
     """
 
     local: LocalConfig = DEFAULT_LOCAL
@@ -36,7 +37,7 @@ class Settings:
     end_percent: float = 1.0
     rule: str = AUTO
     bounded_memory: bool = True
-    attention_kernel: str = "comfyui"
+    attention_kernel: str = COMFYUI
 
     def __post_init__(self):
         for name, kind in (("local", LocalConfig), ("global_", GlobalConfig)):

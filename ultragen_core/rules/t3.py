@@ -143,6 +143,10 @@ class T3Rule:
     def advice(self, grid: TokenGrid) -> list[str]:
         if grid == self.published.grid:
             return []
+        try:
+            self.published.table(grid)
+        except ValueError as refusal:
+            return [str(refusal)]
         size, trained = self.published.size(grid), self.published.size(self.published.grid)
         return [f"The weights were not trained for {size} (experimental); they were for {trained}."]
 

@@ -16,6 +16,9 @@ from helpers.support import relative_error, seeded
 from ultragen_core.host.attention.layers import bounded_layers
 from ultragen_core.host.attention.runtime import diffusion_model
 
+# Dynamo ignores caches of functions, and says so to every user.
+pytestmark = pytest.mark.filterwarnings("error:Dynamo detected a call to a `functools.lru_cache`")
+
 LATENT, CONTEXT = seeded(1, 16, 3, 8, 12), seeded(1, 16, 4096, seed=1)
 
 

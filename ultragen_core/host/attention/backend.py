@@ -55,8 +55,9 @@ def choose_attention(
 ) -> AttentionChoice:
     """Respect every choice that was made; where ComfyUI would use plain PyTorch attention, use the fastest backend.
 
-    kernel: the one that the user set as attention_kernel. It goes before every other choice, which then gets the calls
-    that the kernel passes on. Raises ValueError where the kernel cannot run on this device.
+    kernel: the one that the user set as attention_kernel. It goes before every other choice: an override gets only the
+    calls that the kernel passes on, a checkpoint's wish none. Raises ValueError where the kernel cannot run on this
+    device.
     In ComfyUI an override of a node or a pack goes before the wish of a checkpoint, and that before the command line.
     """
     choice = _choice_of_others(dm, transformer_options, device)

@@ -10,9 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ...rules.choice import COMFYUI
 from ...wan import WanShape
 
-COMFYUI = "comfyui"
 INSTEAD = f"set attention_kernel to {COMFYUI}"
 OVERRIDE = "optimized_attention_override"  # in ComfyUI's transformer_options
 

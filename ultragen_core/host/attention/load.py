@@ -13,7 +13,7 @@ import torch
 
 from ...out_of_ram import is_host_out_of_memory
 from ...printable import printable
-from ...rules.choice import AUTO, RULES
+from ...rules.choice import AUTO, COMFYUI, RULES
 from ...weights.complete import check_complete
 from ...weights.errors import too_large_for_ram
 from ...weights.extras_file import read_extras
@@ -29,7 +29,7 @@ from ...weights.files import (
 from ...weights.published import Extras, describe, has_extras, published_items, split
 from ..memory import free_ram, is_out_of_memory
 from .extras import LoadedExtras, build
-from .kernels import COMFYUI, load_kernel
+from .kernels import load_kernel
 from .patch import Settings, apply
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,7 @@ AGAIN = "Download the file again, whole, or load it with ComfyUI's Load Diffusio
 T3_NAME = re.compile(r"(?<![a-z0-9])t3[-_ ]?video", re.IGNORECASE)
 
 
-def load_model(
-    path: str | Path, rule: str = AUTO, model_options: dict | None = None, attention_kernel: str = COMFYUI
-):
+def load_model(path: str | Path, rule: str = AUTO, model_options: dict | None = None, attention_kernel: str = COMFYUI):
     """A ModelPatcher for the checkpoint at `path`, patched by `rule`.
 
     rule: "auto" is the rule that the checkpoint was trained for, known from its keys (ultragen) or its name (t3);

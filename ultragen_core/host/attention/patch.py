@@ -8,13 +8,13 @@ from functools import partial
 import comfy.ldm.wan.model as wan
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 
-from ...rules.choice import Settings, choose_rule
+from ...rules.choice import COMFYUI, Settings, choose_rule
 from ...rules.ultragen import UltraGenRule
 from ...weights.published import fingerprint, same_base, untrained
 from ..compat import is_dynamic
 from ..wan_model import diffusion_model, shape_of
 from .extras import LoadedExtras, build
-from .kernels import COMFYUI, Kernel, load_kernel
+from .kernels import Kernel, load_kernel
 from .runtime import KEY, Runtime
 
 log = logging.getLogger(__name__)

@@ -24,13 +24,14 @@ from ...attention.gate import Gates, GateTable
 from ...attention.rope import RopeTables
 from ...grid import TokenGrid
 from ...plan.memory import ActivationMemory, MemoryBudget
+from ...rules.choice import COMFYUI
 from ...rules.rule import Rule
 from ..compat import free_memory
 from ..memory import is_out_of_memory
 from ..wan_model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
 from .backend import AttentionChoice, choose_attention
 from .extras import LoadedExtras, blocks_of
-from .kernels import COMFYUI, OVERRIDE, Kernel
+from .kernels import OVERRIDE, Kernel
 from .layers import RuleLayer, bounded_layers, installed
 
 KEY = "ultragen"  # of everything that the pack registers on a ModelPatcher
