@@ -68,6 +68,8 @@ def window_borders(length: int, num_windows: int, shifted: bool = False) -> list
 
 def cut_axis(length: int, num_windows: int, shifted: bool = False) -> list[tuple[slice, int]]:
     """The windows between `window_borders`, as runs of equal windows: (slice of the axis, number of windows)."""
+    if length % num_windows == 0 and not shifted:
+        return [(slice(0, length), num_windows)]
     borders = window_borders(length, num_windows, shifted)
     runs = [list(run) for _, run in groupby(pairwise(borders), key=lambda window: window[1] - window[0])]
     return [(slice(run[0][0], run[-1][1]), len(run)) for run in runs]
