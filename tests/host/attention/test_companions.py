@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import comfy.ldm.wan.model as wan
 import comfy.model_management
 import pytest
 import torch
-from helpers.comfy_run import patched, sample, velocity, with_lora
+from helpers.comfy_run import patched, sample, spied, velocity, with_lora
 from helpers.support import relative_error, seeded
 from safetensors.torch import load_file, save_file
 
@@ -126,15 +125,12 @@ def test_extra_tokens_are_said_in_every_run_that_has_them(fun, caplog):
     assert "stay dense" not in caplog.text
 
 
-def test_blocks_that_stay_dense_for_extra_tokens_are_bounded_too(fun, bounded, monkeypatch):
+def test_blocks_that_stay_dense_for_extra_tokens_are_bounded_too(fun, bounded):
     whole = sample(fun, SHAPE, CONTEXT, steps=1, reference_latents=REFERENCE)
     bounded()
-    queries, attention = [], wan.optimized_attention
-    monkeypatch.setattr(
-        wan, "optimized_attention", lambda q, *a, **k: queries.append(q.shape[1]) or attention(q, *a, **k)
-    )
-    assert relative_error(sample(fun, SHAPE, CONTEXT, steps=1, reference_latents=REFERENCE), whole) < 1e-5
-    assert max(queries) <= 288 // 3
+    model, calls = spied(fun)
+    assert relative_error(sample(model, SHAPE, CONTEXT, steps=1, reference_latents=REFERENCE), whole) < 1e-5
+    assert max(q[1] for q, _ in calls) <= 288 // 3
 
 
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
