@@ -22,7 +22,6 @@ LONGEST = (
     BROWSER,
     "tests/host/attention/test_companions_compile.py",
     "tests/training/test_run.py",
-    "tests/tools/cluster/test_ray.py",  # not at once: Ray does not start while all workers import torch
     "tests/training/miniature/test_making.py",
     "tests/tools/test_endurance.py",
     "tests/vae/test_exact.py",

@@ -1,4 +1,9 @@
-"""Real Ray, real ComfyUI servers: hosts, machines and drivers are killed, and the videos are the same."""
+"""Real Ray, real ComfyUI servers: hosts, machines and drivers are killed, and the videos are the same.
+
+Not part of the whole test run, because Ray ends a machine whose processes start slowly, as they do next to other tests:
+
+    python3 tools/dev.py test tests/tools/cluster/real_ray.py
+"""
 
 from __future__ import annotations
 
