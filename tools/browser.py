@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from tools import comfyui, newest
@@ -14,6 +15,7 @@ from tools.environment import Venv, cache_folder, locked
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DEBIAN_PACKAGES = ("chromium", "fonts-noto-cjk")  # without the font, Chinese text is boxes
 
+FRONTEND = "comfyui-frontend-package"
 NEWEST = "newest"
 
 
@@ -24,9 +26,17 @@ def install_frontends(cache: Path) -> None:
         for release in comfyui.RELEASES:
             tree = comfyui.tree_of(release, cache)
             lines = (tree / "requirements.txt").read_text().splitlines()
-            requirement = next(line for line in lines if line.startswith(newest.FRONTEND))
-            newest.fetch(venv, requirement, frontend_folder(tree.name).parent.parent)
-    newest.install_frontend(cache, venv)
+            requirement = next(line for line in lines if line.startswith(FRONTEND))
+            newest.fetch(venv, requirement, _package_folder(tree.name))
+    install_newest_frontend(cache)
+
+
+def install_newest_frontend(cache: Path) -> Path:
+    """Fetch the newest frontend. Returns the folder of its package."""
+    folder = _package_folder(NEWEST)
+    with locked(cache):
+        newest.fetch(Venv(Path(sys.prefix)), FRONTEND, folder)
+    return folder
 
 
 def chromium() -> str | None:
@@ -53,4 +63,8 @@ def install_chromium() -> None:
 
 def frontend_folder(name: str) -> Path:
     """Return the folder with the frontend for a ComfyUI tree, by the tree's name, or with NEWEST."""
-    return cache_folder() / "frontends" / name / "comfyui_frontend_package" / "static"
+    return _package_folder(name) / "comfyui_frontend_package" / "static"
+
+
+def _package_folder(name: str) -> Path:
+    return cache_folder() / "frontends" / name

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 
 class Trouble(Exception):
     """A problem that the user can solve, explained in one sentence. The commands print it and exit with 1."""
+
+
+def end_with(main: Callable[[], int]) -> None:
+    """Run a command and end the process with its exit code, 1 after Trouble, 130 after Ctrl-C."""
+    try:
+        sys.exit(main())
+    except Trouble as trouble:
+        sys.exit(f"{trouble}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def say(text: str = "") -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tools import comfyui, environment  # noqa: E402
-from tools.console import Trouble  # noqa: E402
+from tools.console import Trouble, end_with  # noqa: E402
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,9 +113,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Trouble as trouble:
-        sys.exit(f"{trouble}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    end_with(main)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 
 from tools.console import Trouble, say
 from tools.environment import Venv, locked
 
-FRONTEND = "comfyui-frontend-package"
 KERNELS = ("comfy-kitchen", "comfy-aimdo")  # attention and quantised layers; dynamic VRAM
 
 
 def install_kernels(cache: Path, venv: Venv) -> Path:
     """Fetch the newest KERNELS. Returns the folder that goes before all others on Python's path."""
-    return _install(cache, venv, KERNELS, cache / "newest")
-
-
-def install_frontend(cache: Path, venv: Venv) -> Path:
-    """Fetch the newest frontend into the folder that tools/browser.py has for it. Returns the folder."""
-    return _install(cache, venv, [FRONTEND], cache / "frontends" / "newest")
+    folder = cache / "newest"
+    with locked(cache):
+        for package in KERNELS:
+            fetch(venv, package, folder)
+    return folder
 
 
 def versions(folder: Path) -> str:
@@ -36,10 +33,3 @@ def fetch(venv: Venv, requirement: str, folder: Path) -> None:
         if not folder.is_dir():
             raise
         say(f"{requirement} could not be looked up; using the one that is there.")
-
-
-def _install(cache: Path, venv: Venv, packages: Sequence[str], folder: Path) -> Path:
-    with locked(cache):
-        for package in packages:
-            fetch(venv, package, folder)
-    return folder

@@ -75,9 +75,8 @@ def run_on_tree(cache: Path, tree: Path, arguments: Sequence[str], newest_kernel
     newest_kernels: with the newest comfy-kitchen and comfy-aimdo instead of those that the tree asks for.
     """
     browser.install_chromium()
-    venv = Venv(Path(sys.prefix))
-    frontend = newest.install_frontend(cache, venv)
-    kernels = newest.install_kernels(cache, venv) if newest_kernels else None
+    frontend = browser.install_newest_frontend(cache)
+    kernels = newest.install_kernels(cache, Venv(Path(sys.prefix))) if newest_kernels else None
     say(f"With {', '.join(newest.versions(each) for each in (frontend, kernels) if each)}.")
     return _pytest(tree, arguments, ["--ignore=tests/tools", "--ignore=tests/install"], kernels)
 

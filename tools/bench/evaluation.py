@@ -47,7 +47,7 @@ def evaluation(model, name: str, grid: TokenGrid, method: str, repeats: int) -> 
     tunes, also computes the gates of the run.
     """
     sigmas, seconds = torch.linspace(1, 0, repeats + 1), []
-    with evaluating(model, method, sigmas) as evaluate:
+    with running(method), evaluating(prepared(model, method), sigmas) as evaluate:
         given, few = (inputs(model, size) for size in (grid, few_tokens(grid)))
         for repeat in range(repeats):
             if repeat <= 1:
@@ -64,24 +64,22 @@ def evaluation(model, name: str, grid: TokenGrid, method: str, repeats: int) -> 
 
 
 @contextmanager
-def evaluating(model, method: str, sigmas: torch.Tensor) -> Iterator[Callable]:
-    """Yield evaluate(latent, text, sigma), which runs `method` as in a sampling run over `sigmas`."""
+def evaluating(model, sigmas: torch.Tensor) -> Iterator[Callable[..., torch.Tensor]]:
+    """Load a model, and yield evaluate(latent, text, sigma), which denoises as in a sampling run over `sigmas`."""
     import comfy.model_management as mm
 
-    chosen = prepared(model, method)
-    mm.load_models_gpu([chosen, *chosen.get_nested_additional_models()])
-    chosen.pre_run()
-    options = chosen.model_options.get("transformer_options", {})
-    options = {**options, "wrappers": chosen.wrappers, "sample_sigmas": sigmas}
+    mm.load_models_gpu([model, *model.get_nested_additional_models()])
+    model.pre_run()
+    options = model.model_options.get("transformer_options", {})
+    options = {**options, "wrappers": model.wrappers, "sample_sigmas": sigmas}
 
-    def evaluate(x: torch.Tensor, context: torch.Tensor, sigma: torch.Tensor) -> None:
-        chosen.model.apply_model(x, sigma[None].to(x.device), c_crossattn=context, transformer_options=options)
+    def evaluate(x: torch.Tensor, context: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return model.model.apply_model(x, sigma[None].to(x.device), c_crossattn=context, transformer_options=options)
 
     try:
-        with running(method):
-            yield evaluate
+        yield evaluate
     finally:
-        chosen.cleanup()
+        model.cleanup()
 
 
 def host_ms(launch: Callable[[], None], repeats: int = 5) -> float:

@@ -22,15 +22,16 @@ from ultragen_core.attention.extras import ExtrasShape
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.attention.t3 import t3_attention
 from ultragen_core.grid import TokenGrid
+from ultragen_core.rules.choice import COMFYUI
 from ultragen_core.rules.t3 import PUBLISHED_1_3B
 from ultragen_core.rules.ultragen import block_spec
 
 from .attention import CHANNELS, GRIDS, RANK, random_layer, wan_freqs
 from .card import GIB
+from .evaluation import evaluating
 from .random_model import LAYERS, MODELS, TEXT, write_checkpoint
 
 PARTS = ("layer", "evaluation", "miniature")
-COMFYUI = "comfyui"
 MINIATURE = Path(__file__).parents[2] / "training" / "miniature" / "weights" / "ultragen.safetensors"
 MINIATURE_GRID = TokenGrid(5, 22, 40)  # 640x352, 17 frames
 
@@ -163,14 +164,9 @@ def evaluated(model, x: Tensor, context: Tensor) -> Iterator[Callable[[], Tensor
     import comfy.model_management as mm
 
     mm.unload_all_models()
-    mm.load_models_gpu([model, *model.get_nested_additional_models()])
-    model.pre_run()
-    options = {**model.model_options.get("transformer_options", {}), "wrappers": model.wrappers}
-    sigma = torch.full((1,), 0.9, device=x.device)
-    try:
-        yield lambda: x - model.model.apply_model(x, sigma, c_crossattn=context, transformer_options=options)
-    finally:
-        model.cleanup()
+    sigmas = torch.tensor([0.9])
+    with evaluating(model, sigmas) as evaluate:
+        yield lambda: x - evaluate(x, context, sigmas[0])
 
 
 def miniature(names: list[str], device: torch.device, **changes) -> None:

@@ -20,7 +20,7 @@ import signal
 from pathlib import Path
 
 from tools import comfyui, environment
-from tools.console import Trouble
+from tools.console import Trouble, end_with
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,9 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Trouble as trouble:
-        sys.exit(f"{trouble}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    end_with(main)

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..compat import preferred_attention
 from ..memory import is_out_of_memory
-from .kernels import OVERRIDE, Kernel, KernelOverride
+from .kernels import OVERRIDE, Kernel, KernelOverride, join_heads, split_heads
 
 SPARSE = re.compile("sparse|radial|sliding|jenga", re.IGNORECASE)
 
@@ -115,9 +115,7 @@ def cudnn_attention(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int,
         or not cudnn_takes(q, k, heads)
     ):
         return func(q, k, v, heads, *args, **kwargs)
-    b, _, c = q.shape
-    q, k, v = (x.view(b, -1, heads, c // heads).transpose(1, 2) for x in (q, k, v))
-    return cudnn_sdpa(q, k, v).transpose(1, 2).flatten(2)
+    return join_heads(cudnn_sdpa(*(split_heads(x, heads) for x in (q, k, v))))
 
 
 def cudnn_takes(q: Tensor, k: Tensor, heads: int) -> bool:

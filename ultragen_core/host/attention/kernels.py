@@ -130,15 +130,15 @@ class KernelOverride:
 
     def __call__(self, func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
         if not args and _is_self_attention(q, k, **kwargs):
-            return _joined(self.kernel.attention(*(_split(x, heads) for x in (q, k, v))))
+            return join_heads(self.kernel.attention(*(split_heads(x, heads) for x in (q, k, v))))
         if self.passed_on is not None:
             return self.passed_on(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
 
     def self_attention_(self, operands: list[Tensor], heads: int) -> Tensor:
         """Self-attention of [q, k, v], each (b, tokens, c), with any number of queries. Empties the list."""
-        operands[:] = [_split(x, heads) for x in operands]
-        return _joined(self.kernel.attention_(operands))
+        operands[:] = [split_heads(x, heads) for x in operands]
+        return join_heads(self.kernel.attention_(operands))
 
 
 def _is_self_attention(
@@ -152,12 +152,15 @@ def _is_self_attention(
     return mask is None and not skip_reshape and low_precision_attention and q.shape == k.shape
 
 
-def _split(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(b, tokens, c) -> (b, heads, tokens, head_dim), a view."""
+    b, tokens, c = x.shape
+    return x.view(b, tokens, heads, c // heads).transpose(1, 2)
 
 
-def _joined(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(-2)
+def join_heads(x: Tensor) -> Tensor:
+    """The inverse of `split_heads`."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def _needs_package(found: str) -> ValueError:

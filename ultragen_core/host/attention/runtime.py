@@ -81,18 +81,21 @@ class Runtime:
         if hasattr(dm, "vace_blocks"):
             parts.append("VACE blocks use the attention of the blocks that they feed (experimental)")
         log.info("UltraGen: %s", ", ".join(parts))
-        if not self.rule.blocks:
-            only = f"only {self.kernel.name} acts" if self.kernel else "there is nothing to do"
-            log.warning("UltraGen: %s: all blocks of this model stay dense.", only)
         if self.kernel:
             self.kernel.require_device(executor.class_obj.model_patcher.load_device)
-        for sentence in self.rule.advice(grid) if self.rule.blocks else ():
+        if self.rule.blocks:
+            estimate = estimated_memory(base, functools.partial(self.memory_required, base))
+            warnings = self.rule.advice(grid)
+        else:
+            estimate = nullcontext()  # ComfyUI's own is right
+            only = f"only {self.kernel.name} acts" if self.kernel else "there is nothing to do"
+            warnings = [f"{only}: all blocks of this model stay dense."]
+        for sentence in warnings:
             log.warning("UltraGen: %s", sentence)
-        estimate = functools.partial(self.memory_required, base)
         # A sampler's callback may itself sample, with a clone that shares this object.
         outer, self.run = self.run, Run()
         try:
-            with estimated_memory(base, estimate) if self.rule.blocks else nullcontext():
+            with estimate:
                 return executor(noise, *args, **kwargs)
         finally:
             self.run = outer
