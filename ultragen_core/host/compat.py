@@ -8,6 +8,8 @@ What every version must have in common is tested in tests/contract.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Iterable
 
 import comfy.ldm.wan.model as wan
@@ -122,3 +124,13 @@ def attention_operands(*tensors: Tensor) -> tuple:
     """
     container = getattr(wan, "AttentionTensorContainer", None)
     return tensors if container is None else tuple(map(container, tensors))
+
+
+def gpu_pool_class() -> type | None:
+    """Return ComfyUI's pool with one thread per GPU; None where ComfyUI cannot run several.
+
+    0.3.75 has none. From 0.30.0 on: comfy.multigpu.MultiGPUThreadPool.
+    """
+    if importlib.util.find_spec("comfy.multigpu") is None:
+        return None
+    return importlib.import_module("comfy.multigpu").MultiGPUThreadPool
