@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension
 
-from . import config, extract, load_latent, metrics, model, plan, prompts, resume, sampling, vae, video
+from . import config, extract, load_latent, metrics, model, plan, preview, prompts, resume, sampling, vae, video
 
 MODULES = model, extract, config, sampling, prompts, resume, vae, video, load_latent, metrics, plan
 NODES = [node for module in MODULES for node in module.NODES]
@@ -17,5 +17,6 @@ class UltraGenExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> ComfyExtension:
     plan.add_route()
+    preview.add_route()
     prompts.add_route()
     return UltraGenExtension()

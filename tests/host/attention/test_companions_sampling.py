@@ -99,9 +99,13 @@ def test_each_context_window_is_a_grid_of_its_own(dense, rule, attended, caplog)
 def test_previews_show_every_step(dense, rule, monkeypatch):
     monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Latent2RGB)
 
+    def stills(shown, image):  # loops follow them
+        if image[0] == "JPEG":
+            shown.append(image[1])
+
     def previews(model):
         shown, latents = [], []
-        monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, of, image, **_: shown.append(image[1]))
+        monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, of, image, **_: stills(shown, image))
         show = latent_preview.prepare_callback(model, 3)
         run(model, steps=3, callback=lambda step, x0, *rest: latents.append(x0) or show(step, x0, *rest))
         assert len(shown) == 3 and all(torch.isfinite(x0).all() for x0 in latents)

@@ -11,6 +11,7 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from ...rules.choice import COMFYUI, Settings, choose_rule
 from ...rules.ultragen import UltraGenRule
 from ...weights.published import fingerprint, same_base, untrained
+from .. import moving_preview
 from ..compat import is_dynamic
 from ..wan_model import diffusion_model, shape_of
 from .extras import LoadedExtras, build
@@ -47,12 +48,14 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
     percent = settings.start_percent, settings.end_percent
     runtime = Runtime(rule, extras, percent, settings.bounded_memory, kernel)
     patched = model.clone()
-    for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, runtime.outer_sample),
-        (WrappersMP.APPLY_MODEL, runtime.apply_model),
-    ):
+    wrappers = {
+        WrappersMP.OUTER_SAMPLE: (runtime.outer_sample, moving_preview.outer_sample),
+        WrappersMP.APPLY_MODEL: (runtime.apply_model,),
+    }
+    for kind, added in wrappers.items():
         patched.remove_wrappers_with_key(kind, KEY)
-        patched.add_wrapper_with_key(kind, KEY, wrapper)
+        for wrapper in added:
+            patched.add_wrapper_with_key(kind, KEY, wrapper)
     patched.set_additional_models(KEY, [extras.patcher] if rule.extras else [])
     patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
     patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _match_dynamic_vram)
