@@ -151,8 +151,15 @@ def make_jobs(
 
 def _check_images(workflow: Workflow, items: Sequence[Item]) -> None:
     bare = next((item for item in items if not item.image), None)
-    if bare and workflow.image == "":
+    if bare and workflow.image is not None:
         raise ValueError(f"Prompt {bare.index + 1} has no image, which the workflow needs. Name one in a column image.")
+    filled = {target.node for target in workflow.targets.get(IMAGE, ())}
+    for key, node in workflow.graph.items():
+        if node["class_type"] == "LoadImage" and key not in filled and isinstance(node["inputs"].get("image"), str):
+            raise ValueError(
+                f"Node {key} loads {node['inputs']['image']}, which hosts do not have: they get the list's images alone."
+                f" Name it in a column image of every line, with --set {key}.image=image."
+            )
 
 
 def _file(folder: Path, name: str) -> tuple[Path, str]:

@@ -132,6 +132,15 @@ def test_a_prompt_list_node_is_replaced_by_the_list(make, graph, tmp_path):
     assert filled[filled["31"]["inputs"]["start_image"][0]]["inputs"]["image"] == "b.png"
 
 
+def test_a_workflows_own_image_is_refused_before_a_server_starts(make, graph, tmp_path):
+    graph["30"] = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}
+    with pytest.raises(Trouble, match=r"Node 30 loads example.png, .* with --set 30.image=image"):
+        make("a lake\n", graph, "prompts.txt")
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(Trouble, match="Prompt 2 has no image"):
+        make("prompt,image\na lake,a.png\na hill,\n", graph, settings=["30.image=image"])
+
+
 @pytest.mark.parametrize("setting", ["5.text", "5=prompt", "77.text=prompt", "5.text=colour"])
 def test_a_wrong_set_is_explained(make, setting):
     with pytest.raises(Trouble, match="--set must be NODE.INPUT=COLUMN"):
