@@ -20,7 +20,10 @@ MOST_LOST = 3  # hosts that are lost with a job before it counts as failed
 
 @dataclass(frozen=True)
 class Done:
+    """The graph ran. files: what its output nodes reported. kept: what else it wrote, such as the latent."""
+
     files: tuple[ResultFile, ...]
+    kept: tuple[ResultFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Failed:
-    """The graph raised while it ran. reason: the server's sentence."""
+    """The graph raised while it ran. reason: the server's sentence. kept: what it wrote, such as the latent."""
 
     reason: str
+    kept: tuple[ResultFile, ...] = ()
 
 
 Outcome = Done | Refused | Failed
@@ -117,6 +121,13 @@ class Driver:
                 self._take(event)
             self.ledger.sync()
             self.show(self)
+
+    def finish(self, events: Sequence[Event]) -> None:
+        """Note the jobs that are done after the end of `run`, so that the next run does not repeat them."""
+        for event in events:
+            if isinstance(event, Ended) and isinstance(event.outcome, Done):
+                self._take(event)
+        self.ledger.sync()
 
     def _hand_out(self) -> None:
         for host in list(self._idle):

@@ -16,7 +16,7 @@ from tools.cluster import orphans, tied
 from tools.cluster.drive import Done, Failed, Outcome, Refused
 from tools.cluster.ledger import ResultFile
 from tools.cluster.pack import VERSION
-from tools.cluster.results import OUTPUTS, STATES, listed, within
+from tools.cluster.results import OUTPUTS, STATES, folders_of, listed, within, written
 from tools.cluster.targets import is_link
 from tools.console import Trouble
 
@@ -119,11 +119,22 @@ class Host:
         except server.Refused as error:
             return Refused(refusal(error.error))
         except server.Failed as error:
-            return Failed(str(error))
+            return self._failed(str(error), request.token)
         try:
-            return Done(tuple(listed(outputs, self.output)))
+            files = tuple(listed(outputs, self.output))
+            kept = tuple(file for file in written(self.output, request.token) if file not in files)
         except (OSError, ValueError) as error:
-            return Failed(f"What the workflow wrote cannot be read: {error}")
+            return self._failed(f"What the workflow wrote cannot be read: {error}", request.token)
+        return Done(files, kept) if files else Failed("The workflow reported no file.", kept)
+
+    def _failed(self, reason: str, token: str) -> Failed:
+        """Return the failure with what the job wrote, which the reason names relative to the output folder."""
+        kept = ()
+        with contextlib.suppress(OSError, ValueError):
+            kept = tuple(written(self.output, token))
+        for file in kept:
+            reason = reason.replace(str(self.output / file.name), file.name)
+        return Failed(reason, kept)
 
     def _use_states_of(self, job: str) -> None:
         """Let UltraGen Resume keep a job's states in a folder of its own that every machine sees."""
@@ -151,8 +162,8 @@ class Host:
             return file.read(size)
 
     def forget(self, token: str) -> None:
-        """Remove what a job has written, when the driver has its results. Kept latents are one folder deeper."""
-        for folder in (within(self.output, token), *self.output.glob(f"*/{token}")):
+        """Remove what a job has written, when the driver has its files."""
+        for folder in folders_of(self.output, token):
             shutil.rmtree(folder, ignore_errors=True)
 
     def stop(self) -> None:
@@ -213,4 +224,4 @@ def refusal(answer: dict) -> str:
 
 def named(file: ResultFile, token: str) -> ResultFile:
     """Return a result under its name without the job's folder."""
-    return replace(file, name=file.name.removeprefix(f"{token}/"))
+    return replace(file, name="/".join(part for part in file.name.split("/") if part != token))

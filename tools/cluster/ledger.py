@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tools.console import Trouble
+from tools.cluster.locks import NoLocks, lock
+from tools.console import Trouble, say
 
 NAME = "jobs.jsonl"
 HANDED_OUT, RETRIED, LOST, DONE, FAILED = "handed out", "retried", "lost", "done", "failed"
@@ -44,10 +45,18 @@ class Ledger:
     def __enter__(self) -> Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab+")  # noqa: SIM115 - closed in __exit__
-        if not _lock(self._file):
-            raise Trouble(f"Another run writes to {self.path.parent}. Wait for it, or name another folder in --out.")
+        self._keep_others_out()
         self._end_torn_line()
         return self
+
+    def _keep_others_out(self) -> None:
+        try:
+            alone = lock(self._file)
+        except NoLocks as error:
+            return say(f"{self.path} cannot be locked ({error}). Start no second run that writes to this folder.")
+        if not alone:
+            self._file.close()
+            raise Trouble(f"Another run writes to {self.path.parent}. Wait for it, or name another folder in --out.")
 
     def __exit__(self, *_) -> None:
         self.sync()
@@ -103,15 +112,3 @@ def read_lines(folder: Path) -> Iterator[dict]:
                 continue
             if isinstance(event, dict):
                 yield event
-
-
-def _lock(file) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows: the user runs one command at a time
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

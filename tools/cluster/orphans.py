@@ -14,6 +14,7 @@ import signal
 import tempfile
 from pathlib import Path
 
+from tools.cluster.locks import NoLocks, lock
 from tools.cluster.tied import start_time
 
 PID_FILE, LOCK = "server.pid", "lock"
@@ -21,16 +22,29 @@ _held = []  # locks of this process; they end with it
 
 
 def new_folder(parent: Path) -> Path:
-    """Create a locked folder for a host of this process, after removing those of hosts that have ended."""
+    """Create a locked folder for a host of this process, after removing those of hosts that have ended.
+
+    Without locks, folders of other hosts are left alone. Raises RuntimeError if another process takes the new folder.
+    """
     parent.mkdir(parents=True, exist_ok=True)
-    for folder in parent.glob("host-*"):
-        if lock := _locked(folder):
+    with open(parent / LOCK, "w") as one_at_a_time:  # or another host would find the new folder before it is locked
+        with contextlib.suppress(NoLocks):
+            lock(one_at_a_time, wait=True)
+        for folder in parent.glob("host-*"):
+            _remove_if_ended(folder)
+        folder = Path(tempfile.mkdtemp(prefix="host-", dir=parent))
+        _held.append(open(folder / LOCK, "w"))
+        with contextlib.suppress(NoLocks):
+            if not lock(_held[-1]):
+                raise RuntimeError(f"Another process has locked the new folder {folder}.")
+    return folder
+
+
+def _remove_if_ended(folder: Path) -> None:
+    with contextlib.suppress(NoLocks, OSError), open(folder / LOCK, "w") as file:
+        if lock(file):
             end_server(folder)
             shutil.rmtree(folder, ignore_errors=True)
-            lock.close()
-    folder = Path(tempfile.mkdtemp(prefix="host-", dir=parent))
-    _held.append(_locked(folder))
-    return folder
 
 
 def end_server(folder: Path) -> None:
@@ -56,19 +70,3 @@ def _session(leader: int) -> list[int]:
             if os.getsid(int(entry.name)) == leader:
                 members.append(int(entry.name))
     return members
-
-
-def _locked(folder: Path):
-    """Return the open lock of a folder, or None while its host runs."""
-    try:
-        import fcntl
-
-        file = open(folder / LOCK, "w")  # noqa: SIM115 - held as long as the process
-    except (ImportError, OSError):
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file

@@ -19,9 +19,10 @@ if not {"torch", "ultragen_core"} & sys.modules.keys():
 from ultragen_core.printable import printable  # noqa: E402
 from ultragen_core.prompts.formats import decode, parse  # noqa: E402
 from ultragen_core.prompts.items import Item, chosen_items  # noqa: E402
-from ultragen_core.storage.files import file_within, finished_file, rename_to_new  # noqa: E402
+from ultragen_core.storage.files import UNFINISHED, file_within, finished_file, rename_to_new  # noqa: E402
 from ultragen_core.version import VERSION  # noqa: E402
 
 __all__ = [
-    "VERSION", "Item", "chosen_items", "decode", "file_within", "finished_file", "parse", "printable", "rename_to_new",
+    "UNFINISHED", "VERSION", "Item", "chosen_items", "decode", "file_within", "finished_file", "parse", "printable",
+    "rename_to_new",
 ]  # fmt: skip

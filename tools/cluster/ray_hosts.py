@@ -6,8 +6,8 @@ import queue
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
+from tools.cluster.display import MOST_HOSTS
 from tools.cluster.drive import Done, Ended, Event, Failed, Joined, Left
 from tools.cluster.host import Request, Setup, named
 from tools.cluster.jobs import Job, Workflow
@@ -25,7 +26,6 @@ from tools.cluster.results import OUTPUTS, Results, pieces_of
 from tools.console import Trouble
 
 LOOK, ASK = 2.0, 2.0  # seconds between two looks at the cluster's machines, and at what hosts do
-MOST_ASKED = 32  # hosts that are asked for their progress at a time
 MOST_STARTS = 3  # hosts in a row that may fail to start on the same GPUs
 MOST_LOST = 10  # hosts in a row that may be lost there without a finished job: one bad job costs three
 FETCHERS = 8  # files that are fetched at a time
@@ -40,7 +40,6 @@ class Actor:
     slot: Slot
     handle: object
     joined: bool = False
-    busy: bool = False
     step: str = ""
     facts: dict = field(default_factory=dict)
 
@@ -57,6 +56,7 @@ class RayHosts:
         """gpus: of each host; 0 for one host a machine, on the CPU. say: prints a line for the user."""
         self.setup, self.workflow, self.results, self.gpus, self.say = setup, workflow, results, gpus, say
         self.actors: dict[str, Actor] = {}
+        self._busy: dict[str, Actor] = {}  # the longest-running job first, as the display shows them
         self.given_up: dict[Slot, str] = {}  # with the reason
         self._failed_starts: Counter[Slot] = Counter()
         self._lost_in_a_row: Counter[Slot] = Counter()
@@ -65,6 +65,8 @@ class RayHosts:
         self._stops: list[object] = []  # references of hosts that are not used
         self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(FETCHERS)
+        self._fetches: list[Future] = []
+        self._trouble: BaseException | None = None  # raised when the events before it are taken
         self._next_look = self._next_question = 0.0
 
     # What the driver calls.
@@ -76,10 +78,12 @@ class RayHosts:
         except OSError as error:
             return self._end(actor, Failed(f"The start image cannot be read: {error}."))
         graph = self.workflow.fill(job, f"{token}/{job.name}", next(iter(images), None))
-        actor.busy, actor.step = True, ""
+        self._busy[host], actor.step = actor, ""
         self._when_done(actor.handle.run.remote(Request(job.id, token, graph, images)), self._ran, actor, job, token)
 
     def events(self) -> list[Event]:
+        if self._trouble:
+            raise self._trouble
         self._start_missing()
         self._ask()
         if self._pending:
@@ -93,8 +97,9 @@ class RayHosts:
             time.sleep(0.05)
         return list(self._taken())
 
-    def close(self) -> None:
-        """Stop all servers, and wait for them."""
+    def close(self) -> list[Event]:
+        """Receive what finished jobs have written, and stop all servers. Returns the last events."""
+        wait(self._fetches, timeout=STOP_SECONDS)
         stopped = self._stops + [actor.handle.stop.remote() for actor in self.actors.values()]
         if stopped:
             ray.wait(stopped, num_returns=len(stopped), timeout=STOP_SECONDS)
@@ -103,6 +108,7 @@ class RayHosts:
         self.actors.clear()
         self._pending.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        return list(self._taken())
 
     def step_of(self, host: str) -> str:
         return self.actors[host].step if host in self.actors else ""
@@ -116,7 +122,10 @@ class RayHosts:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK
-        taken, found = {actor.slot for actor in self.actors.values()}, slots(self.gpus)
+        found = slots(self.gpus)
+        for actor in [actor for actor in self.actors.values() if actor.slot not in found]:
+            self._lost(actor, "its machine has left the cluster")  # nobody waits for an answer of an idle host
+        taken = {actor.slot for actor in self.actors.values()}
         if not found and not self._started:
             raise Trouble(f"No machine has the GPUs of a host ({self.gpus:g}). Use --cpu to run without GPUs.")
         for slot in found:
@@ -164,13 +173,13 @@ class RayHosts:
         try:
             return ray.get(reference)
         except Exception as error:  # Ray's own errors, and whatever the host raised
-            self._lost(actor, error)
+            self._lost(actor, sentence(error))
             return None
 
-    def _lost(self, actor: Actor, error: BaseException) -> None:
+    def _lost(self, actor: Actor, reason: str) -> None:
         if self.actors.pop(actor.name, None) is None:
             return
-        reason = sentence(error)
+        self._busy.pop(actor.name, None)
         ray.kill(actor.handle)  # it may live on, cut off from us
         if actor.joined:
             self._events.put(Left(actor.name, reason))
@@ -185,25 +194,37 @@ class RayHosts:
 
     def _ran(self, actor: Actor, job: Job, token: str, reference) -> None:
         outcome = self._value(actor, reference)
-        if isinstance(outcome, Done):
-            self._pool.submit(self._collect, actor, job, token, outcome)
+        if isinstance(outcome, Done) or getattr(outcome, "kept", ()):
+            self._fetches = [fetch for fetch in self._fetches if not fetch.done()]
+            self._fetches.append(self._pool.submit(self._collect, actor, job, token, outcome))
         elif outcome is not None:
             self._end(actor, outcome)
 
-    def _collect(self, actor: Actor, job: Job, token: str, outcome: Done) -> None:
-        """Fetch and publish the files of a finished job. Runs in a thread."""
+    def _collect(self, actor: Actor, job: Job, token: str, outcome: Done | Failed) -> None:
+        """Fetch and publish what a job has written. Runs in a thread."""
         try:
-            received = [(named(file, token), self._receive(actor, file)) for file in outcome.files]
-            files = tuple(self.results.publish(file, part) for file, part in received)
-            self.results.forget_states(job.id)
-            self._events.put(partial(self._end, actor, Done(files)))
+            kept = self._published(actor, outcome.kept, token)
+            if isinstance(outcome, Done):
+                ended = Done(self._published(actor, outcome.files, token), kept)
+                self.results.forget_states(job.id)
+            else:
+                reason = outcome.reason
+                for there, here in zip(outcome.kept, kept, strict=True):
+                    reason = reason.replace(there.name, str(self.results.folder / here.name))
+                ended = Failed(reason, kept)
+            self._events.put(partial(self._end, actor, ended))
             actor.handle.forget.remote(token)
         except RayError as error:
-            self._events.put(partial(self._lost, actor, error))
+            self._events.put(partial(self._lost, actor, sentence(error)))
         except ValueError as error:  # a damaged file, a name that leads out of the folder
-            self._events.put(partial(self._end, actor, Failed(str(error))))
+            reason = f"{outcome.reason} " if isinstance(outcome, Failed) else ""
+            self._events.put(partial(self._end, actor, Failed(f"{reason}{error}")))
         except OSError as error:
             self._events.put(Trouble(f"Results cannot be written to {self.results.folder}: {error}."))
+
+    def _published(self, actor: Actor, files: Sequence[ResultFile], token: str) -> tuple[ResultFile, ...]:
+        received = [(named(file, token), self._receive(actor, file)) for file in files]
+        return tuple(self.results.publish(file, part) for file, part in received)
 
     def _receive(self, actor: Actor, file: ResultFile) -> Path:
         if self.setup.shared:
@@ -213,7 +234,7 @@ class RayHosts:
         return self.results.receive(file, pieces)
 
     def _end(self, actor: Actor, outcome) -> None:
-        actor.busy = False
+        self._busy.pop(actor.name, None)
         if isinstance(outcome, Done):
             self._lost_in_a_row[actor.slot] = 0
         self._events.put(Ended(actor.name, outcome))
@@ -223,8 +244,8 @@ class RayHosts:
         while not self._events.empty():
             event = self._events.get()
             if isinstance(event, BaseException):
-                raise event
-            if callable(event):
+                self._trouble = self._trouble or event
+            elif callable(event):
                 event()
             else:
                 yield event
@@ -234,7 +255,7 @@ class RayHosts:
     def _ask(self) -> None:
         if time.monotonic() >= self._next_question:
             self._next_question = time.monotonic() + ASK
-            for actor in [actor for actor in self.actors.values() if actor.busy][:MOST_ASKED]:
+            for actor in list(self._busy.values())[:MOST_HOSTS]:
                 self._when_done(actor.handle.status.remote(), self._told, actor)
 
     def _told(self, actor: Actor, reference) -> None:

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 
 from tools.cluster.ledger import DoneJob, ResultFile
-from tools.cluster.pack import printable, rename_to_new
+from tools.cluster.pack import UNFINISHED, printable, rename_to_new
 
 PIECE = 32 * 2**20  # bytes of a file in one message
 INCOMING, STATES, OUTPUTS = ".incoming", ".states", ".outputs"  # folders of our own among the results
@@ -26,6 +26,18 @@ def listed(outputs: dict, folder: Path) -> list[ResultFile]:
                 if isinstance(file, dict) and file.get("type") == "output" and file.get("filename"):
                     names[str(PurePosixPath(file.get("subfolder", ""), file["filename"]))] = None
     return [described(within(folder, name), name) for name in names]
+
+
+def folders_of(output: Path, token: str) -> list[Path]:
+    """Return the folders of a job in a server's output folder. Kept latents are one folder deeper: latents/token."""
+    return [within(output, token), *output.glob(f"*/{token}")]
+
+
+def written(output: Path, token: str) -> list[ResultFile]:
+    """Return all finished files in the folders of a job, reported or not, with their hashes."""
+    paths = sorted(path for folder in folders_of(output, token) for path in folder.rglob("*") if path.is_file())
+    names = [path.relative_to(output).as_posix() for path in paths if path.suffix != UNFINISHED]
+    return [described(within(output, name), name) for name in names]
 
 
 def described(path: Path, name: str) -> ResultFile:
@@ -48,7 +60,9 @@ def within(folder: Path, name: str) -> Path:
 
 
 def is_whole(done: DoneJob, folder: Path) -> bool:
-    """Whether all files of a finished job are there, unchanged."""
+    """Whether all reported files of a finished job are there, unchanged. A job without any is not done."""
+    if not done.files:
+        return False
     try:
         paths = [within(folder, file.name) for file in done.files]
         sizes = [path.stat().st_size for path in paths]

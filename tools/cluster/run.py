@@ -71,7 +71,7 @@ def drive(jobs: Sequence[Job], hosts: RayHosts, ledger: Ledger, before: int) -> 
         raise
     finally:
         ledger.sync()
-        hosts.close()
+        driver.finish(hosts.close())
         hosts.results.clean()
     return driver.failures
 

@@ -60,7 +60,7 @@ def _thumbnail(folder: Path, job: Job, name: str) -> str | None:
     """Return the name of a picture of a video, drawn once. None where the file cannot be decoded."""
     picture = f"{THUMBNAILS}/{job.id}.jpg"
     if not (folder / picture).is_file():
-        with contextlib.suppress(OSError, ValueError, StopIteration):  # PyAV's errors are among these
+        with contextlib.suppress(OSError, ValueError, LookupError, StopIteration):  # also PyAV's errors, and no video
             frame = _middle_frame(within(folder, name))
             frame.thumbnail((WIDTH, WIDTH))
             (folder / THUMBNAILS).mkdir(exist_ok=True)

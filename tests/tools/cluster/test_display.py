@@ -90,6 +90,21 @@ def test_the_sheet_has_a_thumbnail_and_the_values_of_each_video(results):
     assert (folder / sheet.THUMBNAILS / f"{jobs[0].id}.jpg").read_bytes()[:2] == b"\xff\xd8"
 
 
+def test_a_result_with_sound_alone_has_a_link_and_no_thumbnail(results):
+    import av
+    import numpy as np
+
+    folder, jobs, done = results
+    with av.open(str(folder / "b.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 16000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    text = sheet.write(folder, jobs, done, []).read_text(encoding="utf-8")
+    assert text.count("<img") == 1 and ">b.mp4</a>" in text
+
+
 def test_the_sheet_replaces_itself_and_no_other_page(results):
     folder, jobs, done = results
     page = sheet.write(folder, jobs, {}, [])

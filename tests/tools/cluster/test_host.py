@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +16,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
+from tools import server
 from tools.cluster import orphans, tied
-from tools.cluster.drive import Done
-from tools.cluster.host import Host, Request, Setup, clean_environment, lacking, refusal
+from tools.cluster.host import Host, Request, Setup, clean_environment, lacking, named, refusal
 from tools.cluster.tied import start_time
 
 INFO = {
@@ -75,10 +77,15 @@ def host(tmp_path):
     made.setup, made.folder, made.output = Setup("", "", shared=str(tmp_path)), tmp_path / "host", tmp_path / "output"
     for folder in (made.folder / "input", made.output):
         folder.mkdir(parents=True)
-    made.reported = {}
+    (made.output / "token").mkdir()
+    (made.output / "token" / "a.mp4").write_bytes(b"video")
+    made.reported = {"images": [{"filename": "a.mp4", "subfolder": "token", "type": "output"}]}
+    made.failure = None
 
     def run(graph, on_event):
         on_event("progress", {"node": "1", "value": 3, "max": 30})
+        if made.failure:
+            raise server.Failed({"node_type": "Save", "exception_message": made.failure})
         return {"1": made.reported}
 
     made.server = SimpleNamespace(run=run)
@@ -91,7 +98,7 @@ def asked(job: str) -> Request:
 
 def test_a_job_gets_its_images_and_a_folder_of_its_own_for_states(host, tmp_path):
     for job in ("one", "two", "two"):
-        assert host.run(asked(job)) == Done(())
+        assert [file.name for file in host.run(asked(job)).files] == ["token/a.mp4"]
         (host.output / "ultragen_resume" / "state").write_text(job)
     assert {path.parent.name for path in tmp_path.glob(".states/*/state")} == {"one", "two"}
     assert [path.name for path in (host.folder / "input").iterdir()] == ["a.png"] and host.status() == (
@@ -101,7 +108,34 @@ def test_a_job_gets_its_images_and_a_folder_of_its_own_for_states(host, tmp_path
     )
 
 
-@pytest.mark.parametrize(("subfolder", "reason"), [("token", "No such file"), ("../..", "must be inside")])
+def keep_latent(host: Host) -> Path:
+    latent = host.output / "latents" / "token" / "a.latent"
+    latent.parent.mkdir(parents=True)
+    latent.write_bytes(b"latent")
+    (latent.parent / "b.latent.part").write_bytes(b"lat")
+    return latent
+
+
+def test_a_kept_latent_is_sent_with_the_video(host):
+    keep_latent(host)
+    outcome = host.run(asked("one"))
+    assert [file.name for file in outcome.files] == ["token/a.mp4"]
+    assert [named(file, "token").name for file in outcome.kept] == ["latents/a.latent"]
+
+
+def test_a_kept_latent_is_sent_after_a_failed_decode(host):
+    host.failure = f"Out of memory. The latent is kept in {keep_latent(host)}. UltraGen Load Latent loads it again."
+    outcome = host.run(asked("one"))
+    assert {file.name for file in outcome.kept} == {"latents/token/a.latent", "token/a.mp4"}
+    assert "is kept in latents/token/a.latent. UltraGen" in outcome.reason
+
+
+def test_a_workflow_that_reports_no_file_has_failed(host):
+    host.reported = {"text": ["a.mp4"]}
+    assert host.run(asked("one")).reason == "The workflow reported no file."
+
+
+@pytest.mark.parametrize(("subfolder", "reason"), [("other", "No such file"), ("../..", "must be inside")])
 def test_results_that_cannot_be_read_are_the_jobs_failure_not_the_hosts(host, subfolder, reason):
     host.reported = {"images": [{"filename": "a.mp4", "subfolder": subfolder, "type": "output"}]}
     assert reason in host.run(asked("one")).reason
@@ -109,7 +143,7 @@ def test_results_that_cannot_be_read_are_the_jobs_failure_not_the_hosts(host, su
 
 def test_what_a_job_wrote_is_removed_and_no_other_file(host):
     for name in ("token/a.mp4", "latents/token/a.latent", "other/b.mp4", "latents/other/b.latent"):
-        (host.output / name).parent.mkdir(parents=True)
+        (host.output / name).parent.mkdir(parents=True, exist_ok=True)
         (host.output / name).touch()
     host.forget("token")
     assert {path.name for path in host.output.rglob("*") if path.is_file()} == {"b.mp4", "b.latent"}
@@ -175,6 +209,23 @@ def test_a_new_host_ends_the_servers_of_killed_ones_with_their_children(tmp_path
     made = orphans.new_folder(tmp_path)
     assert ended(child) and not folder.exists() and made.is_dir()
     assert orphans.new_folder(tmp_path) != made and made.is_dir()  # its host lives: this process
+
+
+def test_a_folder_is_not_removed_before_it_is_locked(tmp_path, monkeypatch):
+    make, others = tempfile.mkdtemp, []
+
+    def make_while_another_host_starts(**where):
+        folder = make(**where)
+        monkeypatch.setattr(tempfile, "mkdtemp", make)
+        others.append(threading.Thread(target=orphans.new_folder, args=(tmp_path,)))
+        others[0].start()
+        others[0].join(0.5)
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_while_another_host_starts)
+    made = orphans.new_folder(tmp_path)
+    others[0].join()
+    assert made.is_dir() and len(list(tmp_path.glob("host-*"))) == 2
 
 
 def test_another_process_with_the_same_number_is_left_alone(tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
+from tools.cluster import orphans
 from tools.cluster.ledger import NAME, Ledger, ResultFile, read_done
 from tools.cluster.simulation import fake_jobs
 from tools.console import Trouble
@@ -31,6 +34,28 @@ def test_a_second_driver_on_one_folder_is_refused(tmp_path):
         pass
     with Ledger(tmp_path):
         pass
+
+
+def without_locks(monkeypatch):
+    import fcntl
+
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capsys):
+    without_locks(monkeypatch)
+    with Ledger(tmp_path) as notes:
+        notes.write_done(fake_jobs(1)[0], "a", 1, [])
+    assert len(read_done(tmp_path)) == 1 and "Start no second run" in capsys.readouterr().out
+
+
+def test_without_locks_no_host_is_taken_for_ended(tmp_path, monkeypatch):
+    without_locks(monkeypatch)
+    first, second = orphans.new_folder(tmp_path), orphans.new_folder(tmp_path)
+    assert first.is_dir() and second.is_dir()
 
 
 def test_nothing_is_written_without_events(tmp_path):

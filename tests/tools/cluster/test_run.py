@@ -9,7 +9,8 @@ import pytest
 
 from tools.cluster import __main__ as command
 from tools.cluster import run
-from tools.cluster.ledger import Ledger
+from tools.cluster.drive import Done, Ended, Failed, Joined, Left
+from tools.cluster.ledger import Ledger, ResultFile, read_done
 from tools.cluster.results import Results, described
 from tools.cluster.simulation import fake_jobs
 from tools.console import Trouble
@@ -54,6 +55,7 @@ class Hosts:
 
     def close(self):
         self.closed = True
+        return []
 
 
 def test_a_dry_run_names_the_hosts_and_stops_them(capsys):
@@ -77,6 +79,31 @@ def test_a_run_ends_its_hosts_and_cleans_up_when_it_is_interrupted(tmp_path, cap
         run.drive(fake_jobs(2), hosts, notes, before=0)
     assert hosts.closed and not (tmp_path / ".incoming").exists()
     assert "Stopped after 0 jobs. Run the same command again to continue." in capsys.readouterr().out
+
+
+def test_a_job_whose_video_arrives_while_the_servers_are_stopped_is_done(tmp_path):
+    file = ResultFile("a.mp4", 1, "ff")
+
+    class Interrupted(Hosts):
+        def begin(self, host, job):
+            pass
+
+        def events(self):
+            if self.rounds:
+                raise KeyboardInterrupt
+            super().events()
+            return [Joined("a"), Joined("b")]
+
+        def close(self):
+            return [Ended("a", Done((file,))), Ended("b", Failed("oh")), Left("c", "killed")]
+
+        step_of = None
+
+    hosts, jobs = Interrupted({}), fake_jobs(2)
+    hosts.results = Results(tmp_path)
+    with pytest.raises(KeyboardInterrupt), Ledger(tmp_path) as notes:
+        run.drive(jobs, hosts, notes, before=0)
+    assert read_done(tmp_path).keys() == {jobs[0].id}
 
 
 @pytest.mark.parametrize(("options", "gpus"), [([], 1), (["--gpus-per-host", "4"], 4), (["--cpu"], 0), (["--tiny"], 0)])
