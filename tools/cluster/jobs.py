@@ -157,7 +157,7 @@ def _check_images(workflow: Workflow, items: Sequence[Item]) -> None:
     for key, node in workflow.graph.items():
         if node["class_type"] == "LoadImage" and key not in filled and isinstance(node["inputs"].get("image"), str):
             raise ValueError(
-                f"Node {key} loads {node['inputs']['image']}, which hosts do not have: they get the list's images alone."
+                f"Node {key} loads {node['inputs']['image']}, which hosts do not have: only the list's images are sent."
                 f" Name it in a column image of every line, with --set {key}.image=image."
             )
 
