@@ -46,27 +46,34 @@ NEWEST_ONLY = {
         "our order and rule; the other cases compile in each of ComfyUI's two ways on both versions",
     ),
 }
+# These start many servers and measure how soon they end: they run on the newest version, when no other test runs.
+ALONE = ("tests/tools/cluster/test_real_ray.py",)
 NO_TESTS_COLLECTED = 5
 MOST_WORKERS = 4  # each has its own ComfyUI server
 
 
 def run(cache: Path, arguments: Sequence[str]) -> int:
-    """Both versions. The newer one's summary ends the output; failures of the older are repeated above it."""
+    """Both versions. The newer one's summary ends the output; earlier failures are repeated above it."""
     with ThreadPoolExecutor() as pool:
         chromium = pool.submit(browser.install_chromium)  # takes as long as the rest
         browser.install_frontends(cache)
         package_tools.install(cache)
         lint = _call([_tool("ruff"), "check", "--output-format", "concise", "."])
         chromium.result()
+    tree = comfyui.tree_of(comfyui.NEWEST, cache)
     older = _pytest(comfyui.tree_of(comfyui.OLDEST, cache), arguments, newest_only_options())
-    if older == NO_TESTS_COLLECTED:
-        older = 0  # what was asked for runs with the newer version only
-    if older:
-        say(f"\nComfyUI {comfyui.OLDEST.version}: FAILED, see above (pytest's exit code {older}).")
-    if lint:
-        say("\nruff: FAILED, see above.")
-    newer = _pytest(comfyui.tree_of(comfyui.NEWEST, cache), arguments, [])
-    return max(lint, older, newer)
+    alone = _pytest_alone(tree, arguments)
+    earlier = {"ruff": lint, f"ComfyUI {comfyui.OLDEST.version}": older, "The tests that run alone": alone}
+    for name, code in earlier.items():
+        if code not in (0, NO_TESTS_COLLECTED):
+            say(f"\n{name}: FAILED, see above (exit code {code}).")
+    newer = _pytest(tree, arguments, [])
+    return max(lint, exit_code([older, alone, newer]))
+
+
+def exit_code(runs: Sequence[int]) -> int:
+    """Return pytest's exit code for several runs. One without tests counts only if all are so."""
+    return max((code for code in runs if code != NO_TESTS_COLLECTED), default=NO_TESTS_COLLECTED)
 
 
 def run_on_tree(cache: Path, tree: Path, arguments: Sequence[str], newest_kernels: bool = False) -> int:
@@ -86,6 +93,20 @@ def newest_only_options() -> list[str]:
     return [f"--{'deselect' if '::' in name else 'ignore'}=tests/{name}" for name in NEWEST_ONLY]
 
 
+def arguments_alone(arguments: Sequence[str]) -> list[str]:
+    """Return pytest's arguments for those of ALONE that are asked for. Empty if none is."""
+    paths = {argument: (ROOT / argument.split("::")[0]).resolve() for argument in arguments if argument[:1] != "-"}
+    paths = {argument: path for argument, path in paths.items() if path.exists()}
+    wanted = []
+    for file in ALONE:
+        tests = [argument for argument, path in paths.items() if path == ROOT / file]
+        if tests:
+            wanted += tests
+        elif not paths or any((ROOT / file).is_relative_to(path) for path in paths.values()):
+            wanted.append(file)
+    return [*(argument for argument in arguments if argument not in paths), *wanted] if wanted else []
+
+
 def workers() -> int:
     """One more than there are CPUs: tests of the browser and of servers wait a third of their time."""
     return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
@@ -103,7 +124,16 @@ def environment_of(tree: Path, packages: Path | None = None) -> dict[str, str]:
 def _pytest(tree: Path, arguments: Sequence[str], options: Sequence[str], packages: Path | None = None) -> int:
     say(f"\nTests on {tree}")
     spread = ["-n", str(workers()), "--dist", "loadfile"]  # tests/helpers/schedule.py says what shares a worker
+    spread += [f"--deselect={file}" for file in ALONE]
     return _call([_tool("pytest"), *spread, *options, *arguments], environment_of(tree, packages))
+
+
+def _pytest_alone(tree: Path, arguments: Sequence[str]) -> int:
+    wanted = arguments_alone(arguments)
+    if not wanted:
+        return NO_TESTS_COLLECTED
+    say(f"\nTests that run alone, on {tree}")
+    return _call([_tool("pytest"), *wanted], environment_of(tree))
 
 
 def _call(command: list[str], environment: dict[str, str] | None = None) -> int:

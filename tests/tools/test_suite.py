@@ -1,4 +1,4 @@
-"""What the `test` command leaves out on the older version, and how it spreads the rest over workers."""
+"""The `test` command: what it leaves out on the older version, what shares a worker, and what runs alone."""
 
 from __future__ import annotations
 
@@ -18,6 +18,43 @@ def test_what_runs_on_the_newest_version_only_exists():
         assert (ROOT / "tests" / file).exists(), name
         if test:
             assert f"def {test[0].split('[')[0]}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "alone"),
+    [
+        ([], [*suite.ALONE]),
+        (["-k", "lora", "-x"], ["-k", "lora", "-x", *suite.ALONE]),
+        (["tests/tools", "tests/host", "-x"], ["-x", *suite.ALONE]),
+        ([f"{suite.ALONE[0]}::test_a", "tests/tools"], [f"{suite.ALONE[0]}::test_a"]),
+        (["tests/host", "-x"], []),
+        (["tests/tools/cluster/test_run.py::test_a"], []),
+    ],
+)
+def test_what_runs_alone_runs_if_it_is_asked_for(arguments, alone):
+    assert suite.arguments_alone(arguments) == alone and all((ROOT / file).is_file() for file in suite.ALONE)
+
+
+@pytest.mark.parametrize(
+    ("runs", "code"), [((0, 5, 0), 0), ((5, 5, 5), 5), ((0, 1, 0), 1), ((5, 0, 5), 0), ((1, 5, 2), 2)]
+)
+def test_any_failure_fails_the_command(runs, code):
+    assert suite.exit_code(runs) == code
+
+
+def test_a_failure_of_each_run_is_named_before_the_last_summary(tmp_path, monkeypatch, capsys):
+    codes = iter([0, 0, 1, 0])  # ruff, the older version, what runs alone, the newer version
+    commands = []
+    monkeypatch.setattr(suite, "_call", lambda command, *_: commands.append(command) or next(codes))
+    for module, name in ((suite.browser, "install_chromium"), (suite.browser, "install_frontends")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(suite.package_tools, "install", lambda cache: None)
+    monkeypatch.setattr(suite.comfyui, "tree_of", lambda release, cache: tmp_path / release.version)
+    assert suite.run(tmp_path, []) == 1
+    *_, alone, newer = commands
+    assert suite.ALONE[0] in alone and "-n" not in alone and f"--deselect={suite.ALONE[0]}" in newer
+    printed = capsys.readouterr().out
+    assert printed.index("The tests that run alone: FAILED") < printed.rindex("Tests on")
 
 
 def test_the_newest_packages_go_before_those_of_the_environment(tmp_path, monkeypatch):

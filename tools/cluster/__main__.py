@@ -69,8 +69,6 @@ def comfyui_help() -> str:
 def enter(cache: Path, args: argparse.Namespace) -> None:
     """Continue in the environment of Ray. It is created if it does not exist."""
     python = environment.with_ray(cache, getattr(args, "dashboard", False))
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Ray starts processes of its own, which import tools.cluster, too.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     if args.command == "ray":

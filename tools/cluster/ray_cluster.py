@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 from ray.exceptions import RayTaskError
@@ -16,10 +15,7 @@ STORE = 256 * 2**20  # bytes of a local Ray's store, through which files come in
 
 
 def connect(address: str | None, dashboard: bool = False) -> None:
-    """Connect to a Ray cluster, or start Ray on this machine alone. Tokens are on, telemetry is off. Raises Trouble."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"  # of jobs whose host we have just stopped
+    """Connect to a Ray cluster, or start Ray on this machine alone. Raises Trouble."""
     local = {} if address else {"object_store_memory": STORE, "include_dashboard": dashboard}
     try:
         context = ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **local)
@@ -39,6 +35,21 @@ class Slot:
 
     def __str__(self) -> str:
         return f"{self.machine}.{self.number}"
+
+
+@dataclass
+class Actor:
+    """A host's process. name: unique among all that were ever started. handle: Ray's.
+
+    joined: it is ready for jobs. facts: what Host.facts returned. step: what it does, for the display.
+    """
+
+    name: str
+    slot: Slot
+    handle: object
+    joined: bool = False
+    facts: dict = field(default_factory=dict)
+    step: str = ""
 
 
 def slots(gpus: float) -> list[Slot]:

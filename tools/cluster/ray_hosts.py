@@ -1,28 +1,25 @@
-"""Hosts on all machines of a Ray cluster: started, watched, replaced; results fetched."""
+"""Hosts on all machines of a Ray cluster: started, watched, replaced."""
 
 from __future__ import annotations
 
-import queue
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 
 from tools.cluster.display import MOST_HOSTS
 from tools.cluster.drive import Done, Ended, Event, Failed, Joined, Left
-from tools.cluster.host import Request, Setup, named
+from tools.cluster.fetch import Fetcher
+from tools.cluster.host import Request, Setup
 from tools.cluster.jobs import Job, Workflow
-from tools.cluster.ledger import ResultFile
 from tools.cluster.pack import VERSION, printable
-from tools.cluster.ray_cluster import Slot, sentence, slots, start_host
-from tools.cluster.results import OUTPUTS, Results, pieces_of
+from tools.cluster.ray_cluster import Actor, Slot, sentence, slots, start_host
+from tools.cluster.results import Results
 from tools.console import Trouble
 
 LOOK, ASK = 2.0, 2.0  # seconds between two looks at the cluster's machines, and at what hosts do
@@ -30,18 +27,6 @@ MOST_STARTS = 3  # hosts in a row that may fail to start on the same GPUs
 MOST_LOST = 10  # hosts in a row that may be lost there without a finished job: one bad job costs three
 FETCHERS = 8  # files that are fetched at a time
 STOP_SECONDS = 30
-
-
-@dataclass
-class Actor:
-    """A host's process. name: unique among all that were ever started. step: what it does, for the display."""
-
-    name: str
-    slot: Slot
-    handle: object
-    joined: bool = False
-    step: str = ""
-    facts: dict = field(default_factory=dict)
 
 
 class RayHosts:
@@ -63,10 +48,11 @@ class RayHosts:
         self._started: Counter[Slot] = Counter()
         self._pending: dict[object, Callable[[object], None]] = {}  # Ray's references, and who wants their value
         self._stops: list[object] = []  # references of hosts that are not used
-        self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self._events: list[Event] = []
+        self._fetcher = Fetcher(results, setup.shared)
         self._pool = ThreadPoolExecutor(FETCHERS)
-        self._fetches: list[Future] = []
-        self._trouble: BaseException | None = None  # raised when the events before it are taken
+        self._fetches: list[tuple[Actor, Future]] = []
+        self._trouble: Trouble | None = None  # raised when the events before it are taken
         self._next_look = self._next_question = 0.0
 
     # What the driver calls.
@@ -95,11 +81,12 @@ class RayHosts:
                 self._pending.pop(reference)(reference)
         else:
             time.sleep(0.05)
-        return list(self._taken())
+        return self._take_events()
 
     def close(self) -> list[Event]:
         """Receive what finished jobs have written, and stop all servers. Returns the last events."""
-        wait(self._fetches, timeout=STOP_SECONDS)
+        wait([fetch for _, fetch in self._fetches], timeout=STOP_SECONDS)
+        events = self._take_events()
         stopped = self._stops + [actor.handle.stop.remote() for actor in self.actors.values()]
         if stopped:
             ray.wait(stopped, num_returns=len(stopped), timeout=STOP_SECONDS)
@@ -108,7 +95,7 @@ class RayHosts:
         self.actors.clear()
         self._pending.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        return list(self._taken())
+        return events
 
     def step_of(self, host: str) -> str:
         return self.actors[host].step if host in self.actors else ""
@@ -156,7 +143,7 @@ class RayHosts:
         elif lacking is not None:
             actor.joined = True
             self._failed_starts[actor.slot] = 0
-            self._events.put(Joined(actor.name, str(actor.slot)))
+            self._events.append(Joined(actor.name, str(actor.slot)))
 
     def _give_up(self, actor: Actor, reason: str) -> None:
         self.given_up[actor.slot] = reason
@@ -182,7 +169,7 @@ class RayHosts:
         self._busy.pop(actor.name, None)
         ray.kill(actor.handle)  # it may live on, cut off from us
         if actor.joined:
-            self._events.put(Left(actor.name, reason))
+            self._events.append(Left(actor.name, reason))
             self._lost_in_a_row[actor.slot] += 1
         else:
             self.say(f"{actor.name} could not start: {printable(reason)}")
@@ -195,60 +182,31 @@ class RayHosts:
     def _ran(self, actor: Actor, job: Job, token: str, reference) -> None:
         outcome = self._value(actor, reference)
         if isinstance(outcome, Done) or getattr(outcome, "kept", ()):
-            self._fetches = [fetch for fetch in self._fetches if not fetch.done()]
-            self._fetches.append(self._pool.submit(self._collect, actor, job, token, outcome))
+            self._fetches.append((actor, self._pool.submit(self._fetcher.fetch, actor, job, token, outcome)))
         elif outcome is not None:
             self._end(actor, outcome)
 
-    def _collect(self, actor: Actor, job: Job, token: str, outcome: Done | Failed) -> None:
-        """Fetch and publish what a job has written. Runs in a thread."""
-        try:
-            kept = self._published(actor, outcome.kept, token)
-            if isinstance(outcome, Done):
-                ended = Done(self._published(actor, outcome.files, token), kept)
-                self.results.forget_states(job.id)
-            else:
-                reason = outcome.reason
-                for there, here in zip(outcome.kept, kept, strict=True):
-                    reason = reason.replace(there.name, str(self.results.folder / here.name))
-                ended = Failed(reason, kept)
-            self._events.put(partial(self._end, actor, ended))
-            actor.handle.forget.remote(token)
-        except RayError as error:
-            self._events.put(partial(self._lost, actor, sentence(error)))
-        except ValueError as error:  # a damaged file, a name that leads out of the folder
-            reason = f"{outcome.reason} " if isinstance(outcome, Failed) else ""
-            self._events.put(partial(self._end, actor, Failed(f"{reason}{error}")))
-        except OSError as error:
-            self._events.put(Trouble(f"Results cannot be written to {self.results.folder}: {error}."))
-
-    def _published(self, actor: Actor, files: Sequence[ResultFile], token: str) -> tuple[ResultFile, ...]:
-        received = [(named(file, token), self._receive(actor, file)) for file in files]
-        return tuple(self.results.publish(file, part) for file, part in received)
-
-    def _receive(self, actor: Actor, file: ResultFile) -> Path:
-        if self.setup.shared:
-            return Path(self.setup.shared) / OUTPUTS / actor.facts["folder"] / file.name
-        read = actor.handle.read
-        pieces = pieces_of(file.size, lambda offset, size: ray.get(read.remote(file.name, offset, size)))
-        return self.results.receive(file, pieces)
+    def _take_fetched(self) -> None:
+        ended = [(actor, fetch) for actor, fetch in self._fetches if fetch.done()]
+        self._fetches = [each for each in self._fetches if each not in ended]
+        for actor, fetch in ended:
+            try:
+                self._end(actor, fetch.result())
+            except RayError as error:
+                self._lost(actor, sentence(error))
+            except OSError as error:
+                self._trouble = Trouble(f"Results cannot be written to {self.results.folder}: {error}.")
 
     def _end(self, actor: Actor, outcome) -> None:
         self._busy.pop(actor.name, None)
         if isinstance(outcome, Done):
             self._lost_in_a_row[actor.slot] = 0
-        self._events.put(Ended(actor.name, outcome))
+        self._events.append(Ended(actor.name, outcome))
 
-    def _taken(self) -> Iterator[Event]:
-        """Yield the events so far. What threads have put there is run first, in this thread."""
-        while not self._events.empty():
-            event = self._events.get()
-            if isinstance(event, BaseException):
-                self._trouble = self._trouble or event
-            elif callable(event):
-                event()
-            else:
-                yield event
+    def _take_events(self) -> list[Event]:
+        self._take_fetched()
+        events, self._events = self._events, []
+        return events
 
     # Progress.
 

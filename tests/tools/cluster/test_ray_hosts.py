@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tools.cluster import ray_hosts
+from tools.cluster import fetch, ray_hosts
 from tools.cluster.drive import Done, Ended, Failed, Joined, Left
 from tools.cluster.host import Setup
 from tools.cluster.pack import VERSION
@@ -72,7 +72,8 @@ def start(tmp_path, monkeypatch):
             get=lambda reference: reference.value, kill=lambda handle: None,
             wait=lambda references, **_: ([each for each in references if each.value is not None], []),
         )  # fmt: skip
-        monkeypatch.setattr(ray_hosts, "ray", fake)
+        for module in (ray_hosts, fetch):
+            monkeypatch.setattr(module, "ray", fake)
         monkeypatch.setattr(ray_hosts, "slots", lambda gpus: cluster.slots)
         monkeypatch.setattr(ray_hosts, "start_host", cluster.start)
         monkeypatch.setattr(ray_hosts, "LOOK", 0)

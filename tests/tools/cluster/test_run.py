@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 
 from tools.cluster import __main__ as command
 from tools.cluster import run
@@ -27,6 +31,17 @@ def test_the_comfyui_around_the_pack_is_found(monkeypatch, tmp_path):
     assert command.find_comfyui(Namespace(tiny=True, comfyui=None)) is None
     with pytest.raises(Trouble, match="is not a ComfyUI folder"):
         command.find_comfyui(Namespace(tiny=False, comfyui=str(tmp_path / "custom_nodes")))
+
+
+def test_tokens_are_on_in_every_process_that_imports_our_modules():
+    """Ray reads RAY_AUTH_MODE once. Set too late, it applies to the Ray that we start and not to us."""
+    look = "from ray._private.authentication.authentication_utils import is_token_auth_enabled as on; print(on())"
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", f"import tools.cluster.ray_hosts; {look}"],
+        cwd=ROOT, env=variables, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "True\n"
 
 
 def test_jobs_are_skipped_if_their_files_are_whole(tmp_path):

@@ -1,8 +1,6 @@
 """Real Ray, real ComfyUI servers: hosts, machines and drivers are killed, and the videos are the same.
 
-Not part of the whole test run, because Ray ends a machine whose processes start slowly, as they do next to other tests:
-
-    python3 tools/dev.py test tests/tools/cluster/real_ray.py
+One Ray cluster for all tests. The second scenario begins while the first one waits for a server.
 """
 
 from __future__ import annotations
@@ -16,6 +14,8 @@ import sys
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from tools.endurance.folder import frames_digest
 from tools.server import make_base
 
 STEPS, STORE = 20, 80 * 2**20
+LONGEST = 180  # seconds that anything may take
 CODEC = "FFV1 lossless RGB"
 GOOD = ["a foggy lake", "a clear lake", "a lake at dusk", "hills at noon", "peaks at dawn"]
 FAULTS = '''
@@ -65,12 +66,16 @@ sys.exit(run.run(None, __main__.parser().parse_args(["run", *sys.argv[1:]])))
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """Models and custom nodes of all servers."""
-    made = make_base(tmp_path_factory.mktemp("base"), DEMO_NODES)
-    (made / "custom_nodes" / "faults.py").write_text(FAULTS)
-    tiny_bundle.write_trained(made)
-    return made
+def new_base(tmp_path_factory):
+    """`new_base()`: a folder with models and custom nodes for servers."""
+
+    def make() -> Path:
+        made = make_base(tmp_path_factory.mktemp("base"), DEMO_NODES)
+        (made / "custom_nodes" / "faults.py").write_text(FAULTS)
+        tiny_bundle.write_trained(made)
+        return made
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -101,34 +106,30 @@ def prompts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A Ray cluster of two machines in this one. The first has the cluster's head and stays."""
+    import ray
+    from ray.cluster_utils import Cluster
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ULTRAGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
+        started = Cluster()
+        try:
+            started.add_node(object_store_memory=STORE, include_dashboard=False)
+            started.second = started.add_node(object_store_memory=STORE)
+            yield started
+        finally:
+            ray.shutdown()
+            started.shutdown()
 
-        started = start_cluster(attempts=3)
-        yield started
-        ray.shutdown()
-        started.shutdown()
 
-
-def start_cluster(attempts: int):
-    """Ray ends a machine whose processes take more than 15 s to start, as they do on a busy computer."""
-    from ray.cluster_utils import Cluster
-
-    started = Cluster()
-    try:
-        started.add_node(object_store_memory=STORE, include_dashboard=False)
-        started.second = started.add_node(object_store_memory=STORE)
-        return started
-    except Exception:
-        started.shutdown()
-        if attempts == 1:
-            raise
-        return start_cluster(attempts - 1)
+def wait_until(happens: Callable[[], bool], seconds: float = LONGEST) -> float:
+    """Return how many seconds it took. Fails after the given number."""
+    began = time.monotonic()
+    while not happens():
+        assert time.monotonic() < began + seconds, f"did not happen in {seconds} s"
+        time.sleep(0.05)
+    return time.monotonic() - began
 
 
 def host_files(name: str) -> list[Path]:
@@ -143,23 +144,28 @@ def gone(pid: int) -> bool:
         return True
 
 
-def seconds_until_gone(pid: int, most: float = 15) -> float:
-    began = time.monotonic()
-    while not gone(pid) and time.monotonic() < began + most:
-        time.sleep(0.05)
-    return time.monotonic() - began
+def server_on(base: Path) -> int | None:
+    """The process of the server that runs on this base."""
+    for file in host_files(orphans.PID_FILE):
+        with contextlib.suppress(OSError, ValueError):
+            pid = json.loads(file.read_text())["pid"]
+            if f"\0{base}\0" in Path(f"/proc/{pid}/cmdline").read_text():
+                return pid
+    return None
 
 
 class Assault:
     """Called by the driver in each round. Removes the second machine, then kills the first one's host, both while they
-    sample a job that has not been lost before."""
+    sample a job that has not been lost before. `then` is called after that."""
 
-    def __init__(self, cluster, hosts):
-        self.cluster, self.hosts = cluster, hosts
+    def __init__(self, cluster, hosts, then: Callable[[], None]):
+        self.cluster, self.hosts, self.then = cluster, hosts, then
         self.removed = self.killed = None  # (host, prompt, seconds until its server was gone)
         self.continued = 0
+        self.end = time.monotonic() + LONGEST
 
     def __call__(self, driver):
+        assert time.monotonic() < self.end, "the jobs take too long"
         for host, attempts in list(driver.running.items()):
             actor = self.hosts.actors.get(host)
             if actor is None or attempts.lost or not self._samples(actor):
@@ -170,6 +176,7 @@ class Assault:
                 self.removed = self._end(host, attempts, partial(self.cluster.remove_node, self.cluster.second, False))
             elif first and self.removed and not self.killed:
                 self.killed = self._end(host, attempts, partial(os.kill, actor.facts["pid"], signal.SIGKILL))
+                self.then()
         unfinished = [*driver.waiting, *driver.running.values()]
         if len(driver.left) == 2 and not any(attempts.lost for attempts in unfinished):
             driver.most_lost = 1  # or the crash, which comes last, would cost three hosts
@@ -179,7 +186,7 @@ class Assault:
         server = self.hosts.actors[host].facts["server"]
         assert not gone(server)
         act()
-        return host, attempts.job.prompt, seconds_until_gone(server)
+        return host, attempts.job.prompt, wait_until(partial(gone, server))
 
     def _samples(self, actor) -> bool:
         import ray
@@ -196,48 +203,12 @@ class Assault:
 
 
 @pytest.fixture(scope="module")
-def ran(cluster, base, graph, prompts, tmp_path_factory):
-    """All jobs on both machines, with results in a shared folder: (driver, assault, folder)."""
-    from tools.cluster.ray_cluster import connect
-    from tools.cluster.ray_hosts import RayHosts
+def kill_and_repeat(cluster, new_base, graph, prompts, tmp_path_factory):
+    """`kill_and_repeat()`: four jobs by the command, which is killed after the first and run again, on one machine.
 
-    out = tmp_path_factory.mktemp("shared")
-    connect(cluster.address)
-    filled, jobs = make_jobs(graph, prompts / "all.json", SETTINGS)
-    setup = Setup(os.environ["COMFYUI_PATH"], sys.executable, str(base), cpu=True, shared=str(out), threads="1")
-    hosts = RayHosts(setup, filled, Results(out), gpus=0)
-    both = []
-    while len(both) < 2:  # or one would have done everything before the other is up
-        both += hosts.events()
-    later = hosts.events
-    hosts.events = lambda: [both.pop()] if both else later()
-    with Ledger(out) as notes:
-        assault = Assault(cluster, hosts)
-        driver = Driver(jobs, hosts, notes, assault)
-        try:
-            driver.run()
-        finally:
-            hosts.close()
-            hosts.results.clean()
-    return driver, assault, out
-
-
-def digests(out: Path) -> dict[str, str]:
-    found = {}
-    for line in read_lines(out):
-        if line["event"] == ledger.DONE:
-            (video,) = (file["name"] for file in line["files"] if file["name"].endswith(".mkv"))
-            found[line["prompt"]] = frames_digest(out / video)
-    return found
-
-
-@pytest.fixture(scope="module")
-def again(cluster, ran, base, graph, prompts, tmp_path_factory):
-    """Four jobs in a command of its own that is killed after the first, and is run again: one server makes the others.
-
-    Returns the folder, the job that the killed driver had finished, and how long its server lived on.
+    Returns the folder, the job that the killed driver had finished, and how many seconds its server lived on.
     """
-    folder = tmp_path_factory.mktemp("again")
+    folder, base = tmp_path_factory.mktemp("again"), new_base()
     (folder / "graph.json").write_text(json.dumps(graph))
     out, log = folder / "videos", folder / "log"
     command = [sys.executable, "-c", DRIVER, "--workflow", folder / "graph.json", "--prompts", prompts / "good.json"]
@@ -247,16 +218,69 @@ def again(cluster, ran, base, graph, prompts, tmp_path_factory):
     def start():
         return subprocess.Popen(list(map(str, command)), stdout=log.open("a"), stderr=subprocess.STDOUT, cwd=ROOT)
 
-    killed = start()
-    while not read_done(out) and killed.poll() is None:
-        time.sleep(0.05)
-    (server,) = (json.loads(file.read_text())["pid"] for file in host_files(orphans.PID_FILE))
-    killed.kill()
-    killed.wait()
-    seconds = seconds_until_gone(server, 30)
-    (first,) = read_done(out)
-    assert start().wait(timeout=180) == 0, log.read_text()
-    return out, first, seconds
+    def run():
+        driver = start()
+        try:
+            wait_until(lambda: read_done(out) or driver.poll() is not None)
+            server = server_on(base)
+            driver.kill()
+            driver.wait()
+            seconds = wait_until(partial(gone, server))
+            (first,) = read_done(out)
+            driver = start()
+            assert driver.wait(timeout=LONGEST) == 0, log.read_text()
+        finally:
+            driver.kill()
+        return out, first, seconds
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def both(cluster, new_base, graph, prompts, tmp_path_factory, kill_and_repeat):
+    """All jobs on both machines, with results in a shared folder: (driver, assault, folder). And what kill_and_repeat
+    returns, which begins when one machine is left and its host is killed: both wait for a server then."""
+    from tools.cluster.ray_cluster import connect
+    from tools.cluster.ray_hosts import RayHosts
+
+    out = tmp_path_factory.mktemp("shared")
+    connect(cluster.address)
+    filled, jobs = make_jobs(graph, prompts / "all.json", SETTINGS)
+    setup = Setup(os.environ["COMFYUI_PATH"], sys.executable, str(new_base()), cpu=True, shared=str(out), threads="1")
+    hosts = RayHosts(setup, filled, Results(out), gpus=0)
+    joined = []
+    wait_until(lambda: joined.extend(hosts.events()) or len(joined) == 2)  # or one host would do everything
+    later = hosts.events
+    hosts.events = lambda: [joined.pop()] if joined else later()
+    with Ledger(out) as notes, ThreadPoolExecutor(1) as pool:
+        repeated = []
+        assault = Assault(cluster, hosts, then=lambda: repeated.append(pool.submit(kill_and_repeat)))
+        driver = Driver(jobs, hosts, notes, assault)
+        try:
+            driver.run()
+        finally:
+            hosts.close()
+            hosts.results.clean()
+        return (driver, assault, out), repeated[0].result()
+
+
+@pytest.fixture
+def ran(both):
+    return both[0]
+
+
+@pytest.fixture
+def again(both):
+    return both[1]
+
+
+def digests(out: Path) -> dict[str, str]:
+    found = {}
+    for line in read_lines(out):
+        if line["event"] == ledger.DONE:
+            (video,) = (file["name"] for file in line["files"] if file["name"].endswith(".mkv"))
+            found[line["prompt"]] = frames_digest(out / video)
+    return found
 
 
 def test_two_hosts_make_the_frames_of_one_server(ran, again):
