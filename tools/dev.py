@@ -78,7 +78,7 @@ def enter(cache: Path, args: argparse.Namespace) -> None:
     elif tree := getattr(args, "tree", None):
         python = environment.with_tree(cache, comfyui.own_install(tree))
     else:
-        python = environment.with_comfyui(cache, args.gpu)
+        python = environment.with_comfyui(cache, args.gpu, ray=args.command == "test")
     if Path(sys.prefix).resolve() == python.parent.parent.resolve():
         return
     arguments = sys.argv[1:]

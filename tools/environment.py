@@ -35,7 +35,7 @@ TESTS = [
 # Converts workflows. Installed without its dependencies, half of which are for telemetry; CLIENT has what it imports.
 CONVERTER = ["comfy-cli==1.23.0"]
 CLIENT = ["pathspec", "typer", "pyyaml", "websocket-client", "av>=16.0.0", "Pillow", "numpy"]
-RAY = "ray==2.60.0"  # for tools/cluster, in an environment of its own, and for its tests
+RAY = "ray==2.60.0"  # for tools/cluster, in an environment of its own, and for its tests (80 MB)
 
 CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"
 DISK_GB = {"cpu": 3, "default": 8, "none": 1}
@@ -78,13 +78,18 @@ def locked(cache: Path) -> Iterator[None]:
         yield
 
 
-def with_comfyui(cache: Path, gpu: bool) -> Path:
-    """Set up the environment of both ComfyUI versions, the tests and the demo. Returns its Python."""
+def with_comfyui(cache: Path, gpu: bool, ray: bool = False) -> Path:
+    """Set up the environment of both ComfyUI versions, the tests and the demo. Returns its Python.
+
+    ray: with Ray, which only the tests of tools/cluster need here.
+    """
     with locked(cache):
         venv = Venv(cache / "venv")
         trees = [comfyui.install_tree(release, cache, venv.download) for release in comfyui.RELEASES]
         requirements = _union(tree / "requirements.txt" for tree in reversed(trees))
-        return venv.install([*requirements, *TESTS, *CLIENT, RAY], torch="default" if gpu else "cpu")
+        return venv.install(
+            [*requirements, *TESTS, *CLIENT], torch="default" if gpu else "cpu", optional=[RAY] if ray else []
+        )
 
 
 def with_tree(cache: Path, tree: Path) -> Path:
@@ -134,21 +139,25 @@ class Venv:
         self.stamp = folder / "stamp.json"
         self.log = folder.parent / "setup.log"
 
-    def install(self, requirements: Sequence[str], torch: str) -> Path:
-        """Install `requirements` and `torch`: "cpu" (any build is fine), "default" or "none"."""
+    def install(self, requirements: Sequence[str], torch: str, optional: Sequence[str] = ()) -> Path:
+        """Install `requirements` and `torch`: "cpu" (any build is fine), "default" or "none".
+
+        optional: what only some commands need; it stays installed for the others.
+        """
         wanted = hashlib.sha256("\n".join([*requirements, *CONVERTER, *TORCH]).encode()).hexdigest()
         held = self._held()
-        if held.get("requirements") == wanted and (torch == held["torch"] or torch == "cpu"):
+        current = held.get("requirements") == wanted and (torch == held["torch"] or torch == "cpu")
+        if current and set(optional) <= set(held.get("optional", [])):
             return self.python
         self._create()
         self.stamp.unlink()
-        installed = self._install_torch(torch, held.get("torch"))
+        installed = held["torch"] if current else self._install_torch(torch, held.get("torch"))
         say("Installing the other packages ...")
         constraints = self.folder / "constraints.txt"
         constraints.write_text("\n".join(TORCH))
-        self._uv("--constraint", str(constraints), *requirements)
+        self._uv("--constraint", str(constraints), *requirements, *optional)
         self._uv("--no-deps", *CONVERTER)
-        self._write_stamp({"requirements": wanted, "torch": installed})
+        self._write_stamp({"requirements": wanted, "torch": installed, "optional": list(optional)})
         return self.python
 
     def download(self, release: comfyui.Release, folder: Path) -> None:

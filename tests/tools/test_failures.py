@@ -140,6 +140,40 @@ def test_an_environment_without_its_stamp_is_made_anew(monkeypatch, tmp_path):
     assert commands and "venv" not in commands[0]
 
 
+def test_what_one_command_needs_is_installed_for_it_and_stays_for_the_others(monkeypatch, tmp_path):
+    venv = environment.Venv(tmp_path / "venv")
+    venv.python.parent.mkdir(parents=True)
+    venv.python.touch()
+    commands = []
+    monkeypatch.setattr(venv, "_run", lambda command, _: commands.append(command))
+    monkeypatch.setattr(environment, "_reachable", lambda url: True)
+    monkeypatch.setattr(environment, "need_disk", lambda *_: None)
+    venv.stamp.write_text("{}")
+    venv.install(["one"], torch="default")
+    assert "ray" not in str(commands)
+    commands.clear()
+    venv.install(["one"], torch="cpu", optional=["ray==1"])
+    assert "ray==1" in commands[0] and "torch" not in " ".join(commands[0])  # the default build stays
+    commands.clear()
+    venv.install(["one"], torch="default")
+    venv.install(["one"], torch="cpu", optional=["ray==1"])
+    assert commands == []
+    venv.install(["one"], torch="cpu", optional=["ray==2"])
+    assert "ray==2" in commands[0]
+
+
+def test_ray_is_installed_for_the_tests_and_not_for_the_demo(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(environment.comfyui, "install_tree", lambda *_: tmp_path)
+    (tmp_path / "requirements.txt").touch()
+    monkeypatch.setattr(environment.Venv, "install", lambda venv, requirements, torch, optional: asked.append(
+        (environment.RAY in requirements, [*optional])
+    ))  # fmt: skip
+    environment.with_comfyui(tmp_path, gpu=False)
+    environment.with_comfyui(tmp_path, gpu=False, ray=True)
+    assert asked == [(False, []), (False, [environment.RAY])]
+
+
 def test_a_registry_that_cannot_be_reached_leaves_what_is_there(monkeypatch, tmp_path, capsys):
     venv = environment.Venv(tmp_path / "venv")
 

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NODE.INPUT=COLUMN",
         help="the input that gets prompt, negative, seed or image, where the sampler's links do not tell",
     )  # fmt: skip
-    run.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="of a Ray cluster; default: this machine")
+    run.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help=address_help())
     run.add_argument("--gpus-per-host", type=float, default=1, metavar="N", help="GPUs of each ComfyUI (default: 1)")
     run.add_argument("--cpu", action="store_true", help="run one ComfyUI on each machine's CPU")
     run.add_argument("--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"), help=comfyui_help())
@@ -49,9 +49,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--base-directory", metavar="PATH", help="its models and custom nodes, if not in its own folder")
     run.add_argument("--shared", action="store_true", help="every machine sees --out under the same path")
     run.add_argument("--dashboard", action="store_true", help="start Ray's dashboard, if Ray is started here")
-    run.add_argument("--dry-run", action="store_true", help="show the jobs, the hosts, and which model files they lack")
     run.add_argument(
-        "--tiny", action="store_true", help="try it: small videos of a tiny model, without GPU or downloads"
+        "--dry-run", action="store_true",
+        help="list the jobs; start the servers, show their GPUs and the model files that they lack, and stop",
+    )  # fmt: skip
+    run.add_argument(
+        "--tiny", action="store_true", help="try it: small videos of a tiny model that needs no GPU and no download"
     )
     commands.add_parser("ray", add_help=False, help="Ray's own command line, in the right environment")
     simulate = commands.add_parser("simulate", help="run the driver on fake hosts that fail at random")
@@ -62,8 +65,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def address_help() -> str:
+    return "of a Ray cluster (default: RAY_ADDRESS, or a Ray of its own on this machine)"
+
+
 def comfyui_help() -> str:
-    return "the same on every machine (default: COMFYUI_PATH, or the ComfyUI that this pack is installed in)"
+    return "its folder, the same on every machine (default: COMFYUI_PATH, or the one that this pack is installed in)"
 
 
 def enter(cache: Path, args: argparse.Namespace) -> None:

@@ -106,7 +106,7 @@ class Host:
         return lacking(graph, self.server.get("/object_info"))
 
     def run(self, request: Request) -> Outcome:
-        """Run a job. What it raises besides its outcomes means that the server is lost."""
+        """Run a job. An exception means that the server is lost."""
         for name, content in request.images.items():
             path = self.folder / "input" / name
             if not path.is_file():

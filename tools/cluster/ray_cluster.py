@@ -20,7 +20,8 @@ def connect(address: str | None, dashboard: bool = False) -> None:
     try:
         context = ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **local)
     except Exception as error:  # Ray raises many, among them plain ones where a start takes too long
-        raise Trouble(f"Ray cannot be used ({error}). Is a cluster running at {address or 'this machine'}?") from None
+        failed = f"Ray cannot connect to the cluster at {address}" if address else "Ray cannot start on this machine"
+        raise Trouble(f"{failed}: {error}") from None
     if context.dashboard_url:
         say(f"Ray's dashboard: http://{context.dashboard_url}")
 

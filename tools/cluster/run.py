@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +33,10 @@ def run(cache: Path, args: argparse.Namespace) -> int:
     filled, jobs = make_jobs(graph, args.prompts, args.set, say)
     setup = make_setup(cache, args)
     if args.dry_run:
-        done = whole_jobs(args.out, jobs)
-        say(f"{len(jobs)} jobs, {len(done)} of them done. Starting hosts to see what they have ...")
+        show_jobs(jobs, whole_jobs(args.out, jobs))
+        say("Starting the servers to see what they have ...")
         connect(args.address)
-        return dry_run(RayHosts(setup, filled, Results(args.out), gpus_of(args), say))
+        return show_hosts(RayHosts(setup, filled, Results(args.out), gpus_of(args), say))
     args.out.mkdir(parents=True, exist_ok=True)
     with Ledger(args.out) as ledger:
         done = whole_jobs(args.out, jobs)
@@ -76,8 +76,16 @@ def drive(jobs: Sequence[Job], hosts: RayHosts, ledger: Ledger, before: int) -> 
     return driver.failures
 
 
-def dry_run(hosts: RayHosts) -> int:
-    """Start every host, say what it is and what it lacks, and stop it. Returns 1 if none can run the workflow."""
+def show_jobs(jobs: Sequence[Job], done: Collection[str]) -> None:
+    """List all jobs. done: ids."""
+    for job in jobs:
+        state = "done" if job.id in done else "to do"
+        say(f"{job.name}  {state}, seed {job.seed}{f', image {job.image.name}' if job.image else ''}")
+    say(f"{len(jobs)} jobs, {sum(job.id in done for job in jobs)} of them done.")
+
+
+def show_hosts(hosts: RayHosts) -> int:
+    """Start every host, name its devices and what it lacks, and stop it. Returns 1 if none can run the workflow."""
     try:
         hosts.events()
         while hosts.starting():
@@ -105,7 +113,7 @@ def make_setup(cache: Path, args: argparse.Namespace) -> Setup:
     if not args.tiny:
         return setup
     if args.address:
-        raise Trouble("--tiny runs on this machine alone. Leave --address out.")
+        raise Trouble("--tiny runs on this machine alone. Leave --address out and unset RAY_ADDRESS.")
     python = environment.with_comfyui(cache, gpu=False)
     tree, base = comfyui.tree_of(comfyui.NEWEST, cache), make_base(cache / "cluster" / "tiny", demo.DEMO_NODES)
     demo.make_tiny_models(python, tree, base, "--trained")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -75,9 +76,17 @@ class Hosts:
 
 def test_a_dry_run_names_the_hosts_and_stops_them(capsys):
     hosts = Hosts({"gpu1.0": SimpleNamespace(name="gpu1.0", facts={"devices": ["cuda:0 H100"]})})
-    assert run.dry_run(hosts) == 0 and hosts.closed
+    assert run.show_hosts(hosts) == 0 and hosts.closed
     assert capsys.readouterr().out == "gpu1.0 is ready: cuda:0 H100\n"
-    assert run.dry_run(Hosts({})) == 1
+    assert run.show_hosts(Hosts({})) == 1
+
+
+def test_a_dry_run_lists_the_jobs(capsys, tmp_path):
+    first, second = fake_jobs(2)
+    run.show_jobs([first, replace(second, image=tmp_path / "start.png")], {first.id})
+    assert capsys.readouterr().out.splitlines() == [
+        f"{first.name}  done, seed 1", f"{second.name}  to do, seed 2, image start.png", "2 jobs, 1 of them done.",
+    ]  # fmt: skip
 
 
 def test_a_run_ends_its_hosts_and_cleans_up_when_it_is_interrupted(tmp_path, capsys):
@@ -129,5 +138,5 @@ def test_gpus_of_a_host(options, gpus):
 
 def test_the_tiny_model_is_for_this_machine_alone(tmp_path):
     options = ["run", "--workflow", "a", "--prompts", "b", "--out", "c", "--tiny", "--address", "far:6379"]
-    with pytest.raises(Trouble, match="--tiny runs on this machine alone"):
+    with pytest.raises(Trouble, match="--tiny runs on this machine alone. Leave --address out and unset RAY_ADDRESS."):
         run.make_setup(tmp_path, command.parser().parse_args(options))
