@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tools import comfyui, newest
 from tools.console import say
-from tools.environment import Venv, cache_folder, locked
+from tools.environment import cache_folder, locked
+from tools.venv import Venv
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DEBIAN_PACKAGES = ("chromium", "fonts-noto-cjk")  # without the font, Chinese text is boxes

@@ -6,7 +6,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from tools.console import Trouble, say
-from tools.environment import Venv, locked
+from tools.environment import locked
+from tools.venv import Venv
 
 KERNELS = ("comfy-kitchen", "comfy-aimdo")  # attention and quantised layers; dynamic VRAM
 

@@ -7,7 +7,8 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-from tools.environment import CONVERTER, Venv, cache_folder, locked
+from tools.environment import cache_folder, locked
+from tools.venv import CONVERTER, Venv
 
 PACKAGES = ["comfyui-manager==4.3", *CONVERTER]
 

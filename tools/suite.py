@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tools import browser, comfyui, newest, package_tools
 from tools.console import say
-from tools.environment import Venv
+from tools.venv import Venv
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files, folders and tests whose code knows no difference between ComfyUI versions, with the reason. They run on the

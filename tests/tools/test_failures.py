@@ -15,6 +15,8 @@ import pytest
 from tools import comfyui, environment, newest
 from tools.console import Trouble
 from tools.server import ROOT, Server, free_port, make_base
+from tools.venv import Venv, need_disk
+from tools.venv import sentence as explained
 
 
 def dev(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
@@ -110,21 +112,21 @@ def test_tree_is_unpacked_once_and_over_the_leftovers_of_an_interrupted_run(rele
     ],
 )
 def test_failed_commands_are_explained(output, sentence, tmp_path):
-    said = environment.sentence("install packages", output, tmp_path / "setup.log")
+    said = explained("install packages", output, tmp_path / "setup.log")
     assert said.startswith("Could not install packages: ")
     assert sentence in said and str(tmp_path / "setup.log") in said
 
 
 def test_too_little_disk(monkeypatch, tmp_path):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: usage(10**9, 0, 10**9))
+    monkeypatch.setattr("tools.venv.shutil.disk_usage", lambda _: usage(10**9, 0, 10**9))
     with pytest.raises(Trouble, match="1.0 GB are free, about 8 GB are needed. .* ULTRAGEN_CACHE"):
-        environment.need_disk(tmp_path / "venv", 8)
+        need_disk(tmp_path / "venv", 8)
 
 
 def test_an_environment_without_its_stamp_is_made_anew(monkeypatch, tmp_path):
     """An interrupted installation leaves no stamp: what is there cannot be trusted."""
-    venv = environment.Venv(tmp_path / "venv")
+    venv = Venv(tmp_path / "venv")
     venv.python.parent.mkdir(parents=True)
     venv.python.touch()
     commands = []
@@ -141,13 +143,13 @@ def test_an_environment_without_its_stamp_is_made_anew(monkeypatch, tmp_path):
 
 
 def test_what_one_command_needs_is_installed_for_it_and_stays_for_the_others(monkeypatch, tmp_path):
-    venv = environment.Venv(tmp_path / "venv")
+    venv = Venv(tmp_path / "venv")
     venv.python.parent.mkdir(parents=True)
     venv.python.touch()
     commands = []
     monkeypatch.setattr(venv, "_run", lambda command, _: commands.append(command))
-    monkeypatch.setattr(environment, "_reachable", lambda url: True)
-    monkeypatch.setattr(environment, "need_disk", lambda *_: None)
+    monkeypatch.setattr("tools.venv._reachable", lambda url: True)
+    monkeypatch.setattr("tools.venv.need_disk", lambda *_: None)
     venv.stamp.write_text("{}")
     venv.install(["one"], torch="default")
     assert "ray" not in str(commands)
@@ -166,7 +168,7 @@ def test_ray_is_installed_for_the_tests_and_not_for_the_demo(monkeypatch, tmp_pa
     asked = []
     monkeypatch.setattr(environment.comfyui, "install_tree", lambda *_: tmp_path)
     (tmp_path / "requirements.txt").touch()
-    monkeypatch.setattr(environment.Venv, "install", lambda venv, requirements, torch, optional: asked.append(
+    monkeypatch.setattr(Venv, "install", lambda venv, requirements, torch, optional: asked.append(
         (environment.RAY in requirements, [*optional])
     ))  # fmt: skip
     environment.with_comfyui(tmp_path, gpu=False)
@@ -175,7 +177,7 @@ def test_ray_is_installed_for_the_tests_and_not_for_the_demo(monkeypatch, tmp_pa
 
 
 def test_a_registry_that_cannot_be_reached_leaves_what_is_there(monkeypatch, tmp_path, capsys):
-    venv = environment.Venv(tmp_path / "venv")
+    venv = Venv(tmp_path / "venv")
 
     def unreachable(*_):
         raise Trouble("Could not install packages")
