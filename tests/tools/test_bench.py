@@ -24,7 +24,7 @@ from ultragen_core.ops import dispatch
 from ultragen_core.rules.choice import Settings, choose_rule, untrained_summary
 from ultragen_core.rules.ultragen import block_spec
 from ultragen_core.sizes import VideoSize
-from ultragen_core.wan import WAN_1_3B
+from ultragen_core.wan import WAN_1_3B, WanShape
 
 
 @pytest.mark.parametrize("block", [2, 3])
@@ -75,6 +75,8 @@ def test_sampling_with_cudnn_asks_for_it(sampled, monkeypatch):
 
 def test_every_repeat_of_an_evaluation_has_a_timestep_of_its_own(tiny, monkeypatch):
     """And all of them together one pass over the gates' weights, as in a run."""
+    import ultragen_core.host.speed.evaluation as measured
+
     passes, seen, of_embeddings, at = [], [], Gate.of_embeddings, GateTable.at
     monkeypatch.setattr(Gate, "of_embeddings", lambda gate, x: passes.append(len(x)) or of_embeddings(gate, x))
     monkeypatch.setattr(GateTable, "at", lambda table, t, *rest: seen.append(t.item()) or at(table, t, *rest))
@@ -82,7 +84,7 @@ def test_every_repeat_of_an_evaluation_has_a_timestep_of_its_own(tiny, monkeypat
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
     monkeypatch.setattr(methods, "PUBLISHED_DENSE", frozenset({0, 3}))
     given = seeded(1, 16, 2, 12, 20), seeded(1, 16, 4096, seed=1)
-    monkeypatch.setattr(evaluation, "inputs", lambda model, grid: given)
+    monkeypatch.setattr(measured, "inputs", lambda latent, device: given)
     row = evaluation.evaluation(tiny, "tiny", TokenGrid(2, 6, 10), "ours", repeats=3)
     assert seen[:3] == [1000.0, pytest.approx(2000 / 3), pytest.approx(1000 / 3)] and set(seen[3:]) == {1000.0}
     assert set(passes) == {4} and row.seconds > 0 and row.host_ms > 0
@@ -116,7 +118,7 @@ def test_kernels_compares_layers_and_evaluations_with_float32(kitchen, capsys):
         assert layer == "dense" or found[f"{layer}, int8, kept"] == found[f"{layer}, int8"]
     assert kitchen.freed.count(True) == kitchen.freed.count(False) > 0  # those of "kept"
 
-    model = {"dim": 256, "ffn_dim": 256, "num_heads": 2, "num_layers": 2, "channels": 16}
+    model = WanShape(blocks=2, channels=256, heads=2, ffn_channels=256)
     with kernels.random_checkpoint(model, CPU) as path:
         kernels.evaluations("random", path, NAMES, TokenGrid(2, 4, 6), 1, CPU)
     kernels.evaluations("miniature", kernels.MINIATURE, NAMES, TokenGrid(2, 4, 6), 1, CPU)

@@ -23,12 +23,13 @@ def main() -> None:
     if comfyui := os.environ.get("COMFYUI_PATH"):
         sys.path.insert(0, comfyui)
     as_comfyui_starts(dynamic_vram="--dynamic" in arguments, native="--native" in arguments)
-    from . import attention, kernels, model, plot, training, vae
+    from . import attention, card, kernels, model, plot, training, vae
 
     parser = argparse.ArgumentParser(description=__doc__)
     subjects = parser.add_subparsers(required=True)
     vae.add_parser(subjects)
     attention.add_parser(subjects)
+    card.add_parser(subjects)
     model.add_parser(subjects)
     kernels.add_parser(subjects)
     plot.add_parser(subjects)

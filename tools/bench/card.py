@@ -1,7 +1,8 @@
-"""The GPU that the benchmarks run on: an emulated small card, and ComfyUI's dynamic VRAM."""
+"""The GPU that the benchmarks run on: what measure.py measures, an emulated small card, ComfyUI's dynamic VRAM."""
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,20 @@ held = torch.empty(free - int(float(sys.argv[1]) * 2**30), dtype=torch.uint8, de
 print("held", flush=True)
 sys.stdin.read()
 """
+
+
+def add_parser(subjects: argparse._SubParsersAction) -> None:
+    parser = subjects.add_parser("card", help="what measure.py measures: one line about this card")
+    parser.add_argument("--usable", type=float, help="emulate a small card with so many GiB for this program")
+    parser.add_argument("--native", action="store_true", help="PyTorch's allocator, as ComfyUI's --disable-cuda-malloc")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from ultragen_core.host.speed.command import main
+
+    with small_card(options.usable):
+        main()
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,6 @@ from ultragen_core.grid import TokenGrid
 
 from .card import GIB
 from .methods import prepared, running
-from .random_model import TEXT
 
 FEW_TOKENS = 4096
 
@@ -35,20 +33,20 @@ class Row(NamedTuple):
         return self._replace(seconds=self.seconds * wanted / measured, extrapolated=True, host_ms=host)
 
 
-def inputs(model, grid: TokenGrid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return latent (1, c, t, h, w) and text (1, tokens, text channels) of one video, on the GPU."""
-    channels = model.model.diffusion_model.out_dim
-    x = torch.randn(1, channels, grid.t, 2 * grid.h, 2 * grid.w, device="cuda")
-    return x, 0.1 * torch.randn(1, TEXT["tokens"], TEXT["text_dim"], device="cuda")
+def latent_of(model, grid: TokenGrid) -> tuple[int, ...]:
+    """Return the shape of the latent with these tokens."""
+    return 1, model.model.diffusion_model.out_dim, grid.t, 2 * grid.h, 2 * grid.w
 
 
 def evaluation(model, name: str, grid: TokenGrid, method: str, repeats: int) -> Row:
     """Time evaluations at a timestep of its own each, as in a run of that many steps. The first one, which compiles and
     tunes, also computes the gates of the run.
     """
+    from ultragen_core.host.speed.evaluation import evaluating, inputs
+
     sigmas, seconds = torch.linspace(1, 0, repeats + 1), []
     with running(method), evaluating(prepared(model, method), sigmas) as evaluate:
-        given, few = (inputs(model, size) for size in (grid, few_tokens(grid)))
+        given, few = (inputs(latent_of(model, size), "cuda") for size in (grid, few_tokens(grid)))
         for repeat in range(repeats):
             if repeat <= 1:
                 torch.cuda.empty_cache()
@@ -61,25 +59,6 @@ def evaluation(model, name: str, grid: TokenGrid, method: str, repeats: int) -> 
         peak = torch.cuda.max_memory_allocated() / GIB
         host = host_ms(lambda: evaluate(*few, sigmas[0]))
     return Row(name, grid.tokens, method, min(seconds), peak, False, host)
-
-
-@contextmanager
-def evaluating(model, sigmas: torch.Tensor) -> Iterator[Callable[..., torch.Tensor]]:
-    """Load a model, and yield evaluate(latent, text, sigma), which denoises as in a sampling run over `sigmas`."""
-    import comfy.model_management as mm
-
-    mm.load_models_gpu([model, *model.get_nested_additional_models()])
-    model.pre_run()
-    options = model.model_options.get("transformer_options", {})
-    options = {**options, "wrappers": model.wrappers, "sample_sigmas": sigmas}
-
-    def evaluate(x: torch.Tensor, context: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return model.model.apply_model(x, sigma[None].to(x.device), c_crossattn=context, transformer_options=options)
-
-    try:
-        yield evaluate
-    finally:
-        model.cleanup()
 
 
 def host_ms(launch: Callable[[], None], repeats: int = 5) -> float:

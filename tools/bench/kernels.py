@@ -25,11 +25,12 @@ from ultragen_core.grid import TokenGrid
 from ultragen_core.rules.choice import COMFYUI
 from ultragen_core.rules.t3 import PUBLISHED_1_3B
 from ultragen_core.rules.ultragen import block_spec
+from ultragen_core.wan import WAN_1_3B, WanShape
 
 from .attention import CHANNELS, GRIDS, RANK, random_layer, wan_freqs
 from .card import GIB
-from .evaluation import evaluating
-from .random_model import LAYERS, MODELS, TEXT, write_checkpoint
+from .evaluation import latent_of
+from .random_model import write_checkpoint
 
 PARTS = ("layer", "evaluation", "miniature")
 MINIATURE = Path(__file__).parents[2] / "training" / "miniature" / "weights" / "ultragen.safetensors"
@@ -42,7 +43,7 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser.add_argument("--kernels", nargs="+", default=["int8"], help="values of attention_kernel")
     parser.add_argument("--size", default="1080P x 81", choices=GRIDS)
     parser.add_argument("--rules", nargs="+", default=["ultragen", "dense"], choices=["ultragen", "t3", "dense"])
-    parser.add_argument("--layers", type=int, default=LAYERS, help="blocks of the evaluated model")
+    parser.add_argument("--layers", type=int, default=WAN_1_3B.blocks, help="blocks of the evaluated model")
     parser.add_argument("--repeats", type=int, default=5)
     parser.set_defaults(run=run)
 
@@ -64,8 +65,7 @@ def run(options: argparse.Namespace) -> None:
                 device,
             )
         if "evaluation" in options.parts:
-            shape = MODELS["1.3b"] | {"num_layers": options.layers}
-            with random_checkpoint(shape, device) as path:
+            with random_checkpoint(replace(WAN_1_3B, blocks=options.layers), device) as path:
                 evaluations("random 1.3B", path, names, GRIDS[options.size], options.repeats, device)
         if "miniature" in options.parts:
             evaluations("miniature", MINIATURE, names, MINIATURE_GRID, options.repeats, device)
@@ -121,13 +121,13 @@ def _functions(rule: str, grid: TokenGrid, gates) -> Iterator[tuple[str, Callabl
 def evaluations(title: str, path: Path, names: list[str], grid: TokenGrid, repeats: int, device: torch.device) -> None:
     """Print one line for each kernel: one evaluation of the UltraGen checkpoint at `path`, computed in bfloat16."""
     from ultragen_core.host.attention.load import load_model
+    from ultragen_core.host.speed.evaluation import inputs
 
     def model_of(dtype: torch.dtype, name: str = COMFYUI):
         return load_model(path, "auto", {"dtype": dtype}, name)
 
     exact = model_of(torch.float32)
-    x = torch.randn(1, exact.model.diffusion_model.out_dim, grid.t, 2 * grid.h, 2 * grid.w, device=device)
-    context = 0.1 * torch.randn(1, TEXT["tokens"], TEXT["text_dim"], device=device)
+    x, context = inputs(latent_of(exact, grid), device)
     with evaluated(exact, x, context) as evaluate:
         reference = evaluate().cpu()
     del exact
@@ -137,8 +137,8 @@ def evaluations(title: str, path: Path, names: list[str], grid: TokenGrid, repea
 
 
 @contextmanager
-def random_checkpoint(shape: dict, device: torch.device) -> Iterator[Path]:
-    """A file with random weights, and extras in every block. shape: as of MODELS, with num_layers."""
+def random_checkpoint(shape: WanShape, device: torch.device) -> Iterator[Path]:
+    """A file with random weights, and extras in every block."""
     with tempfile.TemporaryDirectory() as folder, _any_depth():
         path = Path(folder) / "random.safetensors"
         write_checkpoint(path, shape, extras=True, device=device.type)
@@ -162,6 +162,8 @@ def _any_depth() -> Iterator[None]:
 def evaluated(model, x: Tensor, context: Tensor) -> Iterator[Callable[[], Tensor]]:
     """Load a model alone; the function evaluates it once, and returns the velocity."""
     import comfy.model_management as mm
+
+    from ultragen_core.host.speed.evaluation import evaluating
 
     mm.unload_all_models()
     sigmas = torch.tensor([0.9])

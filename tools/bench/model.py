@@ -7,20 +7,23 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from ultragen_core.grid import TokenGrid
+from ultragen_core.wan import WAN_1_3B
 
 from .attention import GRIDS
 from .card import GIB, dynamic_vram, small_card
-from .evaluation import Row, evaluation, inputs, one_block
+from .evaluation import Row, evaluation, latent_of, one_block
 from .methods import METHODS, prepared, running
-from .random_model import LAYERS, MODELS, write_checkpoint
+from .random_model import MODELS, write_checkpoint
 
 SHIFT = 5.0
+LAYERS = WAN_1_3B.blocks  # and the 5B's
 
 
 def add_parser(subjects: argparse._SubParsersAction) -> None:
@@ -62,7 +65,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
     from ultragen_core.weights.complete import DEPTHS
 
     DEPTHS.clear()  # allow models with fewer blocks than published
-    shape = MODELS[options.model] | {"num_layers": options.layers}
+    shape = replace(MODELS[options.model], blocks=options.layers)
     write_checkpoint(path, shape, extras=options.model == "1.3b")
     model = load_model(path, "auto" if options.model == "1.3b" else "t3", {"dtype": torch.bfloat16})
     print(
@@ -101,9 +104,10 @@ def scaled(grid: TokenGrid, model: str) -> TokenGrid:
 def sampled(model, size: str, grid: TokenGrid, method: str, options: argparse.Namespace) -> Row:
     """Time a run through ComfyUI's sampler; both prompts are random."""
     from ultragen_core.host.sampling import with_shift
+    from ultragen_core.host.speed.evaluation import inputs
 
     chosen = with_shift(prepared(model, method), SHIFT)
-    x, context = inputs(model, grid)
+    x, context = inputs(latent_of(model, grid), "cuda")
     latent, prompts = torch.zeros_like(x).cpu(), [0.1 * torch.randn_like(context).cpu() for _ in range(2)]
     del x, context
     torch.cuda.empty_cache()
@@ -146,7 +150,8 @@ def sample(
 
 
 def decode(video: torch.Tensor) -> None:
-    from .vae import decode_to_bytes, random_vae
+    from ultragen_core.host.speed.decode import decode_to_bytes
+    from ultragen_core.host.speed.random_weights import random_vae
 
     vae = random_vae(96)
     torch.cuda.reset_peak_memory_stats()

@@ -39,27 +39,14 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ultragen_core.host.speed.random_weights import random_vae
+
     vae = random_vae(options.width)
     print(torch.cuda.get_device_name(), torch.__version__, "cuDNN", torch.backends.cudnn.version(), vae.vae_dtype)
     rows = []
     for case in options.cases:
         rows += measure_case(vae, case, options)
     print(table(rows))
-
-
-def random_vae(width: int):
-    """A VAE of real size whose weights keep the signal's scale, so that rounding errors mean something."""
-    import comfy.ldm.wan.vae
-    import comfy.sd
-
-    model = comfy.ldm.wan.vae.WanVAE(dim=width, z_dim=16, temperal_downsample=[False, True, True])
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, weight in model.state_dict().items():
-        noise = torch.randn(weight.shape, generator=generator)
-        scale = 0.1 if name.endswith("bias") else weight[0].numel() ** -0.5
-        state[name] = 1 + 0.1 * noise if name.endswith("gamma") else noise * scale
-    return comfy.sd.VAE(sd=state)
 
 
 def measure_case(vae, case: str, options: argparse.Namespace) -> list[Row]:
@@ -88,23 +75,9 @@ def decode(vae, z: torch.Tensor, method: str) -> torch.Tensor:
     if method == "tiled":
         # What ComfyUI's VAEDecodeTiled passes on for its defaults: 512 and 64 pixels, 64 and 8 frames.
         return vae.decode_tiled(z, tile_x=64, tile_y=64, overlap=8, tile_t=16, overlap_t=2)[0]
+    from ultragen_core.host.speed.decode import decode_to_bytes
+
     return decode_to_bytes(vae, z, None if method == "auto" else int(method))
-
-
-def decode_to_bytes(vae, z: torch.Tensor, tile: int | None) -> torch.Tensor:
-    from ultragen_core.host.vae.exact import stream_decode
-    from ultragen_core.host.vae.shapes import decoded_shape
-    from ultragen_core.pinned_copy import PinnedCopyQueue
-
-    frames = torch.empty((*decoded_shape(vae, z.shape)[1:], 3), dtype=torch.uint8)
-    copies = PinnedCopyQueue()
-
-    def write(region, pixels: torch.Tensor) -> None:
-        copies.copy(pixels.mul_(255).round_().to(torch.uint8), frames[region[1:]])
-
-    stream_decode(vae, z, write, tile)
-    copies.finish()
-    return frames
 
 
 def measured(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float, int, int]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import comfy.ldm.wan.vae
 import comfy.ldm.wan.vae2_2
 import torch
 
-from ..plan.flops import dense_layer_flops, layer_flops, rest_of_block_flops
+from ..grid import TokenGrid
+from ..plan.flops import FLOPs, dense_layer_flops, layer_flops, rest_of_block_flops
 from ..plan.memory import MAX_PIECES, ActivationMemory
 from ..plan.report import DECODE_TILES, GatePoint, Plan
+from ..plan.speed import Speed
 from ..rules.blocks import describe_dense
+from ..rules.groups import BlockGroup
 from ..rules.rule import Rule
 from ..rules.ultragen import UltraGenRule
 from ..sizes import SPATIAL_RATIO, VideoSize, latent_shape, pixels_of
 from ..vae.parse import decoder_layers
 from ..wan import WanShape
-from .attention.kernels import Kernel
+from .attention.kernels import OVERRIDE, Kernel
 from .attention.patch import require_wan, runtime_of
+from .speed.records import current_speed
 from .vae.tile_size import decode_needs
 from .wan_model import shape_of, token_grid
 
@@ -44,10 +49,12 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
         )
     size = VideoSize(*pixels, 4 * latent_shape[2] - 3)
     weights = sum(patcher.model_size() for patcher in (model, *model.get_nested_additional_models()))
+    overridden = OVERRIDE in model.model_options.get("transformer_options", {})
+    speed = None if overridden else current_speed()  # measured with the attention function that nobody has replaced
     runtime = runtime_of(model)
     if runtime is None:
-        return plan(None, shape, size, weights)
-    return plan(runtime.rule, shape, size, weights, runtime.percent, kernel=runtime.kernel)
+        return plan(None, shape, size, weights, speed=speed)
+    return plan(runtime.rule, shape, size, weights, runtime.percent, kernel=runtime.kernel, speed=speed)
 
 
 def plan(
@@ -58,20 +65,19 @@ def plan(
     percent: tuple[float, float] = (0.0, 1.0),
     gates_known: bool = True,
     kernel: Kernel | None = None,
+    speed: Speed | None = None,
 ) -> Plan:
     """The plan of one video under a rule; None is dense attention everywhere.
 
     weights: bytes of the model, 0 if unknown. percent: the part of the run in which the rule acts. gates_known: whether
-    the rule's gates have their weights. kernel: of self-attention; None is ComfyUI's choice. Raises ValueError where
-    the rule cannot run at this size.
+    the rule's gates have their weights. kernel: of self-attention; None is ComfyUI's choice. speed: of this card, which
+    was measured in blocks under a rule, without a kernel. Raises ValueError where the rule cannot run at this size.
     """
     latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
     grid = token_grid(latent)
     groups = tuple(rule.groups(grid)) if rule else ()
-    dense = dense_layer_flops(grid, model.channels)
-    layers = {index: layer_flops(group.branches, grid, model.channels) for group in groups for index in group.blocks}
-    attentions = [*range(model.blocks), *model.fed_by_vace]
-    rest = rest_of_block_flops(grid.tokens, model) * len(attentions)
+    flops, dense_flops = _flops(groups, grid, model)
+    acts = rule is not None and bool(rule.blocks) and kernel is None
     activations = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel.held_maps if kernel else 0)
     named = f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention"
     return Plan(
@@ -80,15 +86,25 @@ def plan(
         rule=f"{named}, attention {kernel.name}" if kernel else named,
         dense=tuple(describe_dense(rule.dense)) if rule else (),
         groups=groups,
-        flops=sum((layers.get(index, dense) for index in attentions), rest),
-        dense_flops=dense * len(attentions) + rest,
+        flops=flops,
+        dense_flops=dense_flops,
         gates=_gates(rule) if gates_known else (),
         weights=weights,
         activations=(activations.needed(MAX_PIECES), activations.needed(1)),
         decode=_decode(latent[1:], model.uses_wan22_vae),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
         warnings=(*rule.advice(grid), *_dense_outside(percent)) if rule else (),
+        estimate=speed.estimate(flops, size, not model.uses_wan22_vae) if speed and acts else None,
     )
+
+
+def _flops(groups: Sequence[BlockGroup], grid: TokenGrid, model: WanShape) -> tuple[FLOPs, FLOPs]:
+    """FLOPs of one evaluation, with the rule in these groups of blocks and with full attention everywhere."""
+    dense = dense_layer_flops(grid, model.channels)
+    layers = {index: layer_flops(group.branches, grid, model.channels) for group in groups for index in group.blocks}
+    attentions = [*range(model.blocks), *model.fed_by_vace]
+    rest = rest_of_block_flops(grid.tokens, model) * len(attentions)
+    return sum((layers.get(index, dense) for index in attentions), rest), dense * len(attentions) + rest
 
 
 def _dense_outside(percent: tuple[float, float]) -> list[str]:

@@ -22,6 +22,7 @@ from ..weights.shards import shards_of
 from .attention.kernels import load_kernel
 from .attention.load import T3_NAME, check_kernel, rule_for, split_whole, trained_rule
 from .plan import plan
+from .speed.records import current_speed
 
 PUBLISHED = ExtrasSummary(
     ExtrasShape(1536, rank=64, refined=True), frozenset(range(3, 27)), dict.fromkeys(range(3, 27))
@@ -73,7 +74,8 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) ->
         percent = settings.start_percent, settings.end_percent
         kernel = load_kernel(settings.attention_kernel, shape)
     size = round_up(wanted, SPATIAL_RATIO[shape.out_channels])
-    made = plan(rule, shape, size, percent=percent, gates_known=_gates_known(rule), kernel=kernel)
+    gates_known, speed = _gates_known(rule), current_speed()
+    made = plan(rule, shape, size, percent=percent, gates_known=gates_known, kernel=kernel, speed=speed)
     return replace(made, warnings=(*warning, *made.warnings))
 
 

@@ -31,10 +31,12 @@ def picture(plan: Plan) -> str:
         drawn, height = draw(plan, y)
         parts += drawn
         y += height
-    for warning in plan.warnings:
-        for line in textwrap.wrap(f"\N{WARNING SIGN} {warning}", LETTERS):
+    sentences = [(f"{plan.estimate}", "currentColor")] if plan.estimate else []
+    sentences += [(f"\N{WARNING SIGN} {warning}", "#e0a000") for warning in plan.warnings]
+    for sentence, colour in sentences:
+        for line in textwrap.wrap(sentence, LETTERS):
             y += LINE
-            parts.append(_text(MARGIN, y, line, "#e0a000"))
+            parts.append(_text(MARGIN, y, line, colour))
     size = f'width="{WIDTH}" height="{y + MARGIN}" viewBox="0 0 {WIDTH} {y + MARGIN}"'
     style = 'font-family="sans-serif" font-size="11" fill="currentColor"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(parts)}</svg>'

@@ -9,6 +9,7 @@ from ..grid import TokenGrid
 from ..rules.groups import BlockGroup, Branch
 from ..sizes import VideoSize
 from .flops import FLOPs
+from .speed import Estimate
 
 DECODE_TILES = 64, 512  # side in pixels
 GIB = 2**30
@@ -31,7 +32,7 @@ class Plan:
     flops, dense_flops: of one evaluation, as planned and with full attention everywhere. gates: over the run; empty
     where no gate acts or its weights are not loaded. weights: size of the model. activations: with as few tokens at a
     time as possible, and with all. decode: device memory with tiles of 64 and of 512 pixels. frames: host memory in 8
-    bits and as an IMAGE.
+    bits and as an IMAGE. estimate: of times; None where this card was not measured.
     """
 
     size: VideoSize
@@ -47,6 +48,7 @@ class Plan:
     decode: tuple[int, int]
     frames: tuple[int, int]
     warnings: tuple[str, ...]
+    estimate: Estimate | None = None
 
     def text(self) -> list[str]:
         """Sentences, most important first."""
@@ -57,6 +59,8 @@ class Plan:
         for group in self.groups:
             lines.append(f"{len(group.blocks)} {group.name}: {' + '.join(map(windows_text, group.branches))}")
         lines.append(f"one evaluation: {self.flops.total / 1e15:.3g} PFLOPs, {self.against_dense()}")
+        if self.estimate:
+            lines.append(f"time: {self.estimate}")
         loaded = f"weights {gib(self.weights)} and " if self.weights else ""
         lines.append(f"device memory to sample one video: {loaded}activations of {low} (least) to {high} (fastest)")
         lines.append(

@@ -1,0 +1,1 @@
+"""Measures the card of this computer, and keeps the result for UltraGen Plan."""
