@@ -13,13 +13,17 @@ from helpers.wan_models import KINDS, load
 from safetensors.torch import load_file, save_file
 
 import ultragen_core.host.plan_preview as preview_module
+import ultragen_core.host.speed.records as records
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.attention.load import load_extras_file, load_model
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.plan import plan, plan_of
 from ultragen_core.host.plan_preview import AS_TRAINED, Patch, Source, preview, shapes_of
+from ultragen_core.host.speed.records import write_speed
+from ultragen_core.host.speed.setup import setup_of
 from ultragen_core.plan.picture import picture
+from ultragen_core.plan.speed import DecodeTime, EvaluationTime, Speed
 from ultragen_core.rules.t3 import t3_rule
 from ultragen_core.rules.ultragen import UNTRAINED_WARNING
 from ultragen_core.sizes import VideoSize
@@ -213,3 +217,57 @@ def test_the_picture_says_the_tokens_of_the_text(tiny):
         for branch in kind.branches:
             assert f"{branch} of {branch.windows[0]:,} tokens" in drawn
     assert drawn.count("stroke-dasharray") == 2  # the hierarchical borders of even and of odd blocks
+
+
+MEASURED = VideoSize(64, 64, 81)
+SECONDS = {"ultragen": 3.0, "t3": 6.0}
+
+
+@pytest.fixture
+def measured_card(tmp_path, monkeypatch):
+    """This computer's card was measured: whole evaluations of SHAPE by the tiny model's two rules, and a decode."""
+    import folder_paths
+
+    def write(tiny) -> None:
+        flops = {rule: plan_of(apply(tiny, Settings(rule=rule)), SHAPE).flops for rule in SECONDS}
+        times = tuple(EvaluationTime(SIZE, flops[rule], seconds) for rule, seconds in SECONDS.items())
+        speed = Speed("2026-11-27", times, (DecodeTime(MEASURED, 8.1),))
+        monkeypatch.setattr(records, "current_setup", lambda: setup_of(torch.device("cpu")))
+        write_speed(records.records_file(), setup_of(torch.device("cpu")), speed)
+
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+    return write
+
+
+def test_a_measured_card_gets_times(tiny, tiny_path, measured_card):
+    assert plan_of(tiny, SHAPE).estimate is None
+    measured_card(tiny)
+    for rule, seconds in SECONDS.items():
+        made = plan_of(apply(tiny, Settings(rule=rule)), SHAPE)
+        sentence = (
+            f"about {seconds:.0f} s for one evaluation and 5.4 s for the exact decode, estimated from the measurement"
+            " of 2026-11-27"
+        )
+        assert f"time: {sentence}" in made.text()
+        assert "from the measurement of" in picture(made) and f"about {seconds:.0f} s for one" in picture(made)
+        source = Source(tiny_path.name, tiny_path, AS_TRAINED)
+        assert preview(SIZE, source, [Patch(Settings(rule=rule))]).estimate == made.estimate
+    larger = plan_of(tiny, (1, 16, 6, 16, 24))
+    assert larger.estimate.evaluation > 1.9 * SECONDS["ultragen"] and larger.estimate.decode == 8.1 * 6 * 21 / 81
+
+
+def test_no_times_where_another_attention_runs(tiny, dense, measured_card, kitchen):
+    """Than the one that was measured: an override's, a kernel's, or ComfyUI's in an unpatched model."""
+    measured_card(tiny)
+    overridden = tiny.clone()
+    overridden.model_options["transformer_options"]["optimized_attention_override"] = print
+    int8 = apply(load(KINDS["Wan2.1 T2V"]), Settings(rule="ultragen", attention_kernel="int8"))
+    for model in (overridden, dense, int8):
+        made = plan_of(model, SHAPE)
+        assert made.estimate is None and "measurement" not in picture(made) + "".join(made.text())
+
+
+def test_only_the_measured_vaes_decode_gets_a_time(tiny, measured_card):
+    measured_card(tiny)
+    model = apply(load(KINDS["Wan2.2 TI2V 5B"]), Settings(rule="ultragen"))
+    assert plan_of(model, (1, 48, 3, 16, 24)).estimate.decode is None

@@ -117,7 +117,7 @@ def test_comfy_cli_finds_it_fit_to_publish(repository, tmp_path):
     with zipfile.ZipFile(repository / "node.zip") as published:
         names = {name for name in published.namelist() if not name.endswith("/")}
     (repository / "node.zip").unlink()
-    wanted = {"__init__.py", "CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
+    wanted = {"__init__.py", "CHANGELOG.md", "LICENSE", "README.md", "measure.py", "pyproject.toml", "requirements.txt"}
     folders = ("nodes/", "ultragen_core/", "web/", "locales/", "subgraphs/", "workflows/")
     shipped = {name for name in tracked() if name in wanted or name.startswith(folders)}
     assert names - {".comfyignore", ".gitignore"} == shipped

@@ -76,7 +76,7 @@ def plan(
     latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
     grid = token_grid(latent)
     groups = tuple(rule.groups(grid)) if rule else ()
-    flops, dense_flops = _flops(groups, grid, model)
+    flops, dense_flops = flops_of(groups, grid, model)
     acts = rule is not None and bool(rule.blocks) and kernel is None
     activations = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel.held_maps if kernel else 0)
     named = f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention"
@@ -98,7 +98,7 @@ def plan(
     )
 
 
-def _flops(groups: Sequence[BlockGroup], grid: TokenGrid, model: WanShape) -> tuple[FLOPs, FLOPs]:
+def flops_of(groups: Sequence[BlockGroup], grid: TokenGrid, model: WanShape) -> tuple[FLOPs, FLOPs]:
     """FLOPs of one evaluation, with the rule in these groups of blocks and with full attention everywhere."""
     dense = dense_layer_flops(grid, model.channels)
     layers = {index: layer_flops(group.branches, grid, model.channels) for group in groups for index in group.blocks}

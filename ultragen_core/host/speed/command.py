@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import comfy.model_management as mm
+import torch
 
 from .measure import GIB, Workload, measure
 from .records import records_file, write_speed
@@ -21,12 +22,13 @@ def main(workload: Workload | None = None) -> None:
             "without --cpu."
         )
     try:
-        _measure_and_keep(device, workload or Workload())
+        measure_and_keep(device, workload or Workload())
     except KeyboardInterrupt:
         raise SystemExit("Interrupted: nothing was written.") from None
 
 
-def _measure_and_keep(device, workload: Workload) -> None:
+def measure_and_keep(device: torch.device, workload: Workload) -> None:
+    """Print progress to the standard error, and the line to the standard output even if no file can be written."""
     free, total = mm.get_free_memory(device), mm.get_total_memory(device)
     if free < FREE_SHARE * total:
         _say(

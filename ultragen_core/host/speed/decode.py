@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import comfy.model_management as mm
 import torch
@@ -16,25 +17,39 @@ from ..vae.exact import stream_decode
 from ..vae.shapes import decoded_shape
 from .timing import timed
 
-FRAMES = 5  # two latent frames, the first of which is decoded in another way than the others
-LONGEST, BUDGET = 15.0, 8.0
+FRAMES = 5, 9  # two and three latent frames
+LONGEST, BUDGET = 8.0, 8.0
 
 
 def measure_decodes(vae, sizes: list[VideoSize], device: torch.device) -> list[DecodeTime]:
-    """Time a decode of FRAMES frames at each size, smallest first, until memory or time do not suffice."""
+    """Time decodes of few frames at each size, smallest first, and extrapolate to size.frames.
+
+    Sizes for which memory does not suffice, or which would take longer than LONGEST seconds, are left out.
+    """
     made: list[DecodeTime] = []
-    for size in (size._replace(frames=FRAMES) for size in sizes):
-        if made and made[-1].seconds * math.prod(size) / math.prod(made[-1].size) > LONGEST:
+    for size in sizes:
+        few = math.prod(size._replace(frames=FRAMES[0]))
+        if made and made[-1].seconds * few / math.prod(made[-1].size) > LONGEST:
             break
-        z = torch.randn(latent_shape(size, 1), generator=torch.Generator().manual_seed(1))
         try:
-            seconds = timed(lambda z=z: decode_to_bytes(vae, z, None), device, BUDGET)
+            first, second = (timed(_decode(vae, size._replace(frames=frames)), device, BUDGET) for frames in FRAMES)
         except NotEnoughMemory:
             break
         finally:
             mm.soft_empty_cache()
-        made.append(DecodeTime(size, seconds))
+        made.append(DecodeTime(size, extrapolated(first, second, size.frames)))
     return made
+
+
+def extrapolated(first: float, second: float, frames: int) -> float:
+    """Return seconds of a decode from those of FRAMES. What both spend on choosing a tile does not grow."""
+    (few, more) = FRAMES
+    return first + max(0.0, second - first) * (frames - few) / (more - few)
+
+
+def _decode(vae, size: VideoSize) -> Callable[[], Tensor]:
+    z = torch.randn(latent_shape(size, 1), generator=torch.Generator().manual_seed(1))
+    return lambda: decode_to_bytes(vae, z, None)
 
 
 def decode_to_bytes(vae, z: Tensor, tile: int | None) -> Tensor:

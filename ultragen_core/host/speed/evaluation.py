@@ -21,7 +21,7 @@ from ...wan import WanShape
 from ..attention.extras import build
 from ..attention.patch import apply, require_wan, runtime_of
 from ..memory import is_out_of_memory
-from ..plan import ITEMSIZE, plan
+from ..plan import ITEMSIZE, flops_of
 from ..wan_model import shape_of, token_grid
 from .random_weights import TEXT_CHANNELS, random_base, random_extras
 from .timing import MOST_REPEATS, timed
@@ -46,7 +46,10 @@ def few_blocks(shape: WanShape, device: torch.device) -> dict[str, object]:
 
 def evaluation_flops(model, size: VideoSize, blocks: int) -> FLOPs:
     """FLOPs of an evaluation of the whole model of `blocks` blocks. model: from `few_blocks`."""
-    return plan(runtime_of(model).rule, shape_of(require_wan(model)), size).flops * (blocks // MEASURED_BLOCKS)
+    shape = shape_of(require_wan(model))
+    grid = token_grid(latent_shape(size, 1, shape.out_channels, SPATIAL_RATIO[shape.out_channels]))
+    planned, _ = flops_of(runtime_of(model).rule.groups(grid), grid, shape)
+    return planned * (blocks // MEASURED_BLOCKS)
 
 
 def measure_evaluation(model, size: VideoSize, blocks: int, device: torch.device) -> EvaluationTime | None:

@@ -70,14 +70,16 @@ class Measurement(NamedTuple):
             f" {self.attention}",
             *(step.text(self.speed) for step in self.steps),
         ]
-        for size in self.workload.sizes.values() if self.speed.decodes else ():
-            parts.append(f"{size.width}x{size.height} decode {seconds_text(self.speed.decode(size))}")
+        measured = [one.size for one in self.speed.decodes]
+        for size in self.workload.sizes.values() if measured else ():
+            note = "" if size in measured else f" (from {measured[-1].width}x{measured[-1].height})"
+            parts.append(f"{size.width}x{size.height} decode {seconds_text(self.speed.decode(size))}{note}")
         if self.peak:
             parts.append(f"peak {self.peak / GIB:.1f} GiB")
         frames = max(size.frames for size in self.workload.sizes.values())
         parts.append(
             f"{frames} frames, CFG 1, extrapolated from {MEASURED_BLOCKS} of {self.workload.model.blocks} blocks and"
-            f" {decode.FRAMES} decoded frames, {self.speed.date}"
+            f" {max(decode.FRAMES)} decoded frames, {self.speed.date}"
         )
         return "; ".join(parts)
 
