@@ -83,6 +83,7 @@ def test_evaluations_outside_a_run_do_not_fill_the_memory(monkeypatch):
 def test_a_gpu_computes_the_gates_of_the_cpu_and_keeps_no_weights():
     gates = [random_gate(channels=1536, seed=seed) for seed in (0, 9)]
     sources, t = GateSources(1536, {0: tuple(gates)}), torch.tensor([803.25], device="cuda")
+    torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")  # allocates cuBLAS's workspace
     before = torch.cuda.memory_allocated()
     on_gpu = GateTable().at(t, sources, SCHEDULE)[0]
     assert torch.cuda.memory_allocated() - before < 2**20

@@ -13,7 +13,7 @@ from torch import nn
 
 from ultragen_core.attention import engine, rope
 from ultragen_core.grid import TokenGrid, cut_grid
-from ultragen_core.ops import depthwise, dispatch, norm_rope, resample
+from ultragen_core.ops import depthwise, dispatch, norm_rope, resample, residual_norm
 
 C = 24
 CPU = torch.device("cpu")
@@ -38,6 +38,7 @@ def both(interpreted_kernels, monkeypatch):
         "resample_kernels": ["resample"],
         "norm_rope_kernels": ["norm_rope_"],
         "depthwise_kernels": ["compress", "refine_blend_"],
+        "residual_norm_kernels": ["residual_norm_"],
     }.items():
         for name in names:
             kernel = getattr(kernels(module), name)
@@ -114,7 +115,24 @@ def test_refinement_and_blend(both, frames, gates, height, coarse, rows):
     assert relative_error(fast, slow) < 1e-6
 
 
-@pytest.mark.parametrize("module", dispatch.ATTENTION_KERNEL_MODULES)
+@pytest.mark.parametrize("batch", [1, 2], ids=["one timestep", "a timestep an item"])
+@pytest.mark.parametrize("gated", [True, False])
+def test_residual_and_norm(both, gated, batch):
+    x, y = seeded(2, 5, C), seeded(2, 5, C, seed=1)
+    # As a block has them: parts of one tensor, with its strides.
+    gate, scale, shift = seeded(batch, 6, C, seed=2).chunk(6, dim=1)[:3]
+    gate = gate if gated else None
+    total, total_plain = both(residual_norm.residual_, lambda: (x, y.clone(), gate))
+    normed, normed_plain = both(residual_norm.norm, lambda: (x, scale, shift, 1e-6))
+    assert relative_error(total, total_plain) < 1e-6 and relative_error(normed, normed_plain) < 1e-6
+    fast, slow = both(residual_norm.residual_norm_, lambda: (x, y.clone(), gate, scale, shift, 1e-6))
+    for one, other in zip(fast, slow, strict=True):
+        assert relative_error(one, other) < 1e-6
+    assert torch.equal(fast[0], total)
+    assert relative_error(fast[1], residual_norm.norm(total, scale, shift, 1e-6, False)) < 1e-6
+
+
+@pytest.mark.parametrize("module", (*dispatch.ATTENTION_KERNEL_MODULES, *dispatch.BLOCK_KERNEL_MODULES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_check_at_first_use_passes(interpreted_kernels, module, dtype):
     kernels(module).check(CPU, dtype)

@@ -48,43 +48,57 @@ def _refine_blend_kernel(
     WB: tl.constexpr,
     CB: tl.constexpr,
 ):
-    """y = lerp(3x3x3 depthwise convolution of coarse, y, gate) for a stretch of one row, all frames, some channels.
+    """y = lerp(3x3x3 depthwise convolution of coarse, y, gate) for a stretch of two rows, all frames, some channels.
 
     Computes `rows` rows from row `start`; coarse holds `height` rows of the map, starting at row `first`. Each frame is
-    read once and added to the sums of its own and both neighbouring frames.
+    read once and added to the sums of its own and both neighbouring frames. Two rows share half of what they read.
     """
-    stretches = tl.cdiv(w, WB)
-    row_of_batch = tl.program_id(0)
-    batch = (row_of_batch // (stretches * rows)).to(tl.int64)
-    row = start + row_of_batch // stretches % rows
-    column = row_of_batch % stretches * WB + tl.arange(0, WB)
+    stretches, pairs = tl.cdiv(w, WB), tl.cdiv(rows, 2)
+    pair_of_batch = tl.program_id(0)
+    batch = (pair_of_batch // (stretches * pairs)).to(tl.int64)
+    row = start + 2 * (pair_of_batch // stretches % pairs)
+    column = pair_of_batch % stretches * WB + tl.arange(0, WB)
     channel = tl.program_id(1) * CB + tl.arange(0, CB)
     keep = channel < C
     b = tl.load(bias + channel, keep, other=0.0).to(tl.float32)[None, :]
     g = tl.load(gate + batch * gate_stride + channel, keep, other=0.0).to(tl.float32)[None, :]
-    before = tl.zeros((WB, CB), tl.float32)
-    now = tl.zeros((WB, CB), tl.float32)
+    zero = tl.zeros((WB, CB), tl.float32)
+    before, now = zero, zero
+    before2, now2 = zero, zero
     place = column[:, None] * C + channel[None, :]
     inside = (column < w)[:, None] & keep[None, :]
+    inside2 = inside & (row + 1 < start + rows)
     for frame in range(T + 1):
-        after = tl.zeros((WB, CB), tl.float32)
+        after, after2 = zero, zero
         if frame < T:
-            for tap in tl.static_range(9):
+            for tap in tl.static_range(12):
                 r, cols = row + tap // 3 - 1, column + tap % 3 - 1
-                valid = (r >= 0) & (r < h) & (cols >= 0) & (cols < w)
+                valid = (r >= first) & (r < first + height) & (cols >= 0) & (cols < w)
                 line = ((batch * T + frame) * height + r - first) * w
                 at = (line + cols)[:, None] * C + channel[None, :]
                 value = tl.load(coarse + at, valid[:, None] & keep[None, :], other=0.0).to(tl.float32)
-                taps = weight + tap * C + channel
-                before += value * tl.load(taps + 18 * C, keep, other=0.0).to(tl.float32)[None, :]
-                now += value * tl.load(taps + 9 * C, keep, other=0.0).to(tl.float32)[None, :]
-                after += value * tl.load(taps, keep, other=0.0).to(tl.float32)[None, :]
+                if tap < 9:
+                    taps = weight + tap * C + channel
+                    before += value * tl.load(taps + 18 * C, keep, other=0.0).to(tl.float32)[None, :]
+                    now += value * tl.load(taps + 9 * C, keep, other=0.0).to(tl.float32)[None, :]
+                    after += value * tl.load(taps, keep, other=0.0).to(tl.float32)[None, :]
+                if tap >= 3:
+                    taps = weight + (tap - 3) * C + channel
+                    before2 += value * tl.load(taps + 18 * C, keep, other=0.0).to(tl.float32)[None, :]
+                    now2 += value * tl.load(taps + 9 * C, keep, other=0.0).to(tl.float32)[None, :]
+                    after2 += value * tl.load(taps, keep, other=0.0).to(tl.float32)[None, :]
         if frame > 0:
             at = ((batch * T + frame - 1) * h + row) * w * C + place
-            old = tl.load(y + at, inside, other=0.0).to(tl.float32)
-            conv = before + b
-            tl.store(y + at, (conv + g * (old - conv)).to(y.dtype.element_ty), inside)
+            _blend(y + at, before + b, g, inside)
+            _blend(y + at + w * C, before2 + b, g, inside2)
         before, now = now, after
+        before2, now2 = now2, after2
+
+
+@triton.jit
+def _blend(y, refined, gate, mask):
+    old = tl.load(y, mask, other=0.0).to(tl.float32)
+    tl.store(y, (refined + gate * (old - refined)).to(y.dtype.element_ty), mask)
 
 
 def taps(weight: Tensor) -> Tensor:
@@ -112,9 +126,9 @@ def refine_blend_(
     their neighbours take.
     """
     b, t, h, w, c = y.shape
-    stretch, channels = 16, 64
+    stretch, channels = 8, 64
     gate_stride = gate.stride(0) if gate.shape[0] > 1 else 0
-    _refine_blend_kernel[(b * rows[1] * -(-w // stretch), -(-c // channels))](
+    _refine_blend_kernel[(b * -(-rows[1] // 2) * -(-w // stretch), -(-c // channels))](
         coarse, taps, bias, y, gate, gate_stride, h, w, first, coarse.shape[2], *rows,
         T=t, C=c, WB=stretch, CB=channels,
     )  # fmt: skip

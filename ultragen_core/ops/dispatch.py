@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 ATTENTION_KERNEL_MODULES = ("norm_rope_kernels", "resample_kernels", "depthwise_kernels")
 """The modules of this folder with the kernels of an attention layer. Each has `check(device, dtype)`, which raises."""
+BLOCK_KERNEL_MODULES = ("residual_norm_kernels",)
+"""The same for the rest of a block."""
 
 _forced: bool | None = None
 

@@ -20,6 +20,7 @@ from ...attention.layer import dense_attention_
 from ...attention.rope import RopeTables
 from ..compat import attention_operands, preferred_attention
 from ..wan_model import uncompiled
+from .block import FusedBlockLayer, can_fuse, fused_feed_forward
 from .kernels import OVERRIDE, KernelOverride
 from .parameters import managed_parameters
 
@@ -105,7 +106,7 @@ class TokenWiseLayer:
     """On a module that treats every token of x (b, s, c) alone: the same in chunks of tokens."""
 
     original: Callable[..., Tensor]
-    tokens_at_a_time: int
+    tokens_at_a_time: int | None
 
     @staticmethod
     def forward(module, x: Tensor, *args, **kwargs) -> Tensor:
@@ -129,6 +130,17 @@ class EmbeddingLayer:
         return torch.cat(frames, dim=1).movedim(-1, 1)
 
 
+def fused_layers(dm: wan.WanModel) -> dict[nn.Module, object]:
+    """Layers that fuse what surrounds the attention, where the GPU has kernels for it."""
+    layers: dict[nn.Module, object] = {}
+    for block in map(uncompiled, _all_blocks(dm)):
+        if can_fuse(block):
+            layers[block] = FusedBlockLayer(block.forward)
+        if feed_forward := fused_feed_forward(block.ffn):
+            layers[block.ffn] = TokenWiseLayer(feed_forward, None)
+    return layers
+
+
 def bounded_layers(
     dm: wan.WanModel, dtype: torch.dtype, tokens_at_a_time: int, keep_dense: bool
 ) -> dict[nn.Module, object]:
@@ -139,13 +151,18 @@ def bounded_layers(
     layers: dict[nn.Module, object] = {}
     if dm.patch_size[0] == 1:
         layers[dm.patch_embedding] = EmbeddingLayer(dm.patch_embedding.forward, dtype)
-    for block in map(uncompiled, (*dm.blocks, *getattr(dm, "vace_blocks", ()))):
+    for block in map(uncompiled, _all_blocks(dm)):
         for module in (block.ffn, block.cross_attn):
-            layers[module] = TokenWiseLayer(module.forward, tokens_at_a_time)
+            fused = fused_feed_forward(module) if module is block.ffn else None
+            layers[module] = TokenWiseLayer(fused or module.forward, tokens_at_a_time)
         own = getattr(block.forward, "__func__", None) in OWN_FORWARDS
         if own and not keep_dense and type(block.self_attn) is wan.WanSelfAttention:
             layers[block.self_attn] = DenseLayer(tokens_at_a_time)
     return layers
+
+
+def _all_blocks(dm: wan.WanModel) -> list[nn.Module]:
+    return [*dm.blocks, *getattr(dm, "vace_blocks", ())]
 
 
 @contextmanager

@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 
 import comfy.model_management
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...attention.extras import BlockExtras
 from ...attention.gate import Gates, GateTable
 from ...attention.rope import RopeTables
 from ...grid import TokenGrid
+from ...ops import dispatch
 from ...plan.memory import ActivationMemory, MemoryBudget
 from ...rules.choice import COMFYUI
 from ...rules.rule import Rule
@@ -32,7 +33,7 @@ from ..wan_model import activation_dtype, diffusion_model, self_attentions, shap
 from .backend import AttentionChoice, choose_attention
 from .extras import LoadedExtras, blocks_of
 from .kernels import OVERRIDE, Kernel
-from .layers import RuleLayer, bounded_layers, installed
+from .layers import RuleLayer, bounded_layers, fused_layers, installed
 
 KEY = "ultragen"  # of everything that the pack registers on a ModelPatcher
 
@@ -132,7 +133,7 @@ class Runtime:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         budget = self.budget(base, grid, x)
         while True:
-            layers = self.layers(base, attentions, grid, options, budget.tokens_at_a_time)
+            layers = self.layers(base, attentions, grid, options, budget.tokens_at_a_time, x.device)
             try:
                 with installed(layers):
                     return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -165,12 +166,22 @@ class Runtime:
                 )
         return choices[key][1]
 
-    def layers(self, base, attentions: dict[int, Callable], grid: TokenGrid, options: dict, at_a_time: int | None):
+    def layers(
+        self,
+        base,
+        attentions: dict[int, Callable],
+        grid: TokenGrid,
+        options: dict,
+        at_a_time: int | None,
+        device: torch.device,
+    ) -> dict[nn.Module, object]:
         """The layers of one evaluation, by the module that they replace."""
-        dm, layers = diffusion_model(base), {}
+        dm, dtype, layers = diffusion_model(base), activation_dtype(base), {}
+        if dispatch.triton_for(torch.empty(0, dtype=dtype, device=device), dispatch.BLOCK_KERNEL_MODULES):
+            layers |= fused_layers(dm)
         if at_a_time is not None:
             keep_dense = bool(options.get("patches", {}).get("attn1_patch"))
-            layers = bounded_layers(dm, activation_dtype(base), at_a_time, keep_dense)
+            layers |= bounded_layers(dm, dtype, at_a_time, keep_dense)
         for index, attention in attentions.items():
             for attn in self_attentions(dm, index):
                 bounded = layers.get(attn)

@@ -1,0 +1,154 @@
+"""What surrounds the attention in a block of a Wan model, fused: ComfyUI's forward reads and writes the video's tokens
+19 times for residuals, norms and modulations, this one 13 times; and the feed-forward part applies its GELU within the
+matrix product.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import comfy.ldm.wan.model as wan
+import comfy.model_management
+import comfy.ops
+import torch
+from torch import Tensor, nn
+
+from ...ops.linear_gelu import linear_gelu
+from ...ops.residual_norm import norm, residual_, residual_norm_
+from .parameters import is_ready, managed_parameters
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FusedBlockLayer:
+    """On a block: `fused_block`, or its own forward where one of ComfyUI's features asks for more."""
+
+    original: Callable[..., Tensor]
+
+    @staticmethod
+    def forward(module, x: Tensor, e: Tensor, freqs: Tensor, context: Tensor, **kwargs) -> Tensor:
+        patches = (kwargs.get("transformer_options") or {}).get("patches", {})
+        timesteps = 1 if e.ndim == 3 else e.shape[1]
+        if timesteps > 1 or "attn2_patch" in patches:
+            return module.ultragen_layer.original(x, e, freqs, context, **kwargs)
+        return fused_block(module, x, e.reshape(len(e), 6, -1), freqs, context, **kwargs)
+
+
+def fused_block(
+    block: nn.Module,
+    x: Tensor,
+    e: Tensor,
+    freqs: Tensor,
+    context: Tensor,
+    transformer_options: dict,
+    triton: bool = True,
+    **of_cross_attention,
+) -> Tensor:
+    """WanAttentionBlock.forward with one timestep an item: x (b, s, c), e (b, 6, c) its modulation -> (b, s, c)."""
+    x = x.contiguous()  # the first block's is the embedding, channel-first
+    modulation = comfy.model_management.cast_to(block.modulation, dtype=x.dtype, device=x.device)
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (modulation + e).chunk(6, dim=1)
+    weight, bias = (vector[None, None] for vector in managed_parameters(block.norm3, x))
+    # The normed maps have no name here, so that the attention may free or overwrite them.
+    y = block.self_attn(
+        norm(x, 1 + scale, shift, block.norm1.eps, triton), freqs, transformer_options=transformer_options
+    )
+    x, normed = residual_norm_(x, y, gate, weight, bias, block.norm3.eps, triton)
+    y = block.cross_attn(normed, context, transformer_options=transformer_options, **of_cross_attention)
+    del normed
+    x, normed = residual_norm_(x, y, None, 1 + ffn_scale, ffn_shift, block.norm2.eps, triton)
+    return residual_(x, block.ffn(normed), ffn_gate, triton)
+
+
+def can_fuse(block: nn.Module) -> bool:
+    """Whether `fused_block` computes what this block computes: ComfyUI's own class, uncompiled, with the layer norms of
+    Wan, and without other packs' forwards or hooks.
+    """
+    if type(block) is not wan.WanAttentionBlock or block._compiled_call_impl is not None:
+        return False
+    norms = (block.norm1, block.norm2, block.norm3)
+    if not all(isinstance(one, nn.LayerNorm) for one in norms) or any(map(_changed, (block, *norms))):
+        return False
+    affine = [one.elementwise_affine for one in norms]
+    hooked = any(map(_hooked, (block.self_attn, block.cross_attn, block.ffn)))
+    return affine == [False, False, True] and not hooked and _same_as_comfyui()
+
+
+def fused_feed_forward(ffn: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The forward of a feed-forward part with its first layer's GELU fused; None where it is not Wan's own."""
+    if type(ffn) not in (nn.Sequential, getattr(wan, "WanFeedForward", None)) or len(ffn) != 3:
+        return None
+    linear = all(isinstance(layer, comfy.ops.disable_weight_init.Linear) for layer in (ffn[0], ffn[2]))
+    if not linear or type(ffn[1]) is not nn.GELU or ffn[1].approximate != "tanh" or ffn[0].bias is None:
+        return None
+    return None if any(map(_changed, (ffn, *ffn))) else partial(_feed_forward, ffn, ffn.forward)
+
+
+def _feed_forward(ffn: nn.Sequential, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    first, _, second = ffn
+    # Quantised weights are tensors of their own classes, and ComfyUI fuses the GELU in its own way.
+    plain = type(first.weight) is nn.Parameter and type(second.weight) is nn.Parameter
+    if plain and is_ready(first, x):
+        return second(linear_gelu(x, first.weight, first.bias))
+    return original(x)
+
+
+def _changed(module: nn.Module) -> bool:
+    """Whether somebody has replaced this module's forward, or looks on."""
+    return "forward" in vars(module) or _hooked(module)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+@lru_cache(maxsize=1)
+def _same_as_comfyui() -> bool:
+    """Compare with ComfyUI's own forward on a toy block: a version that does more keeps its own."""
+    try:
+        calls, results = [], []
+        block, inputs = _toy_block(calls)
+        with torch.inference_mode():
+            for forward in (type(block).forward, partial(fused_block, triton=False)):
+                calls.clear()
+                results.append((forward(block, **inputs), list(calls)))
+        (theirs, their_calls), (ours, our_calls) = results
+        if their_calls == our_calls and torch.allclose(theirs, ours, rtol=1e-4, atol=1e-4):
+            return True
+        reason = "other numbers"
+    except Exception as error:  # whatever has changed, ComfyUI's own forward is right
+        reason = repr(error)
+    log.info("UltraGen: this ComfyUI's Wan blocks are not fused (%s)", reason)
+    return False
+
+
+class _Spy(nn.Module):
+    """Stands in for an attention, and notes what it is called with."""
+
+    def __init__(self, calls: list):
+        super().__init__()
+        self.calls = calls
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        self.calls.append((len(args), sorted(kwargs)))
+        return x.sin()
+
+
+def _toy_block(calls: list) -> tuple[nn.Module, dict]:
+    c, generator = 8, torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    settings = {"operations": comfy.ops.disable_weight_init, "device": "cpu", "dtype": torch.float32}
+    block = wan.WanAttentionBlock("t2v_cross_attn", c, 2 * c, 1, cross_attn_norm=True, operation_settings=settings)
+    block.self_attn, block.cross_attn = _Spy(calls), _Spy(calls)
+    block.requires_grad_(False)
+    for parameter in block.parameters():
+        parameter.copy_(random(*parameter.shape))
+    e, x = random(2, 6, c), random(2, 5, c)
+    return block, {"x": x, "e": e, "freqs": None, "context": None, "context_img_len": None, "transformer_options": {}}
