@@ -2,16 +2,17 @@
 
 targets     finds the inputs of a graph that receive prompt, negative, seed and image
 jobs        one job per line of a list
-ledger      jobs.jsonl: what was handed out, done, failed
+ledger, locks   jobs.jsonl: what was handed out, done, failed; one driver at a time writes it
 drive       which host gets which job, and what happens when one fails or is lost
 host        one ComfyUI server on a machine of the cluster; a Ray actor
-orphans     no server outlives its host
+orphans, tied   no server outlives its host
 ray_cluster, ray_hosts   hosts on all machines of a Ray cluster: started, watched, replaced
 fetch       what a job has written, from its host
 results     files of a job, checked and published without replacing any
 display, sheet   what a person sees: the terminal, a page of thumbnails
 simulation  the driver on fake hosts that fail at random
 ray_share   the driver on real Ray actors that do nothing
+pack        what is used of the node pack, without torch
 """
 
 import os

@@ -23,7 +23,7 @@ class Display:
         """before: jobs that were done in earlier runs. step_of: tells what a busy host does."""
         self.before, self.step_of, self.starting = before, step_of, starting
         self.live = sys.stdout.isatty()
-        self.height = self.said_failures = self.said_left = 0
+        self.height = self.said_failures = self.said_lost = 0
         self._next = 0.0
 
     def __call__(self, driver: Driver) -> None:
@@ -53,9 +53,9 @@ class Display:
     def _say_news(self, driver: Driver) -> None:
         for job, reason in driver.failures[self.said_failures :]:
             self.say(f"FAILED  {job.name}: {printable(reason)}")
-        for left in driver.left[self.said_left :]:
-            self.say(f"LOST    host {left.host}: {printable(left.reason)}")
-        self.said_failures, self.said_left = len(driver.failures), len(driver.left)
+        for lost in driver.lost_hosts[self.said_lost :]:
+            self.say(f"LOST    host {lost.host}: {printable(lost.reason)}")
+        self.said_failures, self.said_lost = len(driver.failures), len(driver.lost_hosts)
 
     def lines(self, driver: Driver) -> list[str]:
         """Return the picture: one line for all jobs, and one for each busy host."""
@@ -65,7 +65,7 @@ class Display:
         total = done + len(driver.failures) + len(running) + waiting
         parts = [f"{done} of {total} done", f"{len(running)} running", f"{waiting} waiting"]
         parts += [f"{len(driver.failures)} failed"] if driver.failures else []
-        parts += [f"{self.starting()} hosts starting"] if self.starting() else []
+        parts += [f"{self.starting()} host{'s' * (self.starting() > 1)} starting"] if self.starting() else []
         left = seconds_left(driver)
         parts += ["no machine is there now"] if not driver.present and not self.starting() else []
         parts += [f"about {duration(left)} left"] if left else []

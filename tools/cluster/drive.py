@@ -53,7 +53,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Left:
+class Lost:
     """A host is lost, with the job that it ran."""
 
     host: str
@@ -68,7 +68,7 @@ class Ended:
     outcome: Outcome
 
 
-Event = Joined | Left | Ended
+Event = Joined | Lost | Ended
 
 
 class Hosts(Protocol):
@@ -111,7 +111,7 @@ class Driver:
         self._idle: dict[str, None] = {}  # in the order in which they became idle
         self.seconds: list[float] = []  # of each finished job
         self.failures: list[tuple[Job, str]] = []
-        self.left: list[Left] = []
+        self.lost_hosts: list[Lost] = []
 
     def run(self) -> None:
         """Return when every job is done or has failed."""
@@ -155,10 +155,10 @@ class Driver:
             self._idle[event.host] = None
         elif event.host not in self.present:
             pass  # a late message of a host that counts as lost: its job is another's now
-        elif isinstance(event, Left):
+        elif isinstance(event, Lost):
             slot = self.present.pop(event.host)
             self._idle.pop(event.host, None)
-            self.left.append(event)
+            self.lost_hosts.append(event)
             if event.host in self.running:
                 attempts = self.running.pop(event.host)
                 attempts.avoided.add(slot)
@@ -179,7 +179,7 @@ class Driver:
             self.waiting.appendleft(attempts)
             self.ledger.write(ledger.RETRIED, attempts.job.id, host, reason=outcome.reason)
 
-    def _lost(self, attempts: Attempts, event: Left) -> None:
+    def _lost(self, attempts: Attempts, event: Lost) -> None:
         attempts.lost += 1
         self.ledger.write(ledger.LOST, attempts.job.id, event.host, reason=event.reason)
         if attempts.lost < self.most_lost:

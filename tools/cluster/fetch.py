@@ -8,7 +8,7 @@ from pathlib import Path
 import ray
 
 from tools.cluster.drive import Done, Failed
-from tools.cluster.host import named
+from tools.cluster.host import without_token
 from tools.cluster.jobs import Job
 from tools.cluster.ledger import ResultFile
 from tools.cluster.ray_cluster import Actor
@@ -49,7 +49,7 @@ class Fetcher:
         return reason
 
     def _publish(self, actor: Actor, files: Sequence[ResultFile], token: str) -> tuple[ResultFile, ...]:
-        received = [(named(file, token), self._receive(actor, file)) for file in files]
+        received = [(without_token(file, token), self._receive(actor, file)) for file in files]
         return tuple(self.results.publish(file, part) for file, part in received)
 
     def _receive(self, actor: Actor, file: ResultFile) -> Path:

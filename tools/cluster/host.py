@@ -16,7 +16,7 @@ from tools.cluster import orphans, tied
 from tools.cluster.drive import Done, Failed, Outcome, Refused
 from tools.cluster.ledger import ResultFile
 from tools.cluster.pack import VERSION
-from tools.cluster.results import OUTPUTS, STATES, folders_of, listed, within, written
+from tools.cluster.results import OUTPUTS, STATES, folders_of, path_within, reported_files, written_files
 from tools.cluster.targets import is_link
 from tools.console import Trouble
 
@@ -121,8 +121,8 @@ class Host:
         except server.Failed as error:
             return self._failed(str(error), request.token)
         try:
-            files = tuple(listed(outputs, self.output))
-            kept = tuple(file for file in written(self.output, request.token) if file not in files)
+            files = tuple(reported_files(outputs, self.output))
+            kept = tuple(file for file in written_files(self.output, request.token) if file not in files)
         except (OSError, ValueError) as error:
             return self._failed(f"What the workflow wrote cannot be read: {error}", request.token)
         return Done(files, kept) if files else Failed("The workflow reported no file.", kept)
@@ -131,7 +131,7 @@ class Host:
         """Return the failure with what the job wrote, which the reason names relative to the output folder."""
         kept = ()
         with contextlib.suppress(OSError, ValueError):
-            kept = tuple(written(self.output, token))
+            kept = tuple(written_files(self.output, token))
         for file in kept:
             reason = reason.replace(str(self.output / file.name), file.name)
         return Failed(reason, kept)
@@ -157,7 +157,7 @@ class Host:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Return a piece of a result."""
-        with open(within(self.output, name), "rb") as file:
+        with open(path_within(self.output, name), "rb") as file:
             file.seek(offset)
             return file.read(size)
 
@@ -222,6 +222,6 @@ def refusal(answer: dict) -> str:
     return "; ".join(filter(None, sentences)) or json.dumps(answer)
 
 
-def named(file: ResultFile, token: str) -> ResultFile:
+def without_token(file: ResultFile, token: str) -> ResultFile:
     """Return a result under its name without the job's folder."""
     return replace(file, name="/".join(part for part in file.name.split("/") if part != token))

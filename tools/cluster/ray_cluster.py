@@ -72,7 +72,7 @@ def start_host(slot: Slot, gpus: float, setup: Setup):
     return ray.remote(Host).options(**options, scheduling_strategy=affinity).remote(setup)
 
 
-def sentence(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """Explain why a host is lost. A host's own error is quoted, Ray's are named."""
     if isinstance(error, RayTaskError):
         error = error.cause or error

@@ -13,12 +13,12 @@ import ray
 from ray.exceptions import RayError
 
 from tools.cluster.display import MOST_HOSTS
-from tools.cluster.drive import Done, Ended, Event, Failed, Joined, Left
+from tools.cluster.drive import Done, Ended, Event, Failed, Joined, Lost
 from tools.cluster.fetch import Fetcher
 from tools.cluster.host import Request, Setup
 from tools.cluster.jobs import Job, Workflow
 from tools.cluster.pack import VERSION, printable
-from tools.cluster.ray_cluster import Actor, Slot, sentence, slots, start_host
+from tools.cluster.ray_cluster import Actor, Slot, explain, slots, start_host
 from tools.cluster.results import Results
 from tools.console import Trouble
 
@@ -160,7 +160,7 @@ class RayHosts:
         try:
             return ray.get(reference)
         except Exception as error:  # Ray's own errors, and whatever the host raised
-            self._lost(actor, sentence(error))
+            self._lost(actor, explain(error))
             return None
 
     def _lost(self, actor: Actor, reason: str) -> None:
@@ -169,7 +169,7 @@ class RayHosts:
         self._busy.pop(actor.name, None)
         ray.kill(actor.handle)  # it may live on, cut off from us
         if actor.joined:
-            self._events.append(Left(actor.name, reason))
+            self._events.append(Lost(actor.name, reason))
             self._lost_in_a_row[actor.slot] += 1
         else:
             self.say(f"{actor.name} could not start: {printable(reason)}")
@@ -193,7 +193,7 @@ class RayHosts:
             try:
                 self._end(actor, fetch.result())
             except RayError as error:
-                self._lost(actor, sentence(error))
+                self._lost(actor, explain(error))
             except OSError as error:
                 self._trouble = Trouble(f"Results cannot be written to {self.results.folder}: {error}.")
 

@@ -17,7 +17,7 @@ PIECE = 32 * 2**20  # bytes of a file in one message
 INCOMING, STATES, OUTPUTS = ".incoming", ".states", ".outputs"  # folders of our own among the results
 
 
-def listed(outputs: dict, folder: Path) -> list[ResultFile]:
+def reported_files(outputs: dict, folder: Path) -> list[ResultFile]:
     """Return the files that a graph's output nodes reported, with their hashes. folder: the server's output folder."""
     names = {}
     for output in outputs.values():
@@ -25,22 +25,22 @@ def listed(outputs: dict, folder: Path) -> list[ResultFile]:
             for file in value if isinstance(value, list) else ():
                 if isinstance(file, dict) and file.get("type") == "output" and file.get("filename"):
                     names[str(PurePosixPath(file.get("subfolder", ""), file["filename"]))] = None
-    return [described(within(folder, name), name) for name in names]
+    return [describe_file(path_within(folder, name), name) for name in names]
 
 
 def folders_of(output: Path, token: str) -> list[Path]:
     """Return the folders of a job in a server's output folder. Kept latents are one folder deeper: latents/token."""
-    return [within(output, token), *output.glob(f"*/{token}")]
+    return [path_within(output, token), *output.glob(f"*/{token}")]
 
 
-def written(output: Path, token: str) -> list[ResultFile]:
+def written_files(output: Path, token: str) -> list[ResultFile]:
     """Return all finished files in the folders of a job, reported or not, with their hashes."""
     paths = sorted(path for folder in folders_of(output, token) for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(output).as_posix() for path in paths if path.suffix != UNFINISHED]
-    return [described(within(output, name), name) for name in names]
+    return [describe_file(path_within(output, name), name) for name in names]
 
 
-def described(path: Path, name: str) -> ResultFile:
+def describe_file(path: Path, name: str) -> ResultFile:
     sha, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while piece := file.read(PIECE):
@@ -49,7 +49,7 @@ def described(path: Path, name: str) -> ResultFile:
     return ResultFile(name, size, sha.hexdigest())
 
 
-def within(folder: Path, name: str) -> Path:
+def path_within(folder: Path, name: str) -> Path:
     """Return the path of `name` in a folder. Raises ValueError for a name that leads out of it, also through links."""
     path = PurePosixPath(name)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
@@ -64,13 +64,13 @@ def is_whole(done: DoneJob, folder: Path) -> bool:
     if not done.files:
         return False
     try:
-        paths = [within(folder, file.name) for file in done.files]
+        paths = [path_within(folder, file.name) for file in done.files]
         sizes = [path.stat().st_size for path in paths]
     except (OSError, ValueError):
         return False
     if sizes != [file.size for file in done.files]:
         return False
-    return all(described(path, file.name) == file for path, file in zip(paths, done.files, strict=True))
+    return all(describe_file(path, file.name) == file for path, file in zip(paths, done.files, strict=True))
 
 
 class Results:
@@ -106,14 +106,14 @@ class Results:
     def publish(self, file: ResultFile, part: Path) -> ResultFile:
         """Move a complete file to the first free name. No file is replaced; an equal one takes its place."""
         for name in _names(file.name):
-            path = within(self.folder, name)
+            path = path_within(self.folder, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             published = ResultFile(name, file.size, file.sha256)
             try:
                 rename_to_new(part, path)
                 return published
             except FileExistsError:
-                if path.is_file() and path.stat().st_size == file.size and described(path, name) == published:
+                if path.is_file() and path.stat().st_size == file.size and describe_file(path, name) == published:
                     part.unlink()
                     return published
         raise AssertionError("endless names")

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from tools.cluster.jobs import Job
 from tools.cluster.ledger import DoneJob
 from tools.cluster.pack import finished_file
-from tools.cluster.results import within
+from tools.cluster.results import path_within
 from tools.console import say
 
 NAME, THUMBNAILS = "contact_sheet.html", ".thumbnails"
@@ -61,7 +61,7 @@ def _thumbnail(folder: Path, job: Job, name: str) -> str | None:
     picture = f"{THUMBNAILS}/{job.id}.jpg"
     if not (folder / picture).is_file():
         with contextlib.suppress(OSError, ValueError, LookupError, StopIteration):  # also PyAV's errors, and no video
-            frame = _middle_frame(within(folder, name))
+            frame = _middle_frame(path_within(folder, name))
             frame.thumbnail((WIDTH, WIDTH))
             (folder / THUMBNAILS).mkdir(exist_ok=True)
             with finished_file(folder / picture) as part:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.cluster import ledger
-from tools.cluster.drive import Done, Driver, Ended, Event, Failed, Joined, Left, Refused
+from tools.cluster.drive import Done, Driver, Ended, Event, Failed, Joined, Lost, Refused
 from tools.cluster.jobs import Job
 from tools.cluster.ledger import Ledger, ResultFile, read_lines
 from tools.console import say
@@ -59,7 +59,7 @@ class FakeHosts:
         end = self.now + self.chance.uniform(60, 600)
         outcome = self.outcome(job)
         if outcome is None:
-            self._add(end, Left(host, "the machine was taken away"))
+            self._add(end, Lost(host, "the machine was taken away"))
             if self.chance.random() < self.rates.late:
                 self._add(end + 1, Ended(host, Done(())))
             self._join(end + self.chance.uniform(30, 300))
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
         took, size = time.perf_counter() - began, notes.path.stat().st_size
         events = Counter(line["event"] for line in read_lines(folder))
     say(f"{args.jobs} jobs on {args.hosts} hosts: {', '.join(f'{n} {event}' for event, n in sorted(events.items()))}")
-    say(f"{len(driver.left)} hosts were lost. Each job ended exactly once.")
+    say(f"{len(driver.lost_hosts)} hosts were lost. Each job ended exactly once.")
     own = took - notes.waited
     say(
         f"{took:.1f} s, {notes.waited:.1f} of them for the disk: {args.jobs / took:.0f} jobs a second,"

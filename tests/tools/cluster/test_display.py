@@ -6,7 +6,7 @@ import pytest
 
 from tools.cluster import sheet
 from tools.cluster.display import Display, duration, seconds_left
-from tools.cluster.drive import Attempts, Driver, Left
+from tools.cluster.drive import Attempts, Driver, Lost
 from tools.cluster.jobs import Job
 from tools.cluster.ledger import DoneJob, ResultFile
 from tools.cluster.simulation import fake_jobs
@@ -38,7 +38,7 @@ def test_many_hosts_take_few_lines(driver):
 def test_failures_and_lost_hosts_are_said_once(driver, capsys):
     display = Display(0, lambda host: "", lambda: 0)
     driver.failures.append((fake_jobs(1)[0], "no such\x1b[2J codec"))
-    driver.left.append(Left("gpu7.0", "killed"))
+    driver.lost_hosts.append(Lost("gpu7.0", "killed"))
     for _ in range(3):
         display(driver)
     printed = capsys.readouterr().out

@@ -8,7 +8,7 @@ from collections import deque
 import pytest
 
 from tools.cluster import ledger
-from tools.cluster.drive import Done, Driver, Ended, Failed, Joined, Left, Refused
+from tools.cluster.drive import Done, Driver, Ended, Failed, Joined, Lost, Refused
 from tools.cluster.ledger import Ledger, ResultFile, read_done, read_lines
 from tools.cluster.simulation import FakeHosts, Rates, fake_jobs, simulate
 
@@ -74,7 +74,7 @@ def test_the_only_host_tries_an_error_again_itself(tmp_path):
 
 def test_a_lost_host_puts_its_job_first_in_line(tmp_path):
     def act(host, job):
-        return [Left(host, "killed"), Joined("c")] if (host, job.number) == ("a", 1) else done(host)
+        return [Lost(host, "killed"), Joined("c")] if (host, job.number) == ("a", 1) else done(host)
 
     hosts = Script("ab", act)
     driver = drive(tmp_path, 5, hosts)
@@ -87,7 +87,7 @@ def test_a_replaced_host_gets_its_lost_job_only_if_there_is_no_other(tmp_path):
 
     def act(host, job):
         if host.startswith("bad"):
-            return [Left(host, "fell off the bus"), Joined(host + "'", "bad"), *done("good")]
+            return [Lost(host, "fell off the bus"), Joined(host + "'", "bad"), *done("good")]
         return [] if job.number == 2 else done(host)  # 2 ends when a bad host has taken another job
 
     hosts = Script([], act)
@@ -98,17 +98,17 @@ def test_a_replaced_host_gets_its_lost_job_only_if_there_is_no_other(tmp_path):
 
 def test_a_job_that_loses_three_hosts_has_failed(tmp_path):
     def act(host, job):
-        return [Left(host, "killed"), Joined(host + "'")] if job.number == 1 else done(host)
+        return [Lost(host, "killed"), Joined(host + "'")] if job.number == 1 else done(host)
 
     driver = drive(tmp_path, 3, Script("abc", act))
     ((job, reason),) = driver.failures
     assert job.number == 1 and reason == "Hosts that were lost while they ran this job: 3. The last: killed"
-    assert len(driver.left) == 3 and len(driver.seconds) == 2
+    assert len(driver.lost_hosts) == 3 and len(driver.seconds) == 2
 
 
 def test_results_of_a_host_that_counts_as_lost_are_ignored(tmp_path):
     def act(host, job):
-        return [Left(host, "no answer"), Joined("b"), *done("a")] if host == "a" else done(host)
+        return [Lost(host, "no answer"), Joined("b"), *done("a")] if host == "a" else done(host)
 
     hosts = Script("a", act)
     driver = drive(tmp_path, 1, hosts)

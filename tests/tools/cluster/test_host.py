@@ -18,7 +18,7 @@ from conftest import ROOT
 
 from tools import server
 from tools.cluster import orphans, tied
-from tools.cluster.host import Host, Request, Setup, clean_environment, lacking, named, refusal
+from tools.cluster.host import Host, Request, Setup, clean_environment, lacking, refusal, without_token
 from tools.cluster.tied import start_time
 
 INFO = {
@@ -120,7 +120,7 @@ def test_a_kept_latent_is_sent_with_the_video(host):
     keep_latent(host)
     outcome = host.run(asked("one"))
     assert [file.name for file in outcome.files] == ["token/a.mp4"]
-    assert [named(file, "token").name for file in outcome.kept] == ["latents/a.latent"]
+    assert [without_token(file, "token").name for file in outcome.kept] == ["latents/a.latent"]
 
 
 def test_a_kept_latent_is_sent_after_a_failed_decode(host):

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from tools.cluster import fetch, ray_hosts
-from tools.cluster.drive import Done, Ended, Failed, Joined, Left
+from tools.cluster.drive import Done, Ended, Failed, Joined, Lost
 from tools.cluster.host import Setup
 from tools.cluster.pack import VERSION
 from tools.cluster.ray_cluster import Slot
 from tools.cluster.ray_hosts import RayHosts
-from tools.cluster.results import Results, described
+from tools.cluster.results import Results, describe_file
 from tools.cluster.simulation import fake_jobs
 from tools.console import Trouble
 
@@ -59,7 +59,7 @@ class Cluster:
     def write(self, name: str, content: bytes):
         (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (self.folder / name).write_bytes(content)
-        return described(self.folder / name, name)
+        return describe_file(self.folder / name, name)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_the_latent_of_a_failed_decode_is_fetched_and_the_reason_tells_where_it_
 def test_an_idle_host_whose_machine_has_left_is_lost(start):
     hosts, cluster = start(2)
     gone = cluster.slots.pop()
-    assert hosts.events() == [Left(str(gone), "its machine has left the cluster")] and hosts.actors.keys() == {"gpu.0"}
+    assert hosts.events() == [Lost(str(gone), "its machine has left the cluster")] and hosts.actors.keys() == {"gpu.0"}
 
 
 def test_jobs_that_ended_before_a_trouble_are_handed_on_first(start, tmp_path):

@@ -34,7 +34,7 @@ from tools.demo import DEMO_NODES
 from tools.endurance.folder import frames_digest
 from tools.server import make_base
 
-STEPS, STORE = 20, 80 * 2**20
+STEPS, STORE = 16, 80 * 2**20
 LONGEST = 180  # seconds that anything may take
 CODEC = "FFV1 lossless RGB"
 GOOD = ["a foggy lake", "a clear lake", "a lake at dusk", "hills at noon", "peaks at dawn"]
@@ -98,7 +98,7 @@ def prompts(tmp_path_factory):
     lines = [{"prompt": prompt, "negative": CODEC} for prompt in [*GOOD, "refuse", "fail", "crash"]]
     lines[len(GOOD)]["negative"] = "no such codec"
     lines = [{**line, "image": "start.png"} for line in lines]
-    (folder / "good.json").write_text(json.dumps(lines[:4]))
+    (folder / "good.json").write_text(json.dumps(lines[: len(GOOD)]))
     (folder / "all.json").write_text(json.dumps(lines))
     return folder
 
@@ -178,7 +178,7 @@ class Assault:
                 self.killed = self._end(host, attempts, partial(os.kill, actor.facts["pid"], signal.SIGKILL))
                 self.then()
         unfinished = [*driver.waiting, *driver.running.values()]
-        if len(driver.left) == 2 and not any(attempts.lost for attempts in unfinished):
+        if len(driver.lost_hosts) == 2 and not any(attempts.lost for attempts in unfinished):
             driver.most_lost = 1  # or the crash, which comes last, would cost three hosts
         self._count_continued()
 
@@ -204,7 +204,7 @@ class Assault:
 
 @pytest.fixture(scope="module")
 def kill_and_repeat(cluster, new_base, graph, prompts, tmp_path_factory):
-    """`kill_and_repeat()`: four jobs by the command, which is killed after the first and run again, on one machine.
+    """`kill_and_repeat()`: the good jobs by the command, which is killed after the first and run again, on one machine.
 
     Returns the folder, the job that the killed driver had finished, and how many seconds its server lived on.
     """
@@ -288,8 +288,7 @@ def test_two_hosts_make_the_frames_of_one_server(ran, again):
     done, made = read_done(out), digests(out)
     assert len({each.host for each in done.values()}) >= 2 and all(is_whole(each, out) for each in done.values())
     assert made.keys() == set(GOOD) and len(set(made.values())) == len(GOOD)
-    of_one_server = digests(again[0])
-    assert of_one_server.keys() == set(GOOD[:4]) and of_one_server.items() <= made.items()
+    assert digests(again[0]) == made
     assert not done.keys() & {folder.name for folder in out.glob(".states/*")} and not list(out.glob(".outputs/*"))
 
 
@@ -313,7 +312,7 @@ def test_a_removed_machines_job_is_finished_elsewhere_from_its_state(ran):
     driver, assault, out = ran
     host, prompt, seconds = assault.removed
     assert seconds < 10 and host_that_finished(out, prompt) != host
-    assert host in [left.host for left in driver.left] and assault.continued >= 1
+    assert host in [left.host for left in driver.lost_hosts] and assault.continued >= 1
 
 
 def test_a_killed_hosts_server_is_gone_within_10_seconds(ran):
@@ -326,6 +325,6 @@ def test_a_killed_driver_repeats_nothing_when_it_is_run_again(again):
     out, first, seconds = again
     events = [(line["event"], line["job"]) for line in read_lines(out)]
     assert [event for event, job in events if job == first] == [ledger.HANDED_OUT, ledger.DONE]
-    assert Counter(event for event, _ in events)[ledger.DONE] == len(list(out.glob("*.mkv"))) == 4
-    assert (out / "contact_sheet.html").read_text().count("<img") == 4
-    assert seconds < 30
+    assert Counter(event for event, _ in events)[ledger.DONE] == len(list(out.glob("*.mkv"))) == len(GOOD)
+    assert (out / "contact_sheet.html").read_text().count("<img") == len(GOOD)
+    assert seconds < 10

@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from tools.cluster.host import named
+from tools.cluster.host import without_token
 from tools.cluster.ledger import DoneJob, ResultFile
-from tools.cluster.results import INCOMING, OUTPUTS, PIECE, Results, is_whole, listed, pieces_of, within
+from tools.cluster.results import INCOMING, OUTPUTS, PIECE, Results, is_whole, path_within, pieces_of, reported_files
 
 
 def file_of(name: str, content: bytes) -> ResultFile:
@@ -26,7 +26,7 @@ def test_a_name_that_leads_out_is_refused(tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "link").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="must be inside"):
-        within(tmp_path / "out", name)
+        path_within(tmp_path / "out", name)
 
 
 def test_an_existing_file_is_never_replaced(tmp_path):
@@ -64,11 +64,11 @@ def test_reported_files_are_listed_once_with_their_hashes(tmp_path):
         "2": {"ultragen_files": [first], "images": [{"filename": "b.png", "subfolder": "job/sub", "type": "output"}]},
         "3": {"text": ["a.mp4"]},
     }
-    found = listed(outputs, tmp_path)
+    found = reported_files(outputs, tmp_path)
     assert found == [file_of("job/a.mp4", b"video"), file_of("job/sub/b.png", b"image")]
-    assert [named(file, "job").name for file in found] == ["a.mp4", "sub/b.png"]
+    assert [without_token(file, "job").name for file in found] == ["a.mp4", "sub/b.png"]
     with pytest.raises(ValueError, match="must be inside"):
-        listed({"1": {"images": [{**first, "subfolder": "../.."}]}}, tmp_path)
+        reported_files({"1": {"images": [{**first, "subfolder": "../.."}]}}, tmp_path)
 
 
 def test_a_job_is_whole_if_all_its_files_are_unchanged(tmp_path):

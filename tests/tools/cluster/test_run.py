@@ -14,9 +14,9 @@ from conftest import ROOT
 
 from tools.cluster import __main__ as command
 from tools.cluster import run
-from tools.cluster.drive import Done, Ended, Failed, Joined, Left
+from tools.cluster.drive import Done, Ended, Failed, Joined, Lost
 from tools.cluster.ledger import Ledger, ResultFile, read_done
-from tools.cluster.results import Results, described
+from tools.cluster.results import Results, describe_file
 from tools.cluster.simulation import fake_jobs
 from tools.console import Trouble
 
@@ -50,7 +50,7 @@ def test_jobs_are_skipped_if_their_files_are_whole(tmp_path):
     with Ledger(tmp_path) as notes:
         for job in jobs[:3]:
             (tmp_path / job.name).write_text(job.prompt)
-            notes.write_done(job, "a", 1, [described(tmp_path / job.name, job.name)])
+            notes.write_done(job, "a", 1, [describe_file(tmp_path / job.name, job.name)])
         notes.write_done(fake_jobs(5)[4], "a", 1, [])  # of another list
     (tmp_path / jobs[1].name).write_text("changed")
     assert run.whole_jobs(tmp_path, jobs).keys() == {jobs[0].id, jobs[2].id}
@@ -119,7 +119,7 @@ def test_a_job_whose_video_arrives_while_the_servers_are_stopped_is_done(tmp_pat
             return [Joined("a"), Joined("b")]
 
         def close(self):
-            return [Ended("a", Done((file,))), Ended("b", Failed("oh")), Left("c", "killed")]
+            return [Ended("a", Done((file,))), Ended("b", Failed("oh")), Lost("c", "killed")]
 
         step_of = None
 
