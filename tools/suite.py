@@ -46,8 +46,8 @@ NEWEST_ONLY = {
         "our order and rule; the other cases compile in each of ComfyUI's two ways on both versions",
     ),
 }
-# These start many servers and measure how soon they end: they run on the newest version, when no other test runs.
-ALONE = ("tests/tools/cluster/test_real_ray.py",)
+# Starts many servers and measures how soon they end: it runs on the newest version, when no other test runs.
+ALONE = "tests/tools/cluster/test_real_ray.py"
 NO_TESTS_COLLECTED = 5
 MOST_WORKERS = 4  # each has its own ComfyUI server
 
@@ -60,20 +60,14 @@ def run(cache: Path, arguments: Sequence[str]) -> int:
         package_tools.install(cache)
         lint = _call([_tool("ruff"), "check", "--output-format", "concise", "."])
         chromium.result()
+    together, alone = split_arguments(arguments)
     tree = comfyui.tree_of(comfyui.NEWEST, cache)
-    older = _pytest(comfyui.tree_of(comfyui.OLDEST, cache), arguments, newest_only_options())
-    alone = _pytest_alone(tree, arguments)
-    earlier = {"ruff": lint, f"ComfyUI {comfyui.OLDEST.version}": older, "The tests that run alone": alone}
-    for name, code in earlier.items():
+    older = _pytest(comfyui.tree_of(comfyui.OLDEST, cache), together, [*spread(), *newest_only_options()])
+    real_ray = _pytest(tree, alone, [])
+    for name, code in {"ruff": lint, f"ComfyUI {comfyui.OLDEST.version}": older, ALONE: real_ray}.items():
         if code not in (0, NO_TESTS_COLLECTED):
             say(f"\n{name}: FAILED, see above (exit code {code}).")
-    newer = _pytest(tree, arguments, [])
-    return max(lint, exit_code([older, alone, newer]))
-
-
-def exit_code(runs: Sequence[int]) -> int:
-    """Return pytest's exit code for several runs. One without tests counts only if all are so."""
-    return max((code for code in runs if code != NO_TESTS_COLLECTED), default=NO_TESTS_COLLECTED)
+    return max(lint, exit_code([older, real_ray, _pytest(tree, together, spread())]))
 
 
 def run_on_tree(cache: Path, tree: Path, arguments: Sequence[str], newest_kernels: bool = False) -> int:
@@ -85,7 +79,7 @@ def run_on_tree(cache: Path, tree: Path, arguments: Sequence[str], newest_kernel
     frontend = browser.install_newest_frontend(cache)
     kernels = newest.install_kernels(cache, Venv(Path(sys.prefix))) if newest_kernels else None
     say(f"With {', '.join(newest.versions(each) for each in (frontend, kernels) if each)}.")
-    return _pytest(tree, arguments, ["--ignore=tests/tools", "--ignore=tests/install"], kernels)
+    return _pytest(tree, arguments, [*spread(), "--ignore=tests/tools", "--ignore=tests/install"], kernels)
 
 
 def newest_only_options() -> list[str]:
@@ -93,23 +87,28 @@ def newest_only_options() -> list[str]:
     return [f"--{'deselect' if '::' in name else 'ignore'}=tests/{name}" for name in NEWEST_ONLY]
 
 
-def arguments_alone(arguments: Sequence[str]) -> list[str]:
-    """Return pytest's arguments for those of ALONE that are asked for. Empty if none is."""
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str] | None, list[str] | None]:
+    """Return pytest's arguments for the tests that run together, and for those in ALONE. None: no such are asked for."""
     paths = {argument: (ROOT / argument.split("::")[0]).resolve() for argument in arguments if argument[:1] != "-"}
     paths = {argument: path for argument, path in paths.items() if path.exists()}
-    wanted = []
-    for file in ALONE:
-        tests = [argument for argument, path in paths.items() if path == ROOT / file]
-        if tests:
-            wanted += tests
-        elif not paths or any((ROOT / file).is_relative_to(path) for path in paths.values()):
-            wanted.append(file)
-    return [*(argument for argument in arguments if argument not in paths), *wanted] if wanted else []
+    named = [argument for argument, path in paths.items() if path == ROOT / ALONE]
+    asked_for = not paths or any((ROOT / ALONE).is_relative_to(path) for path in paths.values())
+    others = not paths or len(named) < len(paths)
+    together = [argument for argument in arguments if argument not in named]
+    alone = [*(argument for argument in arguments if argument not in paths), *(named or [ALONE])]
+    return together if others else None, alone if asked_for else None
 
 
-def workers() -> int:
-    """One more than there are CPUs: tests of the browser and of servers wait a third of their time."""
-    return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
+def exit_code(runs: Sequence[int]) -> int:
+    """Return one exit code for several runs. That of runs without tests counts only if all are so."""
+    return max((code for code in runs if code != NO_TESTS_COLLECTED), default=NO_TESTS_COLLECTED)
+
+
+def spread() -> list[str]:
+    """Return pytest's options that run tests on several workers. tests/helpers/schedule.py says which share one."""
+    # One more than there are CPUs: tests of the browser and of servers wait a third of their time.
+    workers = min((os.cpu_count() or 1) + 1, MOST_WORKERS)
+    return ["-n", str(workers), "--dist", "loadfile", f"--ignore={ALONE}"]
 
 
 def environment_of(tree: Path, packages: Path | None = None) -> dict[str, str]:
@@ -121,25 +120,17 @@ def environment_of(tree: Path, packages: Path | None = None) -> dict[str, str]:
     return variables
 
 
-def _pytest(tree: Path, arguments: Sequence[str], options: Sequence[str], packages: Path | None = None) -> int:
-    say(f"\nTests on {tree}")
-    spread = ["-n", str(workers()), "--dist", "loadfile"]  # tests/helpers/schedule.py says what shares a worker
-    spread += [f"--deselect={file}" for file in ALONE]
-    return _call([_tool("pytest"), *spread, *options, *arguments], environment_of(tree, packages))
-
-
-def _pytest_alone(tree: Path, arguments: Sequence[str]) -> int:
-    wanted = arguments_alone(arguments)
-    if not wanted:
+def _pytest(tree: Path, arguments: Sequence[str] | None, options: Sequence[str], packages: Path | None = None) -> int:
+    if arguments is None:
         return NO_TESTS_COLLECTED
-    say(f"\nTests that run alone, on {tree}")
-    return _call([_tool("pytest"), *wanted], environment_of(tree))
+    say(f"\nTests on {tree}")
+    return _call([_tool("pytest"), *options, *arguments], environment_of(tree, packages))
 
 
 def _call(command: list[str], environment: dict[str, str] | None = None) -> int:
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
     try:
-        return process.wait()
+        return abs(process.wait())  # of a killed process it is negative, which max() would lose
     except SystemExit:  # we are asked to end: let pytest end its servers
         process.send_signal(signal.SIGINT)
         process.wait()

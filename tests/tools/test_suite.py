@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 from conftest import ROOT
@@ -21,25 +22,31 @@ def test_what_runs_on_the_newest_version_only_exists():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "alone"),
+    ("arguments", "together", "alone"),
     [
-        ([], [*suite.ALONE]),
-        (["-k", "lora", "-x"], ["-k", "lora", "-x", *suite.ALONE]),
-        (["tests/tools", "tests/host", "-x"], ["-x", *suite.ALONE]),
-        ([f"{suite.ALONE[0]}::test_a", "tests/tools"], [f"{suite.ALONE[0]}::test_a"]),
-        (["tests/host", "-x"], []),
-        (["tests/tools/cluster/test_run.py::test_a"], []),
+        ([], [], [suite.ALONE]),
+        (["-k", "lora", "-x"], ["-k", "lora", "-x"], ["-k", "lora", "-x", suite.ALONE]),
+        (["tests/tools", "tests/host", "-x"], ["tests/tools", "tests/host", "-x"], ["-x", suite.ALONE]),
+        ([f"{suite.ALONE}::test_a", "tests/tools"], ["tests/tools"], [f"{suite.ALONE}::test_a"]),
+        ([suite.ALONE, "-x"], None, ["-x", suite.ALONE]),
+        (["tests/host", "-x"], ["tests/host", "-x"], None),
+        (["tests/tools/cluster/test_run.py::test_a"], ["tests/tools/cluster/test_run.py::test_a"], None),
     ],
 )
-def test_what_runs_alone_runs_if_it_is_asked_for(arguments, alone):
-    assert suite.arguments_alone(arguments) == alone and all((ROOT / file).is_file() for file in suite.ALONE)
+def test_what_runs_alone_runs_if_it_is_asked_for(arguments, together, alone):
+    assert suite.split_arguments(arguments) == (together, alone)
+    assert (ROOT / suite.ALONE).is_file()
 
 
 @pytest.mark.parametrize(
-    ("runs", "code"), [((0, 5, 0), 0), ((5, 5, 5), 5), ((0, 1, 0), 1), ((5, 0, 5), 0), ((1, 5, 2), 2)]
+    ("runs", "code"), [((0, 5, 0, 0), 0), ((5, 5, 5), 5), ((0, 0, 1, 0), 1), ((5, 0, 5), 0), ((1, 5, 2), 2)]
 )
 def test_any_failure_fails_the_command(runs, code):
     assert suite.exit_code(runs) == code
+
+
+def test_a_killed_run_has_failed():
+    assert suite._call([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 9
 
 
 def test_a_failure_of_each_run_is_named_before_the_last_summary(tmp_path, monkeypatch, capsys):
@@ -52,9 +59,9 @@ def test_a_failure_of_each_run_is_named_before_the_last_summary(tmp_path, monkey
     monkeypatch.setattr(suite.comfyui, "tree_of", lambda release, cache: tmp_path / release.version)
     assert suite.run(tmp_path, []) == 1
     *_, alone, newer = commands
-    assert suite.ALONE[0] in alone and "-n" not in alone and f"--deselect={suite.ALONE[0]}" in newer
+    assert suite.ALONE in alone and "-n" not in alone and f"--ignore={suite.ALONE}" in newer
     printed = capsys.readouterr().out
-    assert printed.index("The tests that run alone: FAILED") < printed.rindex("Tests on")
+    assert printed.index(f"{suite.ALONE}: FAILED") < printed.rindex("Tests on")
 
 
 def test_the_newest_packages_go_before_those_of_the_environment(tmp_path, monkeypatch):
