@@ -88,7 +88,7 @@ def newest_only_options() -> list[str]:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str] | None, list[str] | None]:
-    """Return pytest's arguments for the tests that run together, and for those in ALONE. None: no such are asked for."""
+    """Return pytest's arguments for the tests that run together, and for those in ALONE; None if no such are wanted."""
     paths = {argument: (ROOT / argument.split("::")[0]).resolve() for argument in arguments if argument[:1] != "-"}
     paths = {argument: path for argument, path in paths.items() if path.exists()}
     named = [argument for argument, path in paths.items() if path == ROOT / ALONE]
