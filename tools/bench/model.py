@@ -4,6 +4,8 @@ arithmetic and this pack; time, the host's time to launch it, and peak memory.""
 from __future__ import annotations
 
 import argparse
+import csv
+import datetime
 import tempfile
 import time
 from collections.abc import Callable
@@ -92,8 +94,16 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                   f"{'' if row.host_ms is None else f'  host {row.host_ms:4.0f} ms'}"
                   f"{'  extrapolated' if row.extrapolated else ''}", flush=True)  # fmt: skip
     if options.csv:
-        lines = [",".join(Row._fields), *(",".join(map(str, row)) for row in rows)]
-        options.csv.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_csv(options.csv, options.model, rows)
+
+
+def write_csv(path: Path, model: str, rows: list[Row]) -> None:
+    """Write rows in the columns of docs/data/evaluations.csv."""
+    same = {"model": model, "card": torch.cuda.get_device_name(), "recorded": datetime.date.today().isoformat()}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, ["model", *Row._fields, "card", "recorded"], lineterminator="\n")
+        table.writeheader()
+        table.writerows({**same, **row._asdict()} for row in rows)
 
 
 def scaled(grid: TokenGrid, model: str) -> TokenGrid:

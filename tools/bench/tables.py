@@ -1,0 +1,225 @@
+"""The tables of docs/benchmarks.md and README.md, from the rows in docs/data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+from .cells import seconds, share, table, times
+from .floors import DATA
+from .front_page import readme
+from .measured import (
+    Row,
+    evaluation_row,
+    floor_of_decode,
+    floor_of_evaluation,
+    floors_of_layers,
+    row,
+    rows,
+)
+
+VIDEOS = {
+    "1080P x 81": "1920x1088, 81 frames",
+    "2K x 81": "2560x1440, 81 frames",
+    "4K x 81": "3840x2176, 81 frames",
+}
+METHODS = {
+    "comfyui": "ComfyUI 0.30.0, dense",
+    "cudnn": "ComfyUI with cuDNN's attention",
+    "published": "UltraGen as published",
+    "plain": "this pack, UltraGen, plain PyTorch",
+    "ours": "**this pack, UltraGen** (6 of 30 blocks dense, as in the checkpoint)",
+    "all": "this pack, UltraGen in all blocks",
+    "t3": "**this pack, T3-Video's rule**",
+}
+RULES = {"ours": "UltraGen", "t3": "T3-Video"}
+MAIN = {("1080P x 81", "ours"), ("4K x 81", "ours"), ("4K x 81", "t3")}  # the sizes that the weights are made for
+NOT_COMPARED = {"comfyui", "cudnn", "published", "plain"}
+
+
+def evaluations() -> str:
+    sizes = ("1080P x 81", "4K x 81")
+    head = ["", *(cell for size in sizes for cell in (VIDEOS[size], "floor"))]
+    return table(
+        head, ([name, *(c for size in sizes for c in _cells(method, size))] for method, name in METHODS.items())
+    )
+
+
+def _cells(method: str, size: str) -> tuple[str, str]:
+    found, baseline = (evaluation_row("1.3b", size, each) for each in (method, "comfyui"))
+    if not found:
+        return "not measured", seconds(floor_of_evaluation("1.3b", size, method))
+    text = f"**{seconds(found['seconds'])}**" if (size, method) in MAIN else seconds(found["seconds"])
+    if method not in NOT_COMPARED and (method != "t3" or (size, method) in MAIN):
+        text += " " + times(baseline["seconds"], found["seconds"])
+    note = " (30 times one block)" if found["extrapolated"] == "True" else ""
+    return text + note, share(floor_of_evaluation("1.3b", size, method), found["seconds"])
+
+
+def other_sizes() -> str:
+    body = []
+    for model, size, method, options in (
+        ("1.3b", "2K x 81", "ours", '`--sizes "2K x 81"`'),
+        ("5b", "4K x 81", "t3", '`--model 5b --layers 5 --sizes "4K x 81"`'),
+    ):
+        dense, cudnn, found = (evaluation_row(model, size, each) for each in ("comfyui", "cudnn", method))
+        note = " (30 times one block)" if model == "1.3b" else ""
+        body.append(
+            [
+                f"{model.upper()}, {VIDEOS[size]}, {RULES[method]}",
+                *(seconds(one["seconds"]) + note for one in (dense, cudnn)),
+                f"{seconds(found['seconds'])} {times(dense['seconds'], found['seconds'])}",
+                share(floor_of_evaluation(model, size, method), found["seconds"]),
+                options,
+            ]
+        )
+    return table(["", "ComfyUI", "with cuDNN", "this pack", "floor", "options"], body)
+
+
+def sampling() -> str:
+    """Two evaluations a step."""
+    dense, ours = (row("sampling", method=method) for method in ("comfyui", "ours"))
+    floors = [2 * floor_of_evaluation("1.3b", one["size"], one["method"]) for one in (dense, ours)]
+    return table(
+        ["", "seconds per step", "floor"],
+        [
+            ["ComfyUI 0.30.0", seconds(dense["seconds"]), share(floors[0], dense["seconds"])],
+            [
+                "this pack, UltraGen",
+                f"**{seconds(ours['seconds'])}** {times(dense['seconds'], ours['seconds'])}",
+                share(floors[1], ours["seconds"]),
+            ],
+        ],
+    )
+
+
+def small_cards() -> str:
+    names = {
+        ("1080P x 81", "ours"): "1920x1088, UltraGen",
+        ("2K x 81", "ours"): "2560x1440, UltraGen",
+        ("4K x 81", "t3"): "3840x2176, T3-Video's rule",
+        ("4K x 81", "ours"): "3840x2176, UltraGen with the checkpoint's dense blocks",
+    }
+    body = []
+    for (size, method), name in names.items():
+        plain, dynamic = (
+            row("small_cards", model="1.3b", size=size, method=method, dynamic=each) for each in ("False", "True")
+        )
+        cells = [f"{plain['emulated_gb']} GB", plain["usable_gib"], plain["peak_gib"]]
+        body.append([name, *cells, dynamic["peak_gib"] if dynamic else ""])
+    return table(["", "card", "usable GiB", "peak GiB", "with dynamic VRAM"], body)
+
+
+def small_cards_5b() -> str:
+    floor = floor_of_evaluation("5b", "4K x 81", "t3")
+    return table(
+        ["card", "usable GiB", "dynamic VRAM", "seconds per evaluation", "floor", "peak GiB"],
+        (
+            [
+                f"{one['emulated_gb']} GB",
+                one["usable_gib"],
+                "yes" if one["dynamic"] == "True" else "no",
+                seconds(one["seconds"]),
+                share(floor, one["seconds"]),
+                one["peak_gib"],
+            ]
+            for one in rows("small_cards")
+            if one["model"] == "5b"
+        ),
+    )
+
+
+def layers() -> str:
+    names = METHODS | {"plain": "this pack, plain PyTorch", "ours": "this pack, Triton"}
+    body = []
+    for size in ("1080P x 81", "4K x 81"):
+        body.append([f"*{VIDEOS[size]}*", "", "", "", "", ""])
+        for one in (each for each in rows("layers") if each["size"] == size):
+            ours, both = one["method"] == "ours", (one["even_ms"], one["odd_ms"])
+            shown = [f"**{value}**" if ours else value for value in both]
+            if one["method"] == "peaks":
+                body.append(["*floor by this run's own peak rates*", shown[0], "", shown[1], "", ""])
+                continue
+            floors = floors_of_layers(size, one["method"])
+            shares = [
+                f"{1000 * floor:.0f} ({1000 * floor / float(ms):.0%})" for floor, ms in zip(floors, both, strict=True)
+            ]
+            body.append([names[one["method"]], shown[0], shares[0], shown[1], shares[1], one["peak_gib"]])
+    return table(["", "even block", "floor", "odd block", "floor", "peak GiB"], body)
+
+
+DECODES = {
+    "tiled": "ComfyUI tiled, node defaults (not exact)",
+    "full": "ComfyUI, whole frame",
+    "512": "**exact tiles of 512, to 8 bit**",
+    "384": "**exact tiles of 384, to 8 bit**",
+    "auto": "exact tiles, to 8 bit",
+}
+
+
+def _decode(one: Row) -> list[str]:
+    method = DECODES[one["method"]]
+    value = f"**{seconds(one['seconds'])}**" if method.startswith("**") else seconds(one["seconds"])
+    floor = share(floor_of_decode(one["video"]), one["seconds"])
+    first = " (first decode)" if one["first"] == "True" else ""
+    width, height, frames = one["video"].split("x")
+    return [f"{width}x{height}, {frames} frames", method + first, value, floor, one["device_gib"], one["host_gb"]]
+
+
+def decodes() -> str:
+    body = [_decode(one) for one in rows("decodes") if one["card"] == "H100"]
+    for before, after in reversed(list(pairwise(body))):
+        after[0] = "" if after[0] == before[0] else after[0]
+    return table(["video", "decode", "seconds", "floor", "device GiB", "host GB"], body)
+
+
+def decodes_by_allocator() -> str:
+    body = ([*_decode(one)[:5], one["allocator"]] for one in rows("decodes") if one["card"] == "H200")
+    return table(["video", "decode", "seconds", "floor", "device GiB", "allocator"], body)
+
+
+def others() -> str:
+    body = []
+    for one in rows("others"):
+        floor = int(one["evaluations"]) * floor_of_evaluation(one["model"], one["size"], one["method"])
+        body.append([one["what"], seconds(one["seconds"]), share(floor, one["seconds"])])
+    return table(["", "seconds", "floor"], body)
+
+
+def kernels() -> str:
+    return table(
+        ["attention kernel", "tokens", "TFLOP/s", "error against float64"],
+        ([one["kernel"], f"{int(one['tokens']):,}", one["tflops"], one["error"]] for one in rows("kernels")),
+    )
+
+
+def ceilings() -> str:
+    return table(
+        ["ceiling", "rate", "card"],
+        ([one["what"], f"{one['rate']} {one['unit']}", one["card"]] for one in rows("ceilings")),
+    )
+
+
+def cards() -> str:
+    lines = (DATA / "cards.txt").read_text(encoding="utf-8").splitlines()
+    return "\n".join(f"- {line}" for line in lines) or "No line yet."
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    one.__name__: one
+    for one in (
+        cards,
+        ceilings,
+        decodes,
+        decodes_by_allocator,
+        evaluations,
+        kernels,
+        layers,
+        other_sizes,
+        others,
+        readme,
+        sampling,
+        small_cards,
+        small_cards_5b,
+    )
+}
