@@ -46,7 +46,7 @@ NEWEST_ONLY = {
         "our order and rule; the other cases compile in each of ComfyUI's two ways on both versions",
     ),
 }
-# Starts many servers and measures how soon they end: it runs on the newest version, when no other test runs.
+# Runs on the newest version, when no other test runs: it starts many servers and measures how soon they end.
 ALONE = "tests/tools/cluster/test_real_ray.py"
 NO_TESTS_COLLECTED = 5
 MOST_WORKERS = 4  # each has its own ComfyUI server
