@@ -25,6 +25,19 @@ def tile_input() -> io.Int.Input:
     )
 
 
+def gpus_input(more: str = "") -> io.Int.Input:
+    return io.Int.Input(
+        "gpus",
+        default=1,
+        min=0,
+        max=64,
+        optional=True,
+        tooltip="Number of GPUs that decode tiles at the same time. 0: all that ComfyUI sees. On cards of one type the"
+        " pixels stay the same. More than one needs ComfyUI 0.30.0 or newer, and 2 GB more RAM for 81 frames of 4K."
+        + more,
+    )
+
+
 def check_tile(tile: int | None) -> bool | str:
     """True, or why `tile` is refused. ComfyUI passes None where the value comes through a link."""
     if tile and tile < SMALLEST_TILE:
@@ -47,7 +60,11 @@ class UltraGenVAETiling(Node):
             category=CATEGORY,
             description="Makes every ComfyUI node decode and encode with this Wan VAE in tiles, without seams: the "
             "result equals that of the whole frame, in a fraction of the memory.",
-            inputs=[io.Vae.Input("vae", tooltip="The VAE of Wan 2.1 or Wan 2.2 5B."), tile_input()],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The VAE of Wan 2.1 or Wan 2.2 5B."),
+                tile_input(),
+                gpus_input(" One GPU encodes."),
+            ],
             outputs=[io.Vae.Output(tooltip="The VAE with exact tiles, for any ComfyUI node.")],
         )
 
@@ -56,8 +73,8 @@ class UltraGenVAETiling(Node):
         return check_tile(tile)
 
     @classmethod
-    def execute(cls, vae, tile: int) -> io.NodeOutput:
-        return io.NodeOutput(exact_vae(vae, tile or None), ui=_fallback_text(vae))
+    def execute(cls, vae, tile: int, gpus: int = 1) -> io.NodeOutput:
+        return io.NodeOutput(exact_vae(vae, tile or None, gpus), ui=_fallback_text(vae))
 
 
 class UltraGenVAEDecode(Node):
@@ -73,6 +90,7 @@ class UltraGenVAEDecode(Node):
                 io.Latent.Input("samples", tooltip="The latent of a video or an image, from a sampler."),
                 io.Vae.Input("vae", tooltip="The model's VAE: Wan 2.1's, or Wan 2.2's for the 5B model."),
                 tile_input(),
+                gpus_input(),
             ],
             outputs=[io.Image.Output(tooltip="All frames.")],
         )
@@ -82,8 +100,8 @@ class UltraGenVAEDecode(Node):
         return check_tile(tile)
 
     @classmethod
-    def execute(cls, samples, vae, tile: int) -> io.NodeOutput:
-        images = decode(vae, samples["samples"], tile or None)
+    def execute(cls, samples, vae, tile: int, gpus: int = 1) -> io.NodeOutput:
+        images = decode(vae, samples["samples"], tile or None, gpus)
         # As ComfyUI's node: a batch of videos becomes one list of frames.
         return io.NodeOutput(images.flatten(0, 1) if images.ndim == 5 else images, ui=_fallback_text(vae))
 

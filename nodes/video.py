@@ -21,7 +21,7 @@ from ..ultragen_core.host.save.save import (
 from ..ultragen_core.host.server import prompt_server
 from ..ultragen_core.video.codecs import CODECS, CROPS, check_encoders
 from .base import Node
-from .vae import check_tile, tile_input
+from .vae import check_tile, gpus_input, tile_input
 
 
 class UltraGenSaveVideo(Node):
@@ -112,6 +112,7 @@ class UltraGenSaveVideo(Node):
                     optional=True,
                     tooltip="If the audio is shorter, end the video with it instead of padding it with silence.",
                 ),
+                gpus_input(),
             ],
             outputs=[
                 io.Video.Output(
@@ -150,8 +151,9 @@ class UltraGenSaveVideo(Node):
         details="",
         side_file="off",
         trim_to_audio=False,
+        gpus=1,
     ) -> io.NodeOutput:
-        choices = fps, codec, crf, crop, keep_latent, tile or None, details or "", side_file, trim_to_audio
+        choices = fps, codec, crf, crop, keep_latent, tile or None, details or "", side_file, trim_to_audio, gpus
         settings = VideoSettings(filename_prefix, *choices)
         saved = save_video(vae, samples, settings, cls.folders(), cls.metadata(), audio, cls.show_status)
         previews = [cls.shown(path) for path in saved.previews]

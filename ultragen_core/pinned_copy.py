@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
 BUFFER_BYTES = 64 * 2**20
 
 
+def empty_pinned(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
+    """Uninitialised pinned memory; None, with a warning, where there is none."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        logging.warning("UltraGen VAE: no pinned memory, copying without it, which is slower (%s).", reason)
+        return None
+
+
 class PinnedCopyQueue:
-    """Copies device tensors into host tensors through pinned memory, at most `depth` copies behind the device.
+    """Copies device tensors into host tensors through pinned memory, at most `depth` copies behind the devices.
 
     A target is complete once `finish()` has returned. The small depth also keeps the host from queueing minutes of
     work ahead of the device, so that an interruption takes effect at once. Where pinned memory is not wanted (`pinned`)
@@ -19,12 +30,13 @@ class PinnedCopyQueue:
 
     def __init__(self, depth: int = 3, pinned: bool = True):
         self._pinned = pinned
-        self._buffers: list[tuple[torch.Tensor, torch.cuda.Event]] = []
-        self._pending: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * depth
+        self._buffers: list[torch.Tensor] = []
+        # Source in pinned memory, target, and the event after which the source is complete.
+        self._pending: list[tuple[torch.Tensor, torch.Tensor, torch.cuda.Event] | None] = [None] * depth
         self._next = 0
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Queue target.copy_(source), of equal shapes and dtypes.
+        """Queue target.copy_(source), of equal shapes and dtypes. Sources may be on different devices.
 
         Only copies from a CUDA device to the host are queued, of at most BUFFER_BYTES; others run at once.
         """
@@ -35,11 +47,9 @@ class PinnedCopyQueue:
             return
         self._next = (index + 1) % len(self._pending)
         self._complete(index)
-        buffer, event = self._buffers[index]
-        staged = buffer[:size].view(source.dtype).view(source.shape)
+        staged = self._buffers[index][:size].view(source.dtype).view(source.shape)
         staged.copy_(source, non_blocking=True)
-        event.record()
-        self._pending[index] = staged, target
+        self._pending[index] = staged, target, torch.cuda.current_stream(source.device).record_event()
 
     def finish(self) -> None:
         """Wait until every queued copy is complete."""
@@ -49,20 +59,17 @@ class PinnedCopyQueue:
     def _pin(self, index: int) -> bool:
         """Whether buffer `index` exists, pinning it at first use. After one refusal no more is asked for."""
         if self._pinned and index == len(self._buffers):
-            try:
-                pinned = torch.empty(BUFFER_BYTES, dtype=torch.uint8, pin_memory=True)
-            except RuntimeError as error:
-                reason = str(error).partition("\n")[0]
-                logging.warning("UltraGen VAE: no pinned memory, copying without it, which is slower (%s).", reason)
+            buffer = empty_pinned((BUFFER_BYTES,), torch.uint8)
+            if buffer is None:
                 self.finish()
                 self._pinned = False
             else:
-                self._buffers.append((pinned, torch.cuda.Event()))
+                self._buffers.append(buffer)
         return self._pinned
 
     def _complete(self, index: int) -> None:
         if self._pending[index] is not None:
-            staged, target = self._pending[index]
-            self._buffers[index][1].synchronize()
+            staged, target, copied = self._pending[index]
+            copied.synchronize()
             target.copy_(staged)
             self._pending[index] = None

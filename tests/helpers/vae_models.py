@@ -46,7 +46,7 @@ def context(dtype: torch.dtype = torch.float32) -> Context:
 def tiled_decode(model: torch.nn.Module, z: torch.Tensor, tile: int) -> torch.Tensor:
     head, tail = decode.split_layers(decoder_layers(model))
     features = FeatureBuffer(z.shape[2], tuple(z.shape[-2:]), torch.device("cpu"))
-    decode.whole_frames(head, z, context(z.dtype), features, lambda: None)
+    decode.whole_frames(head, z, range(z.shape[2]), context(z.dtype), features, lambda index: None)
     size = output_size(tail, features.size)
     out = torch.full((1, 3, 4 * z.shape[2] - 3, *size), float("nan"), dtype=z.dtype)
 
@@ -56,7 +56,7 @@ def tiled_decode(model: torch.nn.Module, z: torch.Tensor, tile: int) -> torch.Te
         out[:, :, frames, rows, columns] = pixels
 
     grid = decode.tile_grid(size, features.size, tile)
-    decode.in_tiles(tail, features, grid, context(z.dtype), emit, lambda: None)
+    decode.in_tiles(tail, features, grid, grid.tiles(), context(z.dtype), emit)
     return out
 
 

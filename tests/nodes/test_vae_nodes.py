@@ -29,6 +29,16 @@ def test_tiling_then_core_decode_equals_our_decode(node, vae):
         assert (images - core).abs().max() < 2e-6
 
 
+def test_the_number_of_gpus_is_passed_on(node, vae, monkeypatch):
+    asked = []
+    monkeypatch.setattr(node, "decode", lambda *given: (asked.append(given[2:]), torch.zeros(1))[1])
+    node.UltraGenVAEDecode.execute({"samples": torch.zeros(1, 16, 1, 4, 4)}, vae, 64)
+    node.UltraGenVAEDecode.execute({"samples": torch.zeros(1, 16, 1, 4, 4)}, vae, 64, 3)
+    assert asked == [(64, 1), (64, 3)]
+    for given, expected in (((), 1), ((0,), 0)):
+        assert node.UltraGenVAETiling.execute(vae, 64, *given).result[0].exact_gpus == expected
+
+
 def test_tile_is_checked_before_anything_runs(node):
     for tile, valid in ((0, True), (32, False), (64, True)):
         assert (node.UltraGenVAETiling.validate_inputs(tile) is True) == valid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 
 import av
 import folder_paths
@@ -13,6 +14,8 @@ import pytest
 import torch
 from comfy_api.latest import io
 from helpers.save_run import files, folders_in, narrow_vae, noise, rgb
+
+from ultragen_core.host.save.save import SavedVideos
 
 SAVE = {
     "fps": 15.0,
@@ -48,6 +51,16 @@ def run(node, **inputs):
     )
     with torch.inference_mode():
         return called.execute(**inputs)
+
+
+def test_the_number_of_gpus_is_passed_on(pack, base, nodes, monkeypatch):
+    asked, module = [], sys.modules[f"{pack.__name__}.nodes.video"]
+    monkeypatch.setattr(
+        module, "save_video", lambda vae, latent, settings, *more: asked.append(settings) or SavedVideos()
+    )
+    for given in ({}, {"gpus": 4}):
+        run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 4, 4)}, vae=narrow_vae(), **SAVE, **given)
+    assert [settings.gpus for settings in asked] == [1, 4] and asked[0].prefix == SAVE["filename_prefix"]
 
 
 def test_save_then_load_then_save_again(base, nodes):

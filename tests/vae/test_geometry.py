@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from helpers.vae_models import context, narrow
 
 from ultragen_core.vae import decode
-from ultragen_core.vae.geometry import Rect, Span, TileGrid, output_size, tile_regions
+from ultragen_core.vae.geometry import DecodedArea, Rect, Span, TileGrid, output_size, tile_regions
 from ultragen_core.vae.layers import build_all
 from ultragen_core.vae.parse import UnsupportedLayer, decoder_layers, encoder_layers
 
@@ -64,3 +66,27 @@ def test_other_patches_and_time_kernels_are_refused(layers, version):
     model.decoder.conv1 = type(conv)(conv.in_channels, conv.out_channels, (1, 3, 3), padding=(0, 1, 1))
     with pytest.raises(UnsupportedLayer, match=f"got {patch} and 1"):
         layers(model)
+
+
+def test_an_area_holds_what_was_added_to_it():
+    """Random rectangles, overlapping or not, against a picture of them."""
+    draw = random.Random(0)
+
+    def rect() -> Rect:
+        spans = []
+        for side in (12, 9):
+            start = draw.randrange(side)
+            spans.append(Span(start, draw.randrange(start, side) + 1))
+        return Rect(*spans)
+
+    found = set()
+    for _ in range(30):
+        area, picture = DecodedArea((12, 9)), torch.zeros(12, 9, dtype=torch.bool)
+        for _ in range(8):
+            added, asked = rect(), rect()
+            area.add(added)
+            picture[added.slices_in(Rect.whole((12, 9)))] = True
+            held = bool(picture[asked.slices_in(Rect.whole((12, 9)))].all())
+            assert area.holds(asked) == held
+            found.add(held)
+    assert found == {True, False}

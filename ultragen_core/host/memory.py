@@ -8,6 +8,7 @@ from pathlib import Path
 
 import comfy.model_management
 import torch
+from comfy.cli_args import args
 
 from ..out_of_ram import is_host_out_of_memory
 from .compat import is_oom
@@ -38,6 +39,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if is_oom(error) or isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _DEVICE)
+
+
+def may_pin() -> bool:
+    """Whether copies may go through pinned memory; False with ComfyUI's --disable-pinned-memory."""
+    return not args.disable_pinned_memory
 
 
 def free_ram(root: Path = Path("/")) -> int:

@@ -63,4 +63,4 @@ class CachedConv:
         """Convolve the buffer, without padding: the result is smaller than `size` by the kernel's halo."""
         buffer = self.update_cache()
         weight = self._weight if self._weight.ndim == 4 else self._weight[:, :, -buffer.shape[2] :]
-        return convolve(buffer, weight, self._bias, self._stride)
+        return convolve(buffer, weight, self._bias, self._stride, self.context.autotune)

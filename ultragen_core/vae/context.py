@@ -22,18 +22,30 @@ def _memory_formats(device: torch.device) -> dict[int, torch.memory_format]:
     return {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on `device`; from one GPU to another through the host, since some computers copy wrong bits between GPUs."""
+    between_gpus = x.device.type == device.type and x.device != device
+    return (x.cpu() if between_gpus else x).to(device)
+
+
 class Context:
-    """The shared state of one decode or encode.
+    """The shared state of one decode or encode on one device.
 
     device, dtype: of all maps. check_interrupted: called between small pieces of work; raises to end the run.
+    autotune: whether cuDNN may time its plans for large convolutions, once in each thread.
     triton: whether the functions of ops/vae.py take their Triton form. shortcuts: inputs of Wan 2.2's residual groups
     with the rectangles that they hold, from SaveShortcut until the AddShortcut of the same key.
     """
 
     def __init__(
-        self, weights: Weights, device: torch.device, dtype: torch.dtype, check_interrupted: Callable[[], None]
+        self,
+        weights: Weights,
+        device: torch.device,
+        dtype: torch.dtype,
+        check_interrupted: Callable[[], None],
+        autotune: bool = True,
     ):
-        self.device, self.dtype, self.check_interrupted = device, dtype, check_interrupted
+        self.device, self.dtype, self.check_interrupted, self.autotune = device, dtype, check_interrupted, autotune
         self.shortcuts: dict[str, tuple[Tensor, Rect]] = {}
         # On "meta" only memory is counted, of the plain form, which takes more.
         example = torch.empty(0, device=device, dtype=dtype)
@@ -53,7 +65,7 @@ class Context:
         """ComfyUI's RMS_norm as one of ops/vae.py."""
         if module not in self._norms:
             gamma, offset = (
-                None if p is None else p.detach().to(self.device, self.dtype).flatten()
+                None if p is None else moved(p.detach(), self.device).to(self.dtype).flatten()
                 for p in (module.gamma, module.bias)
             )
             self._norms[module] = RMSNorm(module.scale, gamma, offset)

@@ -5,22 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..pinned_copy import empty_pinned
 from .context import Context
 from .geometry import Rect
 
 
 class FeatureBuffer:
-    """Features of `length` latent frames of `size` rows and columns, on `device`."""
+    """Features of `length` latent frames of `size` rows and columns, on `device`.
 
-    def __init__(self, length: int, size: tuple[int, int], device: torch.device):
-        self.length, self.size, self.device = length, size, device
-        self._frames: Tensor | None = None  # (t, h, w, c), allocated at the first write
+    pinned: whether reads may copy from the host through pinned memory, which does not stop the GPU.
+    """
+
+    def __init__(self, length: int, size: tuple[int, int], device: torch.device, pinned: bool = False):
+        self.length, self.size, self.device, self._pinned = length, size, device, pinned
+        self._frames: Tensor | None = None  # (t, h, w, c)
+
+    def allocate(self, channels: int, dtype: torch.dtype) -> None:
+        """Allocate the memory, which the first write otherwise does: before writes from several threads."""
+        self._frames = torch.empty((self.length, *self.size, channels), dtype=dtype, device=self.device)
 
     def write(self, index: int, rect: Rect, x: Tensor) -> None:
         """Store x (1, c, t, rows, columns) as the part `rect` of the frames from `index` on."""
         channels, frames = x.shape[1:3]
         if self._frames is None:
-            self._frames = torch.empty((self.length, *self.size, channels), dtype=x.dtype, device=self.device)
+            self.allocate(channels, x.dtype)
         rows, columns = rect.slices_in(Rect.whole(self.size))
         self._frames[index : index + frames, rows, columns] = x[0].permute(1, 2, 3, 0)
 
@@ -33,10 +41,21 @@ class FeatureBuffer:
         """The part `rect` of one frame, zero beyond the map: a new tensor (1, c, 1, *rect.size) on context.device."""
         inside = rect.clip(self.size)
         rows, columns = inside.slices_in(Rect.whole(self.size))
-        part = self._frames[index : index + 1, rows, columns].permute(3, 0, 1, 2)[None]
+        part = self._frames[index : index + 1, rows, columns]
+        if part.device.type == "cpu" and context.device.type == "cuda":
+            part = self._upload(part, context.device)
+        part = part.permute(3, 0, 1, 2)[None]
         out = context.empty(part.shape[1], 1, rect.size)
         if inside != rect:
             out.zero_()
         rows, columns = inside.slices_in(rect)
         out[..., rows, columns] = part
         return out
+
+    def _upload(self, part: Tensor, device: torch.device) -> Tensor:
+        """A part on the GPU, in its own memory layout: PyTorch's copy between layouts is slow on the host."""
+        staged = empty_pinned(part.shape, part.dtype) if self._pinned else None
+        if staged is None:
+            self._pinned = False
+            return part.contiguous().to(device)
+        return staged.copy_(part).to(device, non_blocking=True)  # PyTorch keeps `staged` until the copy has ended

@@ -15,21 +15,26 @@ SCORE_BYTES = 256 * 2**20  # of attention scores at a time
 AUTOTUNED_FROM = 2**24  # input elements; below, a better cuDNN plan does not win back the 0.07 s of trying plans
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> DeferredAdd:
-    """Convolve (1, c, t, h, w) with a 3D weight, or frame by frame with a 2D one, without padding."""
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], autotune: bool = True
+) -> DeferredAdd:
+    """Convolve (1, c, t, h, w) with a 3D weight, or frame by frame with a 2D one, without padding.
+
+    autotune: whether cuDNN may time its plans where that pays.
+    """
     if weight.ndim == 4:
-        y = _convolve(x[0].transpose(0, 1), weight, bias, stride)
+        y = _convolve(x[0].transpose(0, 1), weight, bias, stride, autotune)
         return y._replace(value=y.value.transpose(0, 1)[None])
-    return _convolve(x, weight, bias, stride)
+    return _convolve(x, weight, bias, stride, autotune)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> DeferredAdd:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], autotune: bool) -> DeferredAdd:
     if x.is_cuda and torch.version.hip is None and torch.backends.cudnn.enabled:
         # cuDNN by name, because some torch versions send 16-bit 3D convolutions past it. The bias, which would be a
         # pass of its own, is deferred.
         padding, dilation = (0,) * len(stride), (1,) * len(stride)
         tf32 = torch.backends.cudnn.allow_tf32
-        autotune = autotune_pays(x, weight)
+        autotune = autotune and autotune_pays(x, weight)
         return DeferredAdd(
             torch.cudnn_convolution(x, weight, padding, stride, dilation, 1, autotune, False, tf32), bias
         )

@@ -78,6 +78,25 @@ class Rect:
     def clip(self, size: tuple[int, int]) -> Rect:
         return Rect(self.rows.clip(size[0]), self.columns.clip(size[1]))
 
+    def overlaps(self, other: Rect) -> bool:
+        """Whether a pixel belongs to both."""
+        pairs = (self.rows, other.rows), (self.columns, other.columns)
+        return all(a.start < b.stop and b.start < a.stop for a, b in pairs)
+
+    def without(self, other: Rect) -> list[Rect]:
+        """The pixels of this rectangle that `other` does not hold, as disjoint rectangles."""
+        if not self.overlaps(other):
+            return [self]
+        top, bottom = max(self.rows.start, other.rows.start), min(self.rows.stop, other.rows.stop)
+        left, right = max(self.columns.start, other.columns.start), min(self.columns.stop, other.columns.stop)
+        parts = [
+            Rect(Span(self.rows.start, top), self.columns),
+            Rect(Span(bottom, self.rows.stop), self.columns),
+            Rect(Span(top, bottom), Span(self.columns.start, left)),
+            Rect(Span(top, bottom), Span(right, self.columns.stop)),
+        ]
+        return [part for part in parts if min(part.size) > 0]
+
     def slices_in(self, outer: Rect) -> tuple[slice, slice]:
         return self.rows.slice_in(outer.rows), self.columns.slice_in(outer.columns)
 
@@ -137,6 +156,20 @@ def _clip(rect: Rect, size: tuple[int, int], clip: tuple[bool, bool]) -> Rect:
     rows = rect.rows.clip(size[0]) if clip[0] else rect.rows
     columns = rect.columns.clip(size[1]) if clip[1] else rect.columns
     return Rect(rows, columns)
+
+
+class DecodedArea:
+    """The pixels of a map of `size` rows and columns that are complete."""
+
+    def __init__(self, size: tuple[int, int]):
+        self._missing = [Rect.whole(size)]
+
+    def add(self, rect: Rect) -> None:
+        self._missing = [part for missing in self._missing for part in missing.without(rect)]
+
+    def holds(self, rect: Rect) -> bool:
+        """Whether all pixels of `rect` are complete."""
+        return not any(missing.overlaps(rect) for missing in self._missing)
 
 
 @dataclass(frozen=True)

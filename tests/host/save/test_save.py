@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.save_run import core_levels, files, folders_in, noise, rgb, rounding_ties, settings
+from helpers.signatures import needs
 from safetensors import safe_open
 
+from ultragen_core.host.compat import gpu_pool_class
 from ultragen_core.host.save import request
 from ultragen_core.host.save.preview import preview_size
 from ultragen_core.host.save.save import KEEP_NEVER, KEEP_UNTIL_SAVED, save_video
+from ultragen_core.host.vae import gpus
 from ultragen_core.video.latents import load_latent
 
 PROMPT = {"prompt": {"1": {"class_type": "X"}}, "workflow": {"nodes": []}}
@@ -34,6 +37,20 @@ def test_lossless_frames_are_those_of_cores_decode(tmp_path, vae):
     saved = save_video(vae, {"samples": samples}, settings(tile=128), folders_in(tmp_path), {})
     # If every value differed by float32's last bit at 0.5, one in 65,000 would round the other way.
     assert rounding_ties(rgb(saved.videos[0]), core) < core.size / 40_000
+
+
+@needs(gpu_pool_class() is not None, "a pool of GPU threads")
+def test_several_gpus_write_the_same_frames(tmp_path, vae, monkeypatch):
+    names = [torch.device("cpu"), torch.device("cpu", 1), torch.device("cpu", 2)]
+    monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda *given, **more: names)
+    samples, videos, used = noise(2, 16, 2, 9, 10), [], []
+    workers = gpus.Workers
+    monkeypatch.setattr(gpus, "Workers", lambda devices: used.append(len(devices)) or workers(devices))
+    for count in (1, 3):
+        saved = save_video(vae, {"samples": samples}, settings(tile=64, gpus=count), folders_in(tmp_path), {})
+        videos.append([rgb(path) for path in saved.videos])
+    assert used == [3, 3], "one pool for each video of the batch"
+    assert all(np.array_equal(*pair) for pair in zip(*videos, strict=True))
 
 
 def test_a_batch_is_one_file_each_and_one_latent(tmp_path, vae):

@@ -179,7 +179,7 @@ def test_a_subclass_that_changes_something_else_stays_itself(samples, reference)
 
 
 def test_methods_take_comfyuis_parameters_by_name_and_by_position(monkeypatch, vae):
-    monkeypatch.setattr(patch, "decode", lambda vae, samples, tile: (samples, tile))
+    monkeypatch.setattr(patch, "decode", lambda vae, samples, tile, gpus: (samples, tile))
     monkeypatch.setattr(patch, "encode", lambda vae, pixels, tile: (pixels, tile))
     tiled = exact_vae(vae, 64)
     for name in support.METHODS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 from types import SimpleNamespace
 
 import comfy.cli_args
@@ -104,10 +105,10 @@ def test_ram_is_no_reason_for_smaller_tiles_on_a_gpu_and_one_on_the_cpu():
 def test_whole_frames_are_repeated_only_with_the_features_on_another_device():
     for features_device, expected in ((GPU, [GPU, CPU]), (CPU, [CPU])):
         tries = []
+        work = failing(9, accelerator("CUDA error: out of memory"), tries)
+        attempts = [functools.partial(work, home) for home in tile_size.TileChoice(64, features_device).homes]
         with pytest.raises(NotEnoughMemory, match="whole frame of 8x8 pixels"):
-            retry.whole_frame_pass(
-                failing(9, accelerator("CUDA error: out of memory"), tries), features_device, "8x8 pixels", 1, GPU
-            )
+            retry.whole_frame_pass(attempts, "8x8 pixels", 1, GPU)
         assert tries == expected
 
 

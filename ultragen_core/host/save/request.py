@@ -30,8 +30,7 @@ from ...video.codecs import (
 )
 from ...video.frames import FrameBuffer
 from ...video.prefix import check_length, check_prefix, fill_placeholders, safe_prefix
-from ..memory import free_ram
-from ..vae.exact import may_pin
+from ..memory import free_ram, may_pin
 from ..vae.shapes import decoded_shape
 
 KEEP, KEEP_UNTIL_SAVED, KEEP_NEVER = "keep", "until the video is saved", "off"
@@ -86,7 +85,7 @@ class VideoSettings:
 
     codec, crop, side_file: keys of CODECS, CROPS and SIDE_FILES. keep_latent: one of the KEEP constants. tile: side in
     pixels, None for automatic. details: text to store, such as prompt and seed as JSON. trim_to_audio: end the video
-    with its audio if that is shorter.
+    with its audio if that is shorter. gpus: how many decode, 0 for all.
     """
 
     prefix: str
@@ -99,6 +98,7 @@ class VideoSettings:
     details: str = ""
     side_file: str = "off"
     trim_to_audio: bool = False
+    gpus: int = 1
 
 
 @dataclass(frozen=True)

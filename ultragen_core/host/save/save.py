@@ -164,7 +164,7 @@ def _save_one(
         def write(region, pixels):
             buffer.write(region.frames, region.rows, region.columns, pixels)
 
-        stream_decode(vae, samples, write, checked.settings.tile, decoding)
+        stream_decode(vae, samples, write, checked.settings.tile, decoding, checked.settings.gpus)
         broken = buffer.not_finite
         if broken:
             saved.note(

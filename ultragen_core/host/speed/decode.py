@@ -13,7 +13,7 @@ from ...pinned_copy import PinnedCopyQueue
 from ...plan.speed import DecodeTime
 from ...sizes import VideoSize, latent_shape
 from ..memory import NotEnoughMemory
-from ..vae.exact import stream_decode
+from ..vae.exact import Progress, stream_decode
 from ..vae.shapes import decoded_shape
 from .timing import timed
 
@@ -52,14 +52,14 @@ def _decode(vae, size: VideoSize) -> Callable[[], Tensor]:
     return lambda: decode_to_bytes(vae, z, None)
 
 
-def decode_to_bytes(vae, z: Tensor, tile: int | None) -> Tensor:
-    """Return the frames (frames, height, width, 3) of one video in 8 bits. tile: as in stream_decode."""
+def decode_to_bytes(vae, z: Tensor, tile: int | None, progress: Progress = None, gpus: int = 1) -> Tensor:
+    """Return the frames (frames, height, width, 3) of one video in 8 bits. tile, progress, gpus: as in stream_decode."""
     frames = torch.empty((*decoded_shape(vae, z.shape)[1:], 3), dtype=torch.uint8)
     copies = PinnedCopyQueue()
 
     def write(region, pixels: Tensor) -> None:
         copies.copy(pixels.mul_(255).round_().to(torch.uint8), frames[region[1:]])
 
-    stream_decode(vae, z, write, tile)
+    stream_decode(vae, z, write, tile, progress, gpus)
     copies.finish()
     return frames

@@ -13,15 +13,17 @@ from typing import NamedTuple
 
 import comfy.utils
 import torch
-from comfy.cli_args import args
 from torch import Tensor
 
 from ...out_of_ram import is_host_out_of_memory
 from ...pinned_copy import PinnedCopyQueue
+from ...vae.context import moved
 from ...vae.geometry import Rect
 from ...vae.memory import tensor_limit
 from ...vae.parse import channels_in
 from ..compat import vae_output_dtype
+from ..memory import may_pin
+from .gpus import decode_workers
 from .retry import ram_ran_out
 from .run import Report, decode_video, encode_video
 from .shapes import check_images, decoded_shape, picture_channels
@@ -43,6 +45,12 @@ Progress = Report | comfy.utils.ProgressBar | None
 """A ComfyUI ProgressBar, or called as progress(done, total)."""
 
 
+def check_gpus(gpus: int) -> None:
+    """Raise ValueError unless `gpus` is a number of GPUs that decode takes; 0 is all."""
+    if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
+        raise ValueError(f"gpus must be the number of GPUs that decode, or 0 for all, got {gpus}. Choose 1.")
+
+
 def check_tile(tile: int | None) -> None:
     """Raise ValueError unless `tile` is a side in pixels that decode and encode take; None is auto."""
     if tile is None:
@@ -54,22 +62,21 @@ def check_tile(tile: int | None) -> None:
         )
 
 
-def may_pin() -> bool:
-    """Whether copies from a GPU may go through pinned memory; False with ComfyUI's --disable-pinned-memory."""
-    return not args.disable_pinned_memory
-
-
 @torch.no_grad()
-def stream_decode(vae, samples: Tensor, write: Write, tile: int | None = None, progress: Progress = None) -> None:
-    """Decode latents (b, c, t, h, w), handing every finished piece to `write(region, pixels)`.
+def stream_decode(
+    vae, samples: Tensor, write: Write, tile: int | None = None, progress: Progress = None, gpus: int = 1
+) -> None:
+    """Decode latents (b, c, t, h, w), handing every finished piece to `write(region, pixels)`, called in this thread.
 
-    `pixels` is (frames, rows, columns, 3), float, 0..1 or NaN, on the VAE's device, and the writer may overwrite it;
-    alpha is dropped. When memory runs out, all regions of that video come again, in smaller pieces.
+    `pixels` is (frames, rows, columns, 3), float, 0..1 or NaN, on the device that decoded it, and the writer may
+    overwrite it; alpha is dropped. When memory runs out, the tiles that are not complete come again, in smaller pieces.
     tile: side in output pixels; None takes the largest that fits into free device memory.
-    Raises NotEnoughMemory when even SMALLEST_TILE does not fit, ValueError for a tile below it and for latents of
-    another VAE.
+    gpus: at most so many decode tiles at the same time; 0 takes all that ComfyUI sees.
+    Raises NotEnoughMemory when even SMALLEST_TILE does not fit, ValueError for a tile below it, for `gpus` below 0 and
+    for latents of another VAE.
     """
     check_tile(tile)
+    check_gpus(gpus)
     shape = decoded_shape(vae, samples.shape)
     if picture_channels(vae) > 3:
         logging.warning(
@@ -82,16 +89,17 @@ def stream_decode(vae, samples: Tensor, write: Write, tile: int | None = None, p
     if vae_support(vae).fallback_reason:
         _stream_from_comfyui(vae, samples, shape, write_rgb)
     else:
-        _stream(vae, samples, functools.partial(_pixels_or_nan, vae), write_rgb, tile, progress)
+        _stream(vae, samples, functools.partial(_pixels_or_nan, vae), write_rgb, tile, progress, gpus)
 
 
 @torch.no_grad()
-def decode(vae, samples: Tensor, tile: int | None = None) -> Tensor:
+def decode(vae, samples: Tensor, tile: int | None = None, gpus: int = 1) -> Tensor:
     """Decode latents to images (b, frames, height, width, c) on the VAE's output device, as ComfyUI's vae.decode.
 
-    tile, errors: as stream_decode.
+    tile, gpus, errors: as stream_decode.
     """
     check_tile(tile)
+    check_gpus(gpus)
     if getattr(samples, "is_nested", False):  # video and sound of one model: ComfyUI's node decodes the video
         samples = samples.unbind()[0]
     if vae_support(vae).fallback_reason:
@@ -101,9 +109,9 @@ def decode(vae, samples: Tensor, tile: int | None = None) -> Tensor:
     copies = PinnedCopyQueue(pinned=may_pin())
 
     def write(region: OutputRegion, pixels: Tensor) -> None:
-        copies.copy(pixels, images[region])
+        copies.copy(pixels if images.device.type == "cpu" else moved(pixels, images.device), images[region])
 
-    _stream(vae, samples, vae.process_output, write, tile, comfy.utils.ProgressBar(1))
+    _stream(vae, samples, vae.process_output, write, tile, comfy.utils.ProgressBar(1), gpus)
     copies.finish()
     return images
 
@@ -152,17 +160,25 @@ def empty_images(vae, shape: tuple[int, ...]) -> Tensor:
 
 
 def _stream(
-    vae, samples: Tensor, to_pixels: Callable[[Tensor], Tensor], write: Write, tile: int | None, progress: Progress
+    vae,
+    samples: Tensor,
+    to_pixels: Callable[[Tensor], Tensor],
+    write: Write,
+    tile: int | None,
+    progress: Progress,
+    gpus: int,
 ) -> None:
-    for index in range(samples.shape[0]):
+    layers = vae_support(vae).decoder
+    with decode_workers(vae, gpus) as workers:
+        for index in range(samples.shape[0]):
 
-        def emit(frames: slice, rect: Rect, pixels: Tensor, index: int = index) -> None:
-            rows, columns = (slice(span.start, span.stop) for span in (rect.rows, rect.columns))
-            images = to_pixels(pixels[0].permute(1, 2, 3, 0).to(torch.float32, copy=True))
-            write(OutputRegion(index, frames, rows, columns), images)
+            def emit(frames: slice, rect: Rect, pixels: Tensor, index: int = index) -> None:
+                rows, columns = (slice(span.start, span.stop) for span in (rect.rows, rect.columns))
+                images = to_pixels(pixels[0].permute(1, 2, 3, 0).to(torch.float32, copy=True))
+                write(OutputRegion(index, frames, rows, columns), images)
 
-        report = _share(_reporter(progress), index, samples.shape[0])
-        decode_video(vae, vae_support(vae).decoder, samples[index : index + 1], tile, emit, report)
+            report = _share(_reporter(progress), index, samples.shape[0])
+            decode_video(vae, layers, samples[index : index + 1], tile, emit, report, workers)
 
 
 def _stream_from_comfyui(vae, samples: Tensor, shape: tuple[int, ...], write: Write) -> None:

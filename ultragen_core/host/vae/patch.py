@@ -8,7 +8,7 @@ import inspect
 import logging
 from collections.abc import Callable
 
-from .exact import check_tile, decode, encode
+from .exact import check_gpus, check_tile, decode, encode
 from .support import fallback_reason
 
 # They trade accuracy for memory in ComfyUI's tiles; exact tiles do not need them.
@@ -23,16 +23,17 @@ class ExactMethods:
     """
 
     exact_tile: int | None = None
+    exact_gpus: int = 1
 
     def decode(self, samples_in, *args, **kwargs):
         if _needs_comfyui(self, super().decode, args, kwargs):
             return super().decode(samples_in, *args, **kwargs)
-        return decode(self, samples_in, self.exact_tile)
+        return decode(self, samples_in, self.exact_tile, self.exact_gpus)
 
     def decode_tiled(self, samples, *args, **kwargs):
         if _needs_comfyui(self, super().decode_tiled, args, kwargs):
             return super().decode_tiled(samples, *args, **kwargs)
-        return decode(self, samples, self.exact_tile)
+        return decode(self, samples, self.exact_tile, self.exact_gpus)
 
     def encode(self, pixel_samples, *args, **kwargs):
         if _needs_comfyui(self, super().encode, args, kwargs):
@@ -61,18 +62,20 @@ def _needs_comfyui(vae, method: Callable, args: tuple, kwargs: dict) -> bool:
 ExactMethods.exact_methods = ExactMethods  # tells replaced_method that they are not another pack's
 
 
-def exact_vae(vae, tile: int | None = None):
+def exact_vae(vae, tile: int | None = None, gpus: int = 1):
     """A copy of the VAE whose decode, decode_tiled, encode and encode_tiled run in exact tiles; same patcher.
 
-    tile: side in pixels; None takes the largest that fits into free device memory. A VAE with a fallback reason is
-    returned unchanged. Raises ValueError for a tile below SMALLEST_TILE.
+    tile: side in pixels; None takes the largest that fits into free device memory. gpus: how many decode, 0 for all;
+    one encodes. A VAE with a fallback reason is returned unchanged. Raises ValueError for a tile below SMALLEST_TILE
+    and for `gpus` below 0.
     """
     check_tile(tile)
+    check_gpus(gpus)
     if fallback_reason(vae):
         return vae
     exact = copy.copy(vae)
     exact.__class__ = _exact_class(type(vae))
-    exact.exact_tile = tile
+    exact.exact_tile, exact.exact_gpus = tile, gpus
     return exact
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import comfy.model_management as mm
@@ -33,16 +33,14 @@ def tiled_pass(run: Callable[[int], None], tile: int, tile_need: Callable[[int],
         tile = smaller
 
 
-def whole_frame_pass(
-    run: Callable[[torch.device], T], features_device: torch.device, size: str, frame_need: int, device: torch.device
-) -> T:
-    """run(features_device), once more with the features on the host when memory runs out; returns its result.
+def whole_frame_pass(attempts: Sequence[Callable[[], T]], size: str, frame_need: int, device: torch.device) -> T:
+    """The result of the first of `attempts` that memory suffices for; each takes less than the one before.
 
     size, frame_need: the frame's and its bytes, for the message. Raises NotEnoughMemory.
     """
     results: list[T] = []
-    for chosen in dict.fromkeys((features_device, torch.device("cpu"))):  # once if they are the same
-        if _succeeds(lambda chosen=chosen: results.append(run(chosen)), device):
+    for attempt in attempts:
+        if _succeeds(lambda attempt=attempt: results.append(attempt()), device):
             return results[0]
     raise NotEnoughMemory(
         f"The VAE's attention over a whole frame of {size} needs about {frame_need / 2**20:.0f} MiB, and they could not"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import comfy.model_management as mm
 import torch
@@ -12,15 +13,20 @@ from torch import Tensor, nn
 from ...vae import decode, encode
 from ...vae.context import Context
 from ...vae.feature_buffer import FeatureBuffer
-from ...vae.geometry import Rect, output_size
+from ...vae.geometry import DecodedArea, Rect, TileGrid, output_size
 from ...vae.layers import Layer
 from ...vae.memory import tensor_limit
 from ..compat import cast_parameters
+from ..memory import may_pin
+from ..multigpu.devices import Workers
+from .gpus import WAITING, MultiGPUPasses, Work, on_device
 from .retry import tiled_pass, whole_frame_pass
-from .tile_size import choose_tile, decode_needs, encode_needs
+from .tile_size import HOST, choose_tile, decode_needs, encode_needs
 
 Report = Callable[[int, int], None]
 """report(done, total), in pieces of work."""
+Pass = Callable[[Sequence, Work, Callable[..., None]], None]
+"""run_pass(items, work, take): work(items, context, send) on one or several devices, take(*result) in this thread."""
 
 
 class ProgressCounter:
@@ -48,37 +54,91 @@ def context_of(vae) -> Context:
     return Context(weights, vae.device, vae.vae_dtype, mm.throw_exception_if_processing_interrupted)
 
 
-def decode_video(vae, layers: Sequence[Layer], z: Tensor, tile: int | None, emit: decode.Emit, report: Report) -> None:
-    """Decode latents z (1, c, t, h, w), handing each piece of pixels to `emit` (see vae/decode.py).
+def decode_video(
+    vae,
+    layers: Sequence[Layer],
+    z: Tensor,
+    tile: int | None,
+    emit: decode.Emit,
+    report: Report,
+    workers: Workers | None = None,
+) -> None:
+    """Decode latents z (1, c, t, h, w), handing each piece of pixels to `emit` (see vae/decode.py) in this thread.
 
-    tile: side in output pixels; None chooses it by free memory. Raises NotEnoughMemory.
+    tile: side in output pixels; None chooses it by free memory. workers: those of several GPUs, which then decode
+    frames and tiles at the same time, and hold the features on the host. Raises NotEnoughMemory.
     """
-    head, tail = decode.split_layers(layers)
-    length, latents = z.shape[2], tuple(z.shape[-2:])
-    size = output_size(tail, latents)
-    needs = decode_needs(layers, z.shape[1:], vae.vae_dtype, tensor_limit(vae.device))
-    choice, progress = choose_tile(vae, tile, max(size), needs), ProgressCounter(report)
+    run = _Decode(vae, layers, z.cpu() if workers else z, emit, report)
+    others, waiting = (workers.devices[1:], WAITING) if workers else ((), 0)
+    needs = decode_needs(layers, z.shape[1:], vae.vae_dtype, tensor_limit(vae.device), waiting)
+    choice = choose_tile(vae, tile, max(run.size), needs, others)
+    run_pass = _pass_here(vae)
+    with on_device(vae.device):
+        attempts = [functools.partial(run.whole_frames, choice.tile, run_pass, device) for device in choice.homes]
+        if choice.others:
+            run_pass = MultiGPUPasses(vae, layers, workers, [vae.device, *choice.others]).run
+            attempts.insert(0, functools.partial(run.whole_frames, choice.tile, run_pass, HOST))
+        whole_frame_pass(attempts, f"{run.size[1]}x{run.size[0]} pixels", needs.frames, vae.device)
+        tiled_pass(functools.partial(run.tiles, run_pass), choice.tile, needs.tile, vae.device)
 
-    def total(tile: int) -> int:
-        return length * (1 + decode.tile_grid(size, latents, tile).count)
 
-    def frames(device: torch.device) -> FeatureBuffer:
-        progress.restart(0, total(choice.tile))
-        features = FeatureBuffer(length, latents, device)
-        decode.whole_frames(head, z, context_of(vae), features, progress.tick)
-        return features
+def _pass_here(vae) -> Pass:
+    """A pass on the VAE's device, in this thread."""
+    return lambda items, work, take: work(items, context_of(vae), take)
 
-    with on_device(vae):
-        features = whole_frame_pass(
-            frames, choice.features_device, f"{size[1]}x{size[0]} pixels", needs.frames, vae.device
-        )
 
-        def tiles(tile: int) -> None:
-            progress.restart(length, total(tile))
-            grid = decode.tile_grid(size, latents, tile)
-            decode.in_tiles(tail, features, grid, context_of(vae), emit, progress.tick)
+class _Decode:
+    """The two passes of a decode. When one is repeated with less memory, complete frames and tiles are kept."""
 
-        tiled_pass(tiles, choice.tile, needs.tile, vae.device)
+    def __init__(self, vae, layers: Sequence[Layer], z: Tensor, emit: decode.Emit, report: Report):
+        self.head, self.tail = decode.split_layers(layers)
+        self.length, self.latents = z.shape[2], tuple(z.shape[-2:])
+        self.size = output_size(self.tail, self.latents)
+        self._dtype, self._z, self._emit, self._progress = vae.vae_dtype, z, emit, ProgressCounter(report)
+        self._features: FeatureBuffer | None = None
+        self._frames_done: set[int] = set()
+        self._tiles_done = DecodedArea(self.size)
+
+    def whole_frames(self, tile: int, run_pass: Pass, device: torch.device) -> None:
+        """Compute the features that are missing, in memory of `device`. tile: the next pass's, for the progress."""
+        if self._features is None or self._features.device != device:
+            self._features, self._frames_done = FeatureBuffer(self.length, self.latents, device, may_pin()), set()
+            self._features.allocate(self.head[-1].proj.out_channels, self._dtype)
+        missing = [index for index in range(self.length) if index not in self._frames_done]
+        self._progress.restart(self.length - len(missing), self._total(self._grid(tile)))
+
+        def work(indices: Iterable[int], context: Context, send: Callable[[int], None]) -> None:
+            decode.whole_frames(self.head, self._z, indices, context, self._features, send)
+
+        def take(index: int) -> None:
+            self._frames_done.add(index)
+            self._progress.tick()
+
+        run_pass(missing, work, take)
+
+    def tiles(self, run_pass: Pass, tile: int) -> None:
+        """Decode all tiles that are missing."""
+        grid, pieces = self._grid(tile), Counter()
+        missing = [each for each in grid.tiles() if not self._tiles_done.holds(each.clip(self.size))]
+        self._progress.restart(self._total(grid) - self.length * len(missing), self._total(grid))
+
+        def work(tiles: Iterable[Rect], context: Context, send: decode.Emit) -> None:
+            decode.in_tiles(self.tail, self._features, grid, tiles, context, send)
+
+        def take(frames: slice, rect: Rect, pixels: Tensor) -> None:
+            self._emit(frames, rect, pixels)
+            pieces[rect] += 1
+            if pieces[rect] == self.length:
+                self._tiles_done.add(rect)
+            self._progress.tick()
+
+        run_pass(missing, work, take)
+
+    def _grid(self, tile: int) -> TileGrid:
+        return decode.tile_grid(self.size, self.latents, tile)
+
+    def _total(self, grid: TileGrid) -> int:
+        return self.length * (1 + grid.count)
 
 
 def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, report: Report) -> Tensor:
@@ -107,14 +167,8 @@ def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, repo
         features.move_to(device)
         return encode.whole_frames(tail, features, context_of(vae), progress.tick)
 
-    with on_device(vae):
+    with on_device(vae.device):
         tiled_pass(tiles, choice.tile, needs.tile, vae.device)
-        moments = whole_frame_pass(
-            frames, choice.features_device, f"{size[1]}x{size[0]} pixels", needs.frames, vae.device
-        )
+        attempts = [functools.partial(frames, device) for device in choice.homes]
+        moments = whole_frame_pass(attempts, f"{size[1]}x{size[0]} pixels", needs.frames, vae.device)
     return moments.chunk(2, dim=1)[0]
-
-
-def on_device(vae) -> contextlib.AbstractContextManager:
-    """Make the VAE's CUDA device the current one, on which kernels are launched."""
-    return torch.cuda.device(vae.device) if vae.device.type == "cuda" else contextlib.nullcontext()

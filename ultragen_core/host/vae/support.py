@@ -17,7 +17,8 @@ from ...vae.geometry import Rect, output_size
 from ...vae.layers import Layer
 from ...vae.parse import UnsupportedLayer, channels_in, channels_out, decoder_layers, encoder_layers
 from ..memory import NotEnoughMemory, is_out_of_memory
-from .run import decode_video, encode_video, on_device
+from .gpus import on_device
+from .run import decode_video, encode_video
 
 TRIAL_LATENTS, TRIAL_FRAMES, TRIAL_TILE = (2, 4, 6), 5, 3  # the tile in latents: four of them
 METHODS = ("decode", "decode_tiled", "encode", "encode_tiled")  # what ComfyUI's nodes call
@@ -112,7 +113,7 @@ def _trial(vae) -> VAESupport:
     latents = torch.randn(1, channels_in(layers.decoder), *TRIAL_LATENTS, generator=generator)
     size = output_size(layers.decoder, TRIAL_LATENTS[1:])
     pixels = torch.rand(1, encoded, TRIAL_FRAMES, *size, generator=generator)
-    with on_device(vae):
+    with on_device(vae.device):
         errors = {
             "decode": decode_error(vae, layers.decoder, latents),
             "encode": encode_error(vae, layers.encoder, pixels),

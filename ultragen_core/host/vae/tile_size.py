@@ -12,13 +12,16 @@ import comfy.model_management as mm
 import torch
 
 from ...vae import decode, encode
+from ...vae.encode import FRAMES_PER_LATENT
 from ...vae.geometry import Rect, output_size, tile_regions
 from ...vae.layers import Layer
 from ...vae.memory import TensorTooLarge, peak_bytes, tensor_limit
+from ...vae.parse import channels_out
 from ..compat import free_memory
 from ..memory import NotEnoughMemory
 
 SMALLEST_TILE = 64
+HOST = torch.device("cpu")
 # Candidates for an automatic choice. Larger tiles save a tenth of the time at most, for half as much memory again.
 TILES = (512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
 
@@ -36,18 +39,25 @@ class MemoryNeeds(NamedTuple):
 
 
 class TileChoice(NamedTuple):
-    """What fits into memory: a tile's side in pixels, and the device of the FeatureBuffer."""
+    """What fits into memory: a tile's side in pixels, the device of the FeatureBuffer, and other GPUs that help."""
 
     tile: int
     features_device: torch.device
+    others: Sequence[torch.device] = ()
+
+    @property
+    def homes(self) -> list[torch.device]:
+        """Devices for the FeatureBuffer: the chosen one, and the host for when that has too little memory."""
+        return list(dict.fromkeys((self.features_device, HOST)))
 
 
 def decode_needs(
-    layers: Sequence[Layer], latent_shape: Sequence[int], dtype: torch.dtype, limit: float = math.inf
+    layers: Sequence[Layer], latent_shape: Sequence[int], dtype: torch.dtype, limit: float = math.inf, waiting: int = 0
 ) -> MemoryNeeds:
-    """The needs of a decode of one video, latents (c, t, h, w), counted without running it.
+    """The needs of a decode of one video, latents (c, t, h, w), on each GPU, counted without running it.
 
-    limit: bytes that one tensor may take. Raises NotEnoughMemory where whole frames need a larger one.
+    limit: bytes that one tensor may take. waiting: finished pieces of tiles that wait on a GPU. Raises NotEnoughMemory
+    where whole frames need a larger tensor.
     """
     head, tail = decode.split_layers(layers)
     latent_channels, length, *latents = latent_shape
@@ -58,7 +68,8 @@ def decode_needs(
     def tile_need(tile: int) -> int:
         grid = decode.tile_grid(size, tuple(latents), tile)
         regions = tile_regions(tail, tuple(latents), next(grid.tiles()), grid.clip)
-        return _with_reserve(peak_bytes(tail, regions, channels, chunks, dtype, limit))
+        piece = channels_out(layers) * FRAMES_PER_LATENT * math.prod(grid.tile_size) * dtype.itemsize
+        return _with_reserve(peak_bytes(tail, regions, channels, chunks, dtype, limit) + waiting * piece)
 
     frames = _whole_frame_need(head, tuple(latents), latent_channels, chunks, dtype, limit)
     return MemoryNeeds(tile_need, frames, channels * length * latents[0] * latents[1] * dtype.itemsize)
@@ -72,7 +83,7 @@ def encode_needs(
     pixel_channels, frames, *size = pixels_shape
     length = encode.latent_frames(frames)
     latents = output_size(head, tuple(size))
-    channels, chunks = tail[0].proj.out_channels, (1, encode.FRAMES_PER_LATENT)[: min(length, 2)]
+    channels, chunks = tail[0].proj.out_channels, (1, FRAMES_PER_LATENT)[: min(length, 2)]
 
     @functools.cache
     def tile_need(tile: int) -> int:
@@ -84,28 +95,45 @@ def encode_needs(
     return MemoryNeeds(tile_need, frame_need, channels * length * latents[0] * latents[1] * dtype.itemsize)
 
 
-def choose_tile(vae, tile: int | None, longest: int, needs: MemoryNeeds) -> TileChoice:
+def choose_tile(
+    vae, tile: int | None, longest: int, needs: MemoryNeeds, others: Sequence[torch.device] = ()
+) -> TileChoice:
     """Load the VAE, asking ComfyUI to free what `needs` says (its own estimate of a 4K decode is 100 GB); then choose.
 
     tile: the user's, which is kept as far as the device's largest tensor allows; None takes the largest of TILES that
-    fits. longest: the longer side of the video in pixels. Raises NotEnoughMemory where a tensor of SMALLEST_TILE is
-    larger than the device takes.
+    fits on every GPU. longest: the longer side of the video in pixels. others: GPUs that may help; one with too little
+    memory is left out. Raises NotEnoughMemory where a tensor of SMALLEST_TILE is larger than the device takes.
     """
     wanted = tile_candidates(longest)[0] if tile is None else min(tile, max(longest, SMALLEST_TILE))
     largest = largest_tile(wanted, needs.tile)
     requested = max(needs.frames, needs.tile(largest))
     mm.load_models_gpu([vae.patcher], memory_required=requested + needs.features, force_full_load=vae.disable_offload)
     free = free_memory(vae.patcher, vae.device)
-    fits = requested + needs.features <= free and needs.features <= tensor_limit(vae.device)
-    features_device, left = (vae.device, free - needs.features) if fits else (torch.device("cpu"), free)
+    least = max(needs.frames, needs.tile(largest if tile else max(SMALLEST_TILE, largest // 2)))
+    helping = _free_on_others(vae, others, requested, least)
+    fits = not helping and requested + needs.features <= free and needs.features <= tensor_limit(vae.device)
+    features_device, left = (vae.device, free - needs.features) if fits else (HOST, min([free, *helping.values()]))
     chosen = largest
     if tile is None:
         sizes = (size for size in tile_candidates(longest) if size <= largest)
         chosen = next((size for size in sizes if needs.tile(size) <= left), SMALLEST_TILE)
+    names = ", ".join(map(str, [vae.device, *helping]))
     logging.info(
-        "UltraGen VAE: tiles of %d pixels, features on %s, %.1f GiB free.", chosen, features_device, free / 2**30
+        "UltraGen VAE: tiles of %d pixels on %s, features on %s, %.1f GiB free.",
+        *(chosen, names, features_device, free / 2**30),
     )
-    return TileChoice(chosen, features_device)
+    return TileChoice(chosen, features_device, tuple(helping))
+
+
+def _free_on_others(vae, others: Sequence[torch.device], requested: int, least: int) -> dict[torch.device, int]:
+    """Free bytes of the other GPUs that have `least`, after asking ComfyUI to free `requested` on each."""
+    free = {}
+    for device in others:
+        mm.free_memory(requested + mm.extra_reserved_memory(), device)
+        free[device] = free_memory(vae.patcher, device)
+        if free[device] < least:
+            logging.info("UltraGen VAE: %s does not help, %.1f GiB are free there.", device, free.pop(device) / 2**30)
+    return free
 
 
 def largest_tile(tile: int, tile_need: Callable[[int], int]) -> int:
