@@ -53,7 +53,7 @@ def _decode(vae, size: VideoSize) -> Callable[[], Tensor]:
 
 
 def decode_to_bytes(vae, z: Tensor, tile: int | None, progress: Progress = None, gpus: int = 1) -> Tensor:
-    """Return the frames (frames, height, width, 3) of one video in 8 bits. tile, progress, gpus: as in stream_decode."""
+    """Return the frames (frames, height, width, 3) of one video in 8 bits; arguments as of stream_decode."""
     frames = torch.empty((*decoded_shape(vae, z.shape)[1:], 3), dtype=torch.uint8)
     copies = PinnedCopyQueue()
 
