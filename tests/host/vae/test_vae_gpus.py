@@ -233,7 +233,7 @@ def test_a_fault_in_any_thread_ends_all_and_the_next_decode_is_right(
         raised = fault(scope, NAMES[index], at, kind("CUDA out of memory" if memory else "a test"))
         with contextlib.nullcontext() if memory else pytest.raises(kind):
             made = exact.decode(vae, samples, 128, 3)
-            assert (made - reference).abs().max() < 2e-6
+            assert (made - reference).abs().max() < 5e-6
     assert raised or memory, "the others may have taken all tiles before this one got so far"
     assert torch.equal(exact.decode(vae, samples, 64, 3), reference)
 
@@ -292,7 +292,7 @@ def test_tiles_and_frames_that_are_complete_are_not_decoded_again(monkeypatch, v
     monkeypatch.setattr(run.decode, "in_tiles", tiles_fail)
 
     def write(region, pixels):
-        assert (pixels - reference[region]).abs().max() < 2e-6
+        assert (pixels - reference[region]).abs().max() < 5e-6
         seen[str(region)] += 1
 
     exact.stream_decode(vae, z, write, 128, gpus=3)
