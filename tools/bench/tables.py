@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+from .attention_tables import errors, int8, int8_scores, kernels, layers
 from .cells import seconds, share, table, times
 from .floors import DATA
 from .front_page import readme
@@ -13,7 +14,6 @@ from .measured import (
     evaluation_row,
     floor_of_decode,
     floor_of_evaluation,
-    floors_of_layers,
     row,
     rows,
 )
@@ -54,6 +54,20 @@ def _cells(method: str, size: str) -> tuple[str, str]:
         text += " " + times(baseline["seconds"], found["seconds"])
     note = " (30 times one block)" if found["extrapolated"] == "True" else ""
     return text + note, share(floor_of_evaluation("1.3b", size, method), found["seconds"])
+
+
+def h100() -> str:
+    """Rows of the H100, of this code first."""
+    found = [one for one in rows("evaluations") if one["card"] == "H100"]
+    body = []
+    for one in sorted(found, key=lambda one: one["note"]):
+        method = {**RULES, "all": "UltraGen in all blocks"}[one["method"]] + (
+            f" ({one['note']})" if one["note"] else ""
+        )
+        floor = floor_of_evaluation(one["model"], one["size"], one["method"])
+        cells = [f"{float(one['seconds']):.2f}", share(floor, one["seconds"]), one["peak_gib"], one["host_ms"]]
+        body.append([f"{VIDEOS[one['size']]}, {method}", *cells])
+    return table(["", "seconds", "floor", "peak GiB", "host ms"], body)
 
 
 def other_sizes() -> str:
@@ -129,25 +143,6 @@ def small_cards_5b() -> str:
     )
 
 
-def layers() -> str:
-    names = METHODS | {"plain": "this pack, plain PyTorch", "ours": "this pack, Triton"}
-    body = []
-    for size in ("1080P x 81", "4K x 81"):
-        body.append([f"*{VIDEOS[size]}*", "", "", "", "", ""])
-        for one in (each for each in rows("layers") if each["size"] == size):
-            ours, both = one["method"] == "ours", (one["even_ms"], one["odd_ms"])
-            shown = [f"**{value}**" if ours else value for value in both]
-            if one["method"] == "peaks":
-                body.append(["*floor by this run's own peak rates*", shown[0], "", shown[1], "", ""])
-                continue
-            floors = floors_of_layers(size, one["method"])
-            shares = [
-                f"{1000 * floor:.0f} ({1000 * floor / float(ms):.0%})" for floor, ms in zip(floors, both, strict=True)
-            ]
-            body.append([names[one["method"]], shown[0], shares[0], shown[1], shares[1], one["peak_gib"]])
-    return table(["", "even block", "floor", "odd block", "floor", "peak GiB"], body)
-
-
 DECODES = {
     "tiled": "ComfyUI tiled, node defaults (not exact)",
     "full": "ComfyUI, whole frame",
@@ -182,15 +177,8 @@ def others() -> str:
     body = []
     for one in rows("others"):
         floor = int(one["evaluations"]) * floor_of_evaluation(one["model"], one["size"], one["method"])
-        body.append([one["what"], seconds(one["seconds"]), share(floor, one["seconds"])])
-    return table(["", "seconds", "floor"], body)
-
-
-def kernels() -> str:
-    return table(
-        ["attention kernel", "tokens", "TFLOP/s", "error against float64"],
-        ([one["kernel"], f"{int(one['tokens']):,}", one["tflops"], one["error"]] for one in rows("kernels")),
-    )
+        body.append([one["what"], one["card"], seconds(one["seconds"]), share(floor, one["seconds"])])
+    return table(["", "card", "seconds", "floor"], body)
 
 
 def ceilings() -> str:
@@ -212,7 +200,11 @@ TABLES: dict[str, Callable[[], str]] = {
         ceilings,
         decodes,
         decodes_by_allocator,
+        errors,
         evaluations,
+        h100,
+        int8,
+        int8_scores,
         kernels,
         layers,
         other_sizes,

@@ -1,0 +1,76 @@
+"""The page's tables of attention: layers, kernels, int8, errors."""
+
+from __future__ import annotations
+
+from .cells import table
+from .measured import Row, floor_of_evaluation, floors_of_layers, rows
+
+SIZES = {"1080P x 81": "1920x1088, 81 frames", "4K x 81": "3840x2176, 81 frames"}
+LAYERS = {
+    "comfyui": "ComfyUI 0.30.0, dense",
+    "cudnn": "ComfyUI with cuDNN's attention",
+    "published": "UltraGen as published",
+    "plain": "this pack, plain PyTorch",
+    "ours": "this pack, Triton",
+}
+KERNELS = {"comfyui": "ComfyUI's choice, bf16", "int8": "int8"}
+
+
+def layers() -> str:
+    body = []
+    for size in SIZES:
+        body.append([f"*{SIZES[size]}*", "", "", "", "", ""])
+        for one in (each for each in rows("layers") if each["size"] == size):
+            ours, both = one["method"] == "ours", (one["even_ms"], one["odd_ms"])
+            shown = [f"**{value}**" if ours else value for value in both]
+            if one["method"] == "peaks":
+                body.append(["*floor by this run's own peak rates*", shown[0], "", shown[1], "", ""])
+                continue
+            floors = floors_of_layers(size, one["method"])
+            shares = [
+                f"{1000 * floor:.0f} ({1000 * floor / float(ms):.0%})" for floor, ms in zip(floors, both, strict=True)
+            ]
+            body.append([LAYERS[one["method"]], shown[0], shares[0], shown[1], shares[1], one["peak_gib"]])
+    return table(["", "even block", "floor", "odd block", "floor", "peak GiB"], body)
+
+
+def kernels() -> str:
+    return table(
+        ["attention kernel", "tokens", "TFLOP/s", "error against float64"],
+        ([one["kernel"], f"{int(one['tokens']):,}", one["tflops"], one["error"]] for one in rows("kernels")),
+    )
+
+
+def int8() -> str:
+    head = ["", "attention", "ms", "floor", "peak GiB", "error against float32"]
+    return table(
+        head,
+        (
+            [one["what"], KERNELS[one["kernel"]], one["ms"], _floor_of_int8(one), one["peak_gib"], one["error"]]
+            for one in rows("int8")
+        ),
+    )
+
+
+def _floor_of_int8(one: Row) -> str:
+    """Of bf16 rows; the rates of int8 were not measured."""
+    if one["kernel"] == "int8":
+        return ""
+    even, odd = floors_of_layers("1080P x 81", "ours")
+    floors = {
+        "layer, even block": even,
+        "layer, odd block": odd,
+        "layer, dense": floors_of_layers("1080P x 81", "comfyui")[0],
+        "evaluation, UltraGen in all blocks": floor_of_evaluation("1.3b", "1080P x 81", "all"),
+    }
+    return f"{1000 * floors[one['what']]:.0f} ({1000 * floors[one['what']] / float(one['ms']):.0%})"
+
+
+def int8_scores() -> str:
+    return table(
+        ["", "ComfyUI's choice", "int8"], ([one["score"], one["comfyui"], one["int8"]] for one in rows("int8_scores"))
+    )
+
+
+def errors() -> str:
+    return table(["", "error"], ([one["what"], one["error"]] for one in rows("errors")))
