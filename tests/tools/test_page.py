@@ -82,6 +82,7 @@ def test_text_around_tables_stays_and_unknown_tables_are_refused():
 
 def test_plots_have_every_point():
     found = [one for one in rows("evaluations") if (one["model"], one["card"]) == ("1.3b", measured.CARD)]
+    found = [one for one in found if one["method"] in plot.METHODS]
     root = ElementTree.fromstring(plot.evaluations())
     circles = [one for one in root.iter() if one.tag.endswith("circle")]
     hollow = [one for one in circles if one.get("fill") == "white"]

@@ -177,7 +177,7 @@ def others() -> str:
     body = []
     for one in rows("others"):
         floor = int(one["evaluations"]) * floor_of_evaluation(one["model"], one["size"], one["method"])
-        body.append([one["what"], one["card"], seconds(one["seconds"]), share(floor, one["seconds"])])
+        body.append([one["what"], one["card"], one["seconds"], share(floor, one["seconds"])])
     return table(["", "card", "seconds", "floor"], body)
 
 
