@@ -24,6 +24,19 @@ def find_comfyui(given: str | None) -> Path:
     return folder
 
 
+def set_environment(args: argparse.Namespace) -> None:
+    """Set what ComfyUI's main.py sets for its options before torch is imported: which GPUs are visible."""
+    os.environ["TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"] = "1"
+    visible = args.cuda_device
+    if visible is None and args.default_device is not None:
+        visible = ",".join(map(str, sorted(range(32), key=lambda number: number != args.default_device)))
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES"):
+        if visible is not None:
+            os.environ[name] = str(visible)
+    if args.oneapi_device_selector is not None:
+        os.environ["ONEAPI_DEVICE_SELECTOR"] = args.oneapi_device_selector
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", metavar="PATH", help="ComfyUI's folder, if this one is not in its custom_nodes")
@@ -37,9 +50,9 @@ def main() -> None:
     import folder_paths
     from comfy.cli_args import args
 
+    set_environment(args)
     if args.user_directory:
         folder_paths.set_user_directory(str(Path(args.user_directory).absolute()))
-
     try:
         from ultragen_core.host.speed.command import main as measure_card
     except (AssertionError, RuntimeError) as error:  # what PyTorch raises without a GPU

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
+import comfy.ldm.wan.model as wan
 import folder_paths
 import pytest
 import torch
@@ -44,14 +46,15 @@ def models():
 
 @pytest.fixture
 def once(monkeypatch):
-    """Work is run once and takes 1 s."""
+    """Work is run once: 5 blocks take 1 s, what is outside of blocks 0.25 s of it, a decode 1 s."""
+    seconds = cycle([1.0, 0.25])
 
     def timed(run, device, budget):
         run()
-        return 1.0
+        return next(seconds)
 
     monkeypatch.setattr(evaluation, "timed", timed)
-    monkeypatch.setattr(decode, "timed", timed)
+    monkeypatch.setattr(decode, "timed", lambda run, *_: run().numel() and 1.0)
 
 
 def test_five_blocks_stand_for_the_published_thirty(models):
@@ -68,8 +71,8 @@ def test_the_line_names_what_was_measured(once):
     card, *parts = made.line().split("; ")
     assert card.startswith("cpu, driver unknown, torch 2.") and f"attention {made.attention}" in card
     assert parts[:4] == [
-        "128x128 ultragen 6 s a step",
-        "256x128 t3 6 s a step",
+        "128x128 ultragen 4.8 s a step",  # 0.25 and 6 times 0.75
+        "256x128 t3 4.8 s a step",
         "128x128 decode 1 s",
         "256x128 decode 1 s",
     ]
@@ -83,6 +86,19 @@ def test_every_run_of_an_evaluation_has_another_timestep(models, monkeypatch):
     monkeypatch.setattr(evaluation, "evaluating", spied(evaluation.evaluating, seen))
     evaluation.measure_evaluation(models["ultragen"], SIZE._replace(frames=9), 30, CPU)
     assert len(seen) == len(set(seen)) == 3
+
+
+def test_outside_of_blocks_no_block_runs(models, monkeypatch):
+    ran, forward = [], wan.WanAttentionBlock.forward
+    monkeypatch.setattr(wan.WanAttentionBlock, "forward", lambda *args, **kw: ran.append(1) or forward(*args, **kw))
+    counts = []
+    monkeypatch.setattr(evaluation, "timed", lambda run, *_: counts.append((run().shape, len(ran))) or 1.0)
+    blocks = models["t3"].model.diffusion_model.blocks
+    with torch.inference_mode(), evaluation.without_blocks(models["t3"].model.diffusion_model):
+        assert not len(models["t3"].model.diffusion_model.blocks)
+    evaluation.measure_evaluation(models["t3"], VideoSize(256, 128, 9), 30, CPU)
+    (shape, with_blocks), (same, without) = counts
+    assert shape == same and with_blocks == without > 0 and models["t3"].model.diffusion_model.blocks is blocks
 
 
 def spied(evaluating, seen):
@@ -120,7 +136,7 @@ def test_fewer_frames_where_memory_runs_out_all_the_same(models, monkeypatch):
     calls = count()
 
     def timed(run, device, budget):
-        if next(calls):
+        if next(calls) > 1:
             raise torch.OutOfMemoryError("out of memory")
         return 1.0
 
@@ -130,7 +146,8 @@ def test_fewer_frames_where_memory_runs_out_all_the_same(models, monkeypatch):
 
 def test_fewer_frames_on_a_slow_card(models, monkeypatch):
     for seconds, frames in ((0.9 * evaluation.LONGEST, 9), (0.3 * evaluation.LONGEST, 17)):
-        monkeypatch.setattr(evaluation, "timed", lambda run, *_, seconds=seconds: seconds)
+        times = cycle([seconds, 0.0])
+        monkeypatch.setattr(evaluation, "timed", lambda run, *_, times=times: next(times))
         found = measured(models["ultragen"])
         assert (found.size.frames, found.seconds) == (frames, 6 * seconds)
 
@@ -151,7 +168,7 @@ def test_the_other_blocks_memory_is_held(models, monkeypatch):
     measured(models["ultragen"], SIZE._replace(frames=9))
     monkeypatch.setattr(evaluation.mm, "get_free_memory", lambda device: needed(9))
     measured(models["ultragen"], SIZE._replace(frames=9))
-    assert held[0] - held[1] == 5 * weights
+    assert held[0] == held[1] and held[2] == held[3] and held[0] - held[2] == 5 * weights
 
 
 def test_decodes_are_extrapolated_by_the_frame(monkeypatch):
@@ -233,6 +250,23 @@ def test_the_script_finds_the_comfyui_that_it_is_installed_in(tmp_path, monkeypa
     assert module.find_comfyui(str(elsewhere)) == elsewhere
     with pytest.raises(SystemExit, match="is not a ComfyUI folder: it has no comfy/. Name it with --comfyui PATH"):
         module.find_comfyui(str(tmp_path / "custom_nodes"))
+
+
+@pytest.mark.parametrize(
+    ("options", "visible"),
+    [
+        ([], None),
+        (["--cuda-device", "1"], "1"),
+        (["--default-device", "2"], ",".join(map(str, [2, 0, 1, *range(3, 32)]))),
+    ],
+)
+def test_the_script_measures_the_gpu_that_comfyuis_options_choose(options, visible, monkeypatch):
+    import comfy.cli_args
+
+    monkeypatch.setattr(os, "environ", environment := {})
+    script().set_environment(comfy.cli_args.parser.parse_args([*options, "--oneapi-device-selector", "level_zero:0"]))
+    assert environment.get("CUDA_VISIBLE_DEVICES") == environment.get("HIP_VISIBLE_DEVICES") == visible
+    assert environment["ONEAPI_DEVICE_SELECTOR"] == "level_zero:0"
 
 
 def test_the_script_starts_as_comfyui_does_and_refuses_a_computer_without_gpu(tmp_path):

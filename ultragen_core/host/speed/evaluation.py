@@ -81,21 +81,40 @@ def _measured(model, evaluate: Callable, size: VideoSize, blocks: int, device: t
     needs = ActivationMemory.of(shape_of(dm), token_grid(latent), 1, ITEMSIZE)
     if needs.needed(MAX_PIECES) > free:
         return None
-    left_out = (blocks // MEASURED_BLOCKS - 1) * _block_bytes(model)
-    sigmas, seconds = itertools.cycle(SIGMAS), None
+    # In place of the other blocks, as far as ComfyUI would keep their weights on the device.
+    held = min((blocks // MEASURED_BLOCKS - 1) * _block_bytes(model), max(0, free - needs.planned(True)))
     try:
-        # In place of the other blocks, as far as ComfyUI would keep their weights on the device.
-        held = torch.empty(min(left_out, max(0, free - needs.planned(True))), dtype=torch.uint8, device=device)
-        x, text = inputs(latent, device)
-        seconds = timed(lambda: evaluate(x, text, next(sigmas)), device, BUDGET)
+        seconds = _seconds(model, evaluate, latent, held, blocks, device)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    held = x = text = None  # noqa: F841
+        seconds = None  # freed below, outside of this block, whose traceback holds the tensors
     mm.soft_empty_cache()
-    if seconds is None:
-        return None
-    return EvaluationTime(size, evaluation_flops(model, size, blocks), seconds * blocks / MEASURED_BLOCKS)
+    return None if seconds is None else EvaluationTime(size, evaluation_flops(model, size, blocks), seconds)
+
+
+def _seconds(model, evaluate: Callable, latent: tuple[int, ...], held: int, blocks: int, device: torch.device) -> float:
+    """Seconds of the whole model: what is outside of blocks once, the measured blocks as often as it has them.
+
+    held: bytes that are allocated meanwhile.
+    """
+    _, (x, text) = torch.empty(held, dtype=torch.uint8, device=device), inputs(latent, device)
+    sigmas = itertools.cycle(SIGMAS)
+    few = timed(lambda: evaluate(x, text, next(sigmas)), device, BUDGET)
+    sigma = SIGMAS[:1].to(device)
+    with without_blocks(require_wan(model)):
+        rest = timed(lambda: model.model.apply_model(x, sigma, c_crossattn=text), device, BUDGET)
+    return rest + max(0.0, few - rest) * blocks / MEASURED_BLOCKS
+
+
+@contextmanager
+def without_blocks(dm: torch.nn.Module) -> Iterator[None]:
+    """Inside, a Wan model consists of its embeddings and its head."""
+    blocks, dm.blocks = dm.blocks, torch.nn.ModuleList()
+    try:
+        yield
+    finally:
+        dm.blocks = blocks
 
 
 def _block_bytes(model) -> int:
