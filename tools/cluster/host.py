@@ -90,10 +90,9 @@ class Host:
             raise Trouble(f"Another ComfyUI answers at {self.server.url}.")
 
     def facts(self) -> dict:
-        """Describe the host: machine, process ids, devices, version of the pack."""
+        """Describe the host: its folder, process ids, devices, version of the pack."""
         devices = [device["name"] for device in self.server.get("/system_stats")["devices"]]
         return {
-            "machine": socket.gethostname(),
             "folder": self.folder.name,
             "pid": os.getpid(),
             "server": self.server.process.pid,

@@ -67,7 +67,7 @@ def drive(jobs: Sequence[Job], hosts: RayHosts, ledger: Ledger, before: int) -> 
         driver.run()
         display.show(driver)
     except KeyboardInterrupt:
-        say(f"\nStopped after {len(driver.seconds)} jobs. Run the same command again to continue.")
+        say(f"\nStopped. Jobs done in this run: {len(driver.seconds)}. Run the same command again to continue.")
         raise
     finally:
         ledger.sync()

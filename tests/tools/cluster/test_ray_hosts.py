@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,7 +46,8 @@ class Cluster:
         return SimpleNamespace(
             facts=remote(lambda: {"version": VERSION, "folder": name}), lacking=remote(lambda graph: []),
             status=remote(lambda: self.asked.append(name) or ("Sample", 1, 2)), stop=remote(lambda: True),
-            run=SimpleNamespace(remote=run), forget=remote(lambda token: True), read=remote(self.read),
+            run=SimpleNamespace(remote=run), forget=remote(lambda token: True),
+            read=remote(lambda *piece: self.read(*piece)),
         )  # fmt: skip
 
     def answer(self, act: Callable, arguments: tuple) -> Reference:
@@ -78,7 +80,7 @@ def start(tmp_path, monkeypatch):
         monkeypatch.setattr(ray_hosts, "start_host", cluster.start)
         monkeypatch.setattr(ray_hosts, "LOOK", 0)
         monkeypatch.setattr(ray_hosts, "ASK", 0)
-        workflow = SimpleNamespace(graph={}, fill=lambda *_: {}, files=())
+        workflow = SimpleNamespace(graph={}, fill=lambda *_: {})
         hosts = RayHosts(Setup("", ""), workflow, Results(tmp_path / "out"))
         joined = []
         while len(joined) < count:
@@ -122,6 +124,28 @@ def test_the_latent_of_a_failed_decode_is_fetched_and_the_reason_tells_where_it_
     latent = tmp_path / "out" / "latents" / "a.latent"
     assert until_ended(hosts).outcome.reason == f"Out of memory. The latent is kept in {latent}."
     assert latent.read_bytes() == b"latent"
+
+
+def test_a_video_that_arrives_damaged_is_the_jobs_failure(start, tmp_path):
+    hosts, cluster = start(1)
+    hosts.begin("gpu.0", fake_jobs(1)[0])
+    end(cluster, "gpu.0", lambda token: Done((replace(cluster.write(f"{token}/a.mp4", b"video"), sha256="ff"),)))
+    assert "a.mp4 arrived damaged" in until_ended(hosts).outcome.reason and not (tmp_path / "out" / "a.mp4").exists()
+
+
+def test_a_host_that_is_lost_while_it_sends_is_lost_with_its_job(start, monkeypatch):
+    hosts, cluster = start(1)
+    hosts.begin("gpu.0", fake_jobs(1)[0])
+
+    def read(*_):
+        raise ray_hosts.RayError("the connection is gone")
+
+    monkeypatch.setattr(cluster, "read", read)
+    end(cluster, "gpu.0", lambda token: Done((cluster.write(f"{token}/a.mp4", b"video"),)))
+    events = []
+    while not events:
+        events = hosts.events()
+    assert [type(event) for event in events] == [Lost] and "the connection is gone" in events[0].reason
 
 
 def test_an_idle_host_whose_machine_has_left_is_lost(start):

@@ -102,7 +102,7 @@ def test_a_run_ends_its_hosts_and_cleans_up_when_it_is_interrupted(tmp_path, cap
     with pytest.raises(KeyboardInterrupt), Ledger(tmp_path) as notes:
         run.drive(fake_jobs(2), hosts, notes, before=0)
     assert hosts.closed and not (tmp_path / ".incoming").exists()
-    assert "Stopped after 0 jobs. Run the same command again to continue." in capsys.readouterr().out
+    assert "Stopped. Jobs done in this run: 0. Run the same command again to continue." in capsys.readouterr().out
 
 
 def test_a_job_whose_video_arrives_while_the_servers_are_stopped_is_done(tmp_path):
