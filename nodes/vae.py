@@ -32,9 +32,9 @@ def gpus_input(more: str = "") -> io.Int.Input:
         min=0,
         max=64,
         optional=True,
-        tooltip="Number of GPUs that decode tiles at the same time. 0: all that ComfyUI sees. On cards of one type the"
-        " pixels stay the same. More than one needs ComfyUI 0.30.0 or newer, and 2 GB more RAM for 81 frames of 4K."
-        + more,
+        tooltip="Number of GPUs that decode tiles at the same time. 0: all that ComfyUI sees. An automatic tile is then"
+        " up to 1024 pixels; with a tile of your choice, cards of one type give the pixels of one GPU. More than one"
+        " needs ComfyUI 0.30.0 or newer, and 2 GB more RAM for 81 frames of 4K." + more,
     )
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from .dispatch import check_equal
+from .dispatch import check_equal, power_of_2
 
 ELEMENTS = 2048  # of one program
 
@@ -81,11 +81,11 @@ def norm_silu_(
 
 def _launch(value, bias, skip, keep_sum, gamma, out, scale, eps, corner) -> None:
     _, channels, frames, rows, columns = value.shape
-    padded = triton.next_power_of_2(channels)
+    padded = power_of_2(channels)
     block = max(1, ELEMENTS // padded)
     # The kernel never touches a pointer whose flag is off; it needs some tensor there.
     skipped, target = value if skip is None else skip, value if out is None else out
-    _add_norm_silu[(frames * rows, triton.cdiv(columns, block))](
+    _add_norm_silu[(frames * rows, -(-columns // block))](
         value, bias, skipped, gamma, target, rows, columns, *corner, *target.shape[-2:],
         *value.stride()[2:], *skipped.stride()[2:], *target.stride()[2:], scale, eps,
         CHANNELS=channels, PADDED=padded, BLOCK=block,

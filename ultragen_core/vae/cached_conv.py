@@ -26,7 +26,12 @@ class CachedConv:
         self.image_rect = rect.clip(map_size)
         self._weight, self._bias = context.convolution(module)
         self._stride = tuple(module.stride)
-        self._inside = self.image_rect.slices_in(rect)
+        self._inside = rows, columns = self.image_rect.slices_in(rect)
+        every = slice(None)
+        borders = [(slice(0, rows.start), every), (slice(rows.stop, rect.size[0]), every)]
+        borders += [(rows, slice(0, columns.start)), (rows, slice(columns.stop, rect.size[1]))]
+        # Most tiles touch no edge, and a call on an empty border costs the host as much as one on a whole map.
+        self._borders = [each for each in borders if all(part == every or part.start < part.stop for part in each)]
         self._cache_frames = self._weight.shape[2] - self._stride[0] if self._weight.ndim == 5 else 0
         # Before the first frame ComfyUI 0.3.75 puts frames of zeros; 0.30.0 drops the part of the kernel that would
         # read them. The results differ by rounding, so we follow the installed version: the attribute `_padding` is a
@@ -38,29 +43,29 @@ class CachedConv:
     def input_buffer(self, frames: int) -> Tensor:
         """Start an input of `frames` new frames. Returns the part to write, (1, c, frames, *image_rect.size)."""
         cached = 0 if self._cache is None and frames == 1 and self._shortens_kernel else self._cache_frames
-        self._buffer = self.context.empty(self._weight.shape[1], cached + frames, self.size)
+        self._buffer = new = self.context.empty(self._weight.shape[1], cached + frames, self.size)
         if cached:
-            self._buffer[:, :, :cached] = 0 if self._cache is None else self._cache
-        new = self._buffer[:, :, cached:]
-        rows, columns = self._inside
-        for band in (new[..., : rows.start, :], new[..., rows.stop :, :]):
-            band.zero_()
-        for band in (new[..., rows, : columns.start], new[..., rows, columns.stop :]):
-            band.zero_()
-        return new[..., rows, columns]
+            before, new = new.narrow(2, 0, cached), new.narrow(2, cached, frames)
+            before.zero_() if self._cache is None else before.copy_(self._cache)
+        for border in self._borders:
+            new[(..., *border)].zero_()
+        return new[(..., *self._inside)] if self._borders else new
 
     def update_cache(self) -> Tensor:
         """Keep the buffer's last frames for the next call. Returns the buffer, which the object no longer holds."""
         buffer, self._buffer = self._buffer, None
         if self._cache_frames:
-            last = buffer[:, :, -self._cache_frames :]
             if self._cache is None:
                 self._cache = self.context.empty(self._weight.shape[1], self._cache_frames, self.size).zero_()
-            self._cache[:, :, self._cache_frames - last.shape[2] :] = last
+            frames = min(buffer.shape[2], self._cache_frames)
+            newest = self._cache.narrow(2, self._cache_frames - frames, frames)
+            newest.copy_(buffer.narrow(2, buffer.shape[2] - frames, frames))
         return buffer
 
     def __call__(self) -> DeferredAdd:
         """Convolve the buffer, without padding: the result is smaller than `size` by the kernel's halo."""
         buffer = self.update_cache()
-        weight = self._weight if self._weight.ndim == 4 else self._weight[:, :, -buffer.shape[2] :]
+        weight, frames = self._weight, buffer.shape[2]
+        if weight.ndim == 5 and frames < weight.shape[2]:
+            weight = weight[:, :, -frames:]
         return convolve(buffer, weight, self._bias, self._stride, self.context.autotune)

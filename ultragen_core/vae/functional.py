@@ -87,6 +87,8 @@ def upsample_nearest_(out: Tensor, source: Tensor) -> None:
 
 
 def crop(x: Tensor, held: Rect, rect: Rect) -> Tensor:
-    """The part `rect` of x, which holds `held`; a view."""
+    """The part `rect` of x, which holds `held`; a view, or x itself."""
+    if held == rect:
+        return x
     rows, columns = rect.slices_in(held)
     return x[..., rows, columns]

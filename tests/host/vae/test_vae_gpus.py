@@ -27,6 +27,7 @@ from ultragen_core.host.vae.patch import exact_vae
 from ultragen_core.host.vae.support import fallback_reason, vae_support
 from ultragen_core.vae.cached_conv import CachedConv
 from ultragen_core.vae.feature_buffer import FeatureBuffer
+from ultragen_core.vae.geometry import TileGrid
 
 HOST = torch.device("cpu")
 NAMES = [HOST, *(torch.device("cpu", index) for index in range(1, 5))]
@@ -363,6 +364,20 @@ def test_waiting_pieces_are_counted(vae):
     assert 5 * piece <= with_them - without <= 5 * piece * 1.2
 
 
+@pytest.mark.parametrize(
+    "size,gpus,tile,tiles",
+    [((2160, 3840), 4, 1024, (3, 4)), ((2160, 3840), 2, 1024, (3, 4)), ((1088, 1920), 4, 1024, (2, 2))],
+)
+def test_several_gpus_try_larger_tiles_that_divide_well(size, gpus, tile, tiles):
+    def grid(tile: int) -> TileGrid:
+        return TileGrid(size, tile, 8)
+
+    candidates = tile_size.shared_candidates(grid, gpus)
+    assert candidates[0] == tile and grid(tile).counts == tiles
+    assert sorted(candidates) == sorted((*tile_size.LARGE_TILES, *tile_size.TILES))
+    assert candidates.index(256) < candidates.index(96)
+
+
 def test_the_tile_fits_on_every_gpu_and_a_full_one_does_not_help(monkeypatch, vae, caplog):
     free, asked = {NAMES[0]: 500**2, NAMES[1]: 390**2, NAMES[2]: 200**2, NAMES[3]: 512**2}, []
     monkeypatch.setattr(tile_size, "free_memory", lambda patcher, device: free[device])
@@ -376,3 +391,5 @@ def test_the_tile_fits_on_every_gpu_and_a_full_one_does_not_help(monkeypatch, va
     assert "cpu:2 does not help, 0.0 GiB are free there" in caplog.text and "cpu, cpu:1, cpu:3" in caplog.text
     assert tile_size.choose_tile(vae, 400, 2000, needs, NAMES[1:4])[2] == (NAMES[3],), "the user's tile is kept"
     assert tile_size.choose_tile(vae, None, 2000, needs).others == ()
+    ordered = [640, 448, 384, 320, 128]
+    assert tile_size.choose_tile(vae, None, 2000, needs, NAMES[1:4], ordered)[::2] == (384, (NAMES[1], NAMES[3]))

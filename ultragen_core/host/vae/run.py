@@ -21,7 +21,7 @@ from ..memory import may_pin
 from ..multigpu.devices import Workers
 from .gpus import WAITING, MultiGPUPasses, Work, on_device
 from .retry import tiled_pass, whole_frame_pass
-from .tile_size import HOST, choose_tile, decode_needs, encode_needs
+from .tile_size import HOST, choose_tile, decode_needs, encode_needs, shared_candidates
 
 Report = Callable[[int, int], None]
 """report(done, total), in pieces of work."""
@@ -71,7 +71,8 @@ def decode_video(
     run = _Decode(vae, layers, z.cpu() if workers else z, emit, report)
     others, waiting = (workers.devices[1:], WAITING) if workers else ((), 0)
     needs = decode_needs(layers, z.shape[1:], vae.vae_dtype, tensor_limit(vae.device), waiting)
-    choice = choose_tile(vae, tile, max(run.size), needs, others)
+    candidates = shared_candidates(run.grid, len(workers.devices)) if workers else ()
+    choice = choose_tile(vae, tile, max(run.size), needs, others, candidates)
     run_pass = _pass_here(vae)
     with on_device(vae.device):
         attempts = [functools.partial(run.whole_frames, choice.tile, run_pass, device) for device in choice.homes]
@@ -105,7 +106,7 @@ class _Decode:
             self._features, self._frames_done = FeatureBuffer(self.length, self.latents, device, may_pin()), set()
             self._features.allocate(self.head[-1].proj.out_channels, self._dtype)
         missing = [index for index in range(self.length) if index not in self._frames_done]
-        self._progress.restart(self.length - len(missing), self._total(self._grid(tile)))
+        self._progress.restart(self.length - len(missing), self._total(self.grid(tile)))
 
         def work(indices: Iterable[int], context: Context, send: Callable[[int], None]) -> None:
             decode.whole_frames(self.head, self._z, indices, context, self._features, send)
@@ -118,7 +119,7 @@ class _Decode:
 
     def tiles(self, run_pass: Pass, tile: int) -> None:
         """Decode all tiles that are missing."""
-        grid, pieces = self._grid(tile), Counter()
+        grid, pieces = self.grid(tile), Counter()
         missing = [each for each in grid.tiles() if not self._tiles_done.holds(each.clip(self.size))]
         self._progress.restart(self._total(grid) - self.length * len(missing), self._total(grid))
 
@@ -134,7 +135,7 @@ class _Decode:
 
         run_pass(missing, work, take)
 
-    def _grid(self, tile: int) -> TileGrid:
+    def grid(self, tile: int) -> TileGrid:
         return decode.tile_grid(self.size, self.latents, tile)
 
     def _total(self, grid: TileGrid) -> int:

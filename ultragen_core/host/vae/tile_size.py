@@ -13,7 +13,7 @@ import torch
 
 from ...vae import decode, encode
 from ...vae.encode import FRAMES_PER_LATENT
-from ...vae.geometry import Rect, output_size, tile_regions
+from ...vae.geometry import Rect, TileGrid, output_size, tile_regions
 from ...vae.layers import Layer
 from ...vae.memory import TensorTooLarge, peak_bytes, tensor_limit
 from ...vae.parse import channels_out
@@ -24,6 +24,9 @@ SMALLEST_TILE = 64
 HOST = torch.device("cpu")
 # Candidates for an automatic choice. Larger tiles save a tenth of the time at most, for half as much memory again.
 TILES = (512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
+# Several GPUs try these too: the calls that launch a tile's work take turns in one interpreter, and take as long for any
+# tile. LAUNCH is what one GPU computes meanwhile (H100), HALO what a tile computes beyond its sides, both in pixels.
+LARGE_TILES, LAUNCH, HALO = (1024, 896, 768, 640), 100_000, 28
 
 
 class MemoryNeeds(NamedTuple):
@@ -96,15 +99,22 @@ def encode_needs(
 
 
 def choose_tile(
-    vae, tile: int | None, longest: int, needs: MemoryNeeds, others: Sequence[torch.device] = ()
+    vae,
+    tile: int | None,
+    longest: int,
+    needs: MemoryNeeds,
+    others: Sequence[torch.device] = (),
+    candidates: Sequence[int] = (),
 ) -> TileChoice:
     """Load the VAE, asking ComfyUI to free what `needs` says (its own estimate of a 4K decode is 100 GB); then choose.
 
-    tile: the user's, which is kept as far as the device's largest tensor allows; None takes the largest of TILES that
-    fits on every GPU. longest: the longer side of the video in pixels. others: GPUs that may help; one with too little
-    memory is left out. Raises NotEnoughMemory where a tensor of SMALLEST_TILE is larger than the device takes.
+    tile: the user's, which is kept as far as the device's largest tensor allows; None takes the first of `candidates`
+    (without them: the largest of TILES) that fits on every GPU. longest: the longer side of the video in pixels.
+    others: GPUs that may help; one with too little memory is left out. Raises NotEnoughMemory where a tensor of
+    SMALLEST_TILE is larger than the device takes.
     """
-    wanted = tile_candidates(longest)[0] if tile is None else min(tile, max(longest, SMALLEST_TILE))
+    candidates = candidates or tile_candidates(longest)
+    wanted = candidates[0] if tile is None else min(tile, max(longest, SMALLEST_TILE))
     largest = largest_tile(wanted, needs.tile)
     requested = max(needs.frames, needs.tile(largest))
     mm.load_models_gpu([vae.patcher], memory_required=requested + needs.features, force_full_load=vae.disable_offload)
@@ -115,7 +125,7 @@ def choose_tile(
     features_device, left = (vae.device, free - needs.features) if fits else (HOST, min([free, *helping.values()]))
     chosen = largest
     if tile is None:
-        sizes = (size for size in tile_candidates(longest) if size <= largest)
+        sizes = (size for size in candidates if size <= largest)
         chosen = next((size for size in sizes if needs.tile(size) <= left), SMALLEST_TILE)
     names = ", ".join(map(str, [vae.device, *helping]))
     logging.info(
@@ -159,6 +169,20 @@ def tile_candidates(longest: int) -> list[int]:
     """
     above = [size for size in TILES if size >= longest]
     return above[-1:] + [size for size in TILES if size < longest]
+
+
+def shared_candidates(grid: Callable[[int], TileGrid], gpus: int) -> list[int]:
+    """The tiles to try where several GPUs share those of grid(tile), fastest first.
+
+    Every GPU computes one tile a round, and a round takes as long as a tile's pixels, or as the launches for all GPUs.
+    """
+
+    def cost(tile: int) -> int:
+        tiles = grid(tile)
+        pixels = math.prod(side + HALO for side in tiles.tile_size)
+        return -(-tiles.count // gpus) * max(pixels, gpus * LAUNCH)
+
+    return sorted((*LARGE_TILES, *TILES), key=cost)
 
 
 def _whole_frame_need(
