@@ -67,6 +67,8 @@ def five(monkeypatch):
     """ComfyUI sees five GPUs. The threads of a test all end with it."""
     before = set(threading.enumerate())
     monkeypatch.setattr(mm, "get_all_torch_devices", lambda *given, **more: NAMES, raising=False)
+    # Counting what a decode needs takes longer than these small ones.
+    monkeypatch.setattr(run, "decode_needs", lambda *given: tile_size.MemoryNeeds(lambda tile: 2**20, 2**20, 2**20))
     yield
     assert set(threading.enumerate()) == before
 

@@ -24,8 +24,9 @@ SMALLEST_TILE = 64
 HOST = torch.device("cpu")
 # Candidates for an automatic choice. Larger tiles save a tenth of the time at most, for half as much memory again.
 TILES = (512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
-# Several GPUs try these too: their threads take turns in one interpreter to launch a tile's work, which takes as long for
-# a small tile. LAUNCH is what a GPU computes meanwhile (H100), HALO what a tile reads beyond its sides, both in pixels.
+# Several GPUs try these too: their threads take turns in one interpreter to launch the work of a tile, which takes as
+# long for a small one. LAUNCH is what a GPU computes meanwhile (H100), HALO what a tile reads beyond its sides, both in
+# pixels.
 LARGE_TILES, LAUNCH, HALO = (1024, 896, 768, 640), 100_000, 28
 
 
