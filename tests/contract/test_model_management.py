@@ -17,7 +17,7 @@ from helpers.signatures import lacking, parameters
 
 def test_functions_for_memory():
     assert not lacking(mm, "get_free_memory", "free_memory", "soft_empty_cache", "load_models_gpu")
-    assert not lacking(mm, "get_torch_device", "unet_offload_device", "intermediate_device")
+    assert not lacking(mm, "get_torch_device", "unet_offload_device", "intermediate_device", "extra_reserved_memory")
     assert {"memory_required", "force_full_load"} <= set(parameters(mm.load_models_gpu))
     assert parameters(mm.free_memory)[:2] == ["memory_required", "device"]
     assert mm.get_free_memory(torch.device("cpu")) > 0
