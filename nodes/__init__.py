@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension
 
-from . import config, extract, load_latent, metrics, model, plan, preview, prompts, resume, sampling, vae, video
+from . import (
+    config,
+    extract,
+    load_latent,
+    metrics,
+    model,
+    multigpu,
+    plan,
+    preview,
+    prompts,
+    resume,
+    sampling,
+    vae,
+    video,
+)
 
-MODULES = model, extract, config, sampling, prompts, resume, vae, video, load_latent, metrics, plan
+MODULES = model, extract, config, sampling, multigpu, prompts, resume, vae, video, load_latent, metrics, plan
 NODES = [node for module in MODULES for node in module.NODES]
 
 

@@ -46,7 +46,7 @@ def _dense(model, cudnn: bool):
     from comfy.patcher_extension import WrappersMP
 
     from ultragen_core.host.attention import backend
-    from ultragen_core.host.attention.runtime import KEY
+    from ultragen_core.host.attention.extras import KEY
 
     dense = model.clone()
     for wrapper in (WrappersMP.OUTER_SAMPLE, WrappersMP.APPLY_MODEL):
@@ -63,7 +63,9 @@ class PublishedRule(UltraGenRule):
     def describe(self, grid: TokenGrid, blocks: int) -> list[str]:
         return ["the published arithmetic"]
 
-    def attentions(self, extras: Mapping, gates: Mapping, grid: TokenGrid) -> dict[int, Callable[..., Tensor]]:
+    def attentions(
+        self, extras: Mapping, gates: Mapping, grid: TokenGrid, member: None = None
+    ) -> dict[int, Callable[..., Tensor]]:
         def attention(attn, x, engine, index, **ours):
             return published_attention(attn, x, grid, index, ours["extras"], ours["gates"])
 

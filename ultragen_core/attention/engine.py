@@ -72,17 +72,26 @@ def pieces(x: Tensor, dim: int, tokens_at_a_time: int | None) -> list[tuple[int,
 
 
 def in_pieces(
-    function: Callable[[Tensor], Tensor], x: Tensor, dim: int, tokens_at_a_time: int | None, overwrite: bool = False
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    dim: int,
+    tokens_at_a_time: int | None,
+    overwrite: bool = False,
+    shape: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Compute function(x) piece by piece along axis `dim`.
 
-    function: keeps the shape and does not mix the items of that axis.
+    function: keeps the length of that axis and does not mix its items.
     overwrite: x may be overwritten with the result, where no backward pass needs it.
+    shape: of the result; None: that of x.
     """
     parts = pieces(x, dim, tokens_at_a_time)
     if len(parts) == 1:
         return function(x)
-    out = x if overwrite and not torch.is_grad_enabled() else torch.empty_like(x)
+    if shape is not None:
+        out = x.new_empty(shape)
+    else:
+        out = x if overwrite and not torch.is_grad_enabled() else torch.empty_like(x)
     for part in parts:
         out.narrow(dim, *part).copy_(function(x.narrow(dim, *part)))
     return out

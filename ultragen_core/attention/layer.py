@@ -56,7 +56,7 @@ def ultragen_attention(
     )
     for branch_spec, coarse, gate in coarse_branches:
         if branch_spec is not None:
-            y = _blended_(branch(attn, x, branch_spec, engine, coarse), coarse, y, gate, engine)
+            y = blended_(branch(attn, x, branch_spec, engine, coarse), coarse, y, gate, engine)
     return attn.o(y.flatten(1, 3))
 
 
@@ -102,39 +102,60 @@ def attend(
     coarse: CoarseBranch | None = None,
     stride: tuple[int, int, int] = (1, 1, 1),
     overwrite: bool = False,
+    queries: Tensor | None = None,
 ) -> Tensor:
     """Attention inside each window, with RoPE positions from 0: (n, tokens of a window, c) -> the same shape.
 
     spec, coarse: the deltas of a coarse branch are added to the projections before the norms.
     stride: distance in the video's grid between neighbouring tokens of a window, per axis.
     overwrite: the windows may be overwritten with the result.
+    queries: numbers (q,) of the tokens of every window that attend to all its tokens -> (n, q, c). None: all.
     """
     scale = tuple(factor * step for factor, step in zip(engine.rope_scale, stride, strict=True))
     table = engine.rope_tables.table(window_grid, attn.head_dim, windows.device, scale)
-
-    def norm_rope(x: Tensor, norm: nn.Module) -> Tensor:
-        return norm_rope_(x, norm, engine.weight, table, attn.num_heads, engine.triton)
-
-    def projected(x: Tensor) -> list[Tensor]:
-        def delta(name: str, y: Tensor) -> Tensor:
-            adapter = getattr(coarse, name, None)
-            without = adapter is None or spec.lora_strength == 0
-            return y if without else torch.add(y, adapter(x), alpha=spec.lora_strength)
-
-        q = attn.q(x)
-        k = delta("k", q if spec.key_from_query else attn.k(x))
-        # norm_rope_ overwrites its input, which the keys may still share with the queries.
-        q = norm_rope(delta("q", q.clone() if k is q else q), attn.norm_q)
-        k = norm_rope(k, attn.norm_k)
-        return [q, k, delta("v", attn.v(x))]
+    shape = None if queries is None else (len(windows), len(queries), windows.shape[-1])
 
     def attend_some(x: Tensor) -> Tensor:
-        return engine.attend_(projected(x), attn.num_heads)
+        return engine.attend_(_projected(attn, x, table, engine, spec, coarse, queries), attn.num_heads)
 
-    return in_pieces(attend_some, windows, 0, engine.tokens_at_a_time, overwrite)
+    return in_pieces(attend_some, windows, 0, engine.tokens_at_a_time, overwrite, shape)
 
 
-def _blended_(coarse_map: Tensor, coarse: CoarseBranch, y: Tensor, gate: Tensor, engine: Engine) -> Tensor:
+def _projected(
+    attn: Projections,
+    x: Tensor,
+    table: Tensor,
+    engine: Engine,
+    spec: BranchSpec,
+    coarse: CoarseBranch | None,
+    queries: Tensor | None,
+) -> list[Tensor]:
+    """q (n, queries, c), k and v (n, tokens, c) of windows x (n, tokens, c), with norm and RoPE."""
+
+    def norm_rope(x: Tensor, norm: nn.Module, table: Tensor) -> Tensor:
+        return norm_rope_(x, norm, engine.weight, table, attn.num_heads, engine.triton)
+
+    def delta(name: str, y: Tensor, x: Tensor) -> Tensor:
+        adapter = getattr(coarse, name, None)
+        without = adapter is None or spec.lora_strength == 0
+        return y if without else torch.add(y, adapter(x), alpha=spec.lora_strength)
+
+    asking, query_table = x, table
+    if queries is not None:
+        asking, query_table = x.index_select(1, queries), table.index_select(0, queries)
+    q = attn.q(asking)
+    if not spec.key_from_query:
+        k = attn.k(x)
+    else:
+        k = q if queries is None else attn.q(x)
+    k = delta("k", k, x)
+    # norm_rope_ overwrites its input, which the keys may still share with the queries.
+    q = norm_rope(delta("q", q.clone() if k is q else q, asking), attn.norm_q, query_table)
+    k = norm_rope(k, attn.norm_k, table)
+    return [q, k, delta("v", attn.v(x), x)]
+
+
+def blended_(coarse_map: Tensor, coarse: CoarseBranch, y: Tensor, gate: Tensor, engine: Engine) -> Tensor:
     """The refined map of a coarse branch blended with y, which may be overwritten."""
     if coarse.refine is None:
         return blend(coarse_map, y, gate)
@@ -142,24 +163,27 @@ def _blended_(coarse_map: Tensor, coarse: CoarseBranch, y: Tensor, gate: Tensor,
     return refine_blend_(coarse_map, weight, bias, y, gate, pieces(y, 2, engine.tokens_at_a_time), engine.triton)
 
 
-def dense_attention_(attn: Projections, x: Tensor, table: Tensor, engine: Engine) -> Tensor:
+def dense_attention_(
+    attn: Projections, x: Tensor, table: Tensor, engine: Engine, sequence: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Full attention with bounded memory: x (b, s, c) -> (b, s, c). Overwrites x, unless gradients are on.
 
     table: cosine and sine of every token's rotations, float32 (s, head_dim / 2, 2).
+    sequence: the tokens that x attends to, with their table; None: x itself.
     Holds keys and values of the whole sequence, and computes queries piece by piece.
     """
     engine = engine.for_layer(x)
+    source, source_table = sequence or (x, table)
 
-    def rotated(project: Callable[[Tensor], Tensor], norm: nn.Module, start: int, length: int) -> Tensor:
-        projected, angles = project(x.narrow(1, start, length)), table.narrow(0, start, length)
-        return norm_rope_(projected, norm, engine.weight, angles, attn.num_heads, engine.triton)
+    def rotated(project: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, table: Tensor) -> Tensor:
+        return norm_rope_(project(x), norm, engine.weight, table, attn.num_heads, engine.triton)
 
-    parts = pieces(x, 1, engine.tokens_at_a_time)
-    k, v = torch.empty_like(x), in_pieces(attn.v, x, 1, engine.tokens_at_a_time)
-    for part in parts:
-        k.narrow(1, *part).copy_(rotated(attn.k, attn.norm_k, *part))
+    k, v = torch.empty_like(source), in_pieces(attn.v, source, 1, engine.tokens_at_a_time)
+    for part in pieces(source, 1, engine.tokens_at_a_time):
+        angles = source_table.narrow(0, *part)
+        k.narrow(1, *part).copy_(rotated(attn.k, attn.norm_k, source.narrow(1, *part), angles))
     out = torch.empty_like(x) if torch.is_grad_enabled() else x
-    for part in parts:
-        q = rotated(attn.q, attn.norm_q, *part)
+    for part in pieces(x, 1, engine.tokens_at_a_time):
+        q = rotated(attn.q, attn.norm_q, x.narrow(1, *part), table.narrow(0, *part))
         out.narrow(1, *part).copy_(attn.o(engine.attention(q, k, v, attn.num_heads)))
     return out

@@ -1,9 +1,11 @@
-"""Free RAM, and errors that mean out of memory: on the device, where smaller pieces help, or in RAM."""
+"""Free RAM, ComfyUI's estimate for a run, and errors that mean out of memory: on the device, where smaller pieces help,
+or in RAM.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import comfy.model_management
@@ -44,6 +46,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 def may_pin() -> bool:
     """Whether copies may go through pinned memory; False with ComfyUI's --disable-pinned-memory."""
     return not args.disable_pinned_memory
+
+
+@contextmanager
+def estimated_memory(base, estimate: Callable[..., int]) -> Iterator[None]:
+    """Replace base.memory_required for one run, and restore what an outer run needs.
+
+    A sampler's callback may itself sample with a clone on the same base; ComfyUI then loses the outer run's patcher.
+    """
+    before, patcher = vars(base).get("memory_required"), base.current_patcher
+    base.memory_required = estimate
+    try:
+        yield
+    finally:
+        base.current_patcher = patcher
+        if before is None:
+            del base.memory_required
+        else:
+            base.memory_required = before
 
 
 def free_ram(root: Path = Path("/")) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,15 +35,69 @@ def resize(x: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
         for length, target in zip(x.shape[2:4], size, strict=True)
     )
 
+    return _interpolated(x, rows, columns)
+
+
+def _interpolated(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Every frame of x (b, t, h0, w0, c) by matrices (h, h0) and (w, w0) -> (b, t, h, w, c)."""
+
     def resized(part: Tensor) -> Tensor:
         return columns @ (rows @ part.flatten(-2)).unflatten(-1, part.shape[-2:])
 
     if torch.is_grad_enabled():
         return resized(x)  # in the backward pass each piece of a map costs as much as the whole
-    out = x.new_empty(*x.shape[:2], *size, x.shape[-1])
+    out = x.new_empty(*x.shape[:2], len(rows), len(columns), x.shape[-1])
     for index, frame in enumerate(x.unbind(1)):  # one at a time: the intermediate may be as large as the map
         out[:, index] = resized(frame)
     return out
+
+
+class Part(NamedTuple):
+    """Where a map (b, t, rows, columns, c) belongs in a larger one of `size` (h, w): from this row and column on."""
+
+    row: int
+    column: int
+    size: tuple[int, int]
+
+
+def resize_part(
+    x: Tensor, part: Part, target: tuple[slice, slice], size: tuple[int, int], antialias: bool, triton: bool
+) -> Tensor:
+    """Rows and columns `target` of the larger map resized to `size`: (b, t, h0, w0, c) -> (b, t, rows, columns, c).
+
+    x: a part of the map that holds every position which these read.
+    """
+    (rows, columns), (h, w) = target, x.shape[2:4]
+    if part.size == size:
+        y, left = rows.start - part.row, columns.start - part.column
+        return x[:, :, y : y + rows.stop - rows.start, left : left + columns.stop - columns.start]
+    if triton and not antialias and x.is_contiguous():
+        return _resample_part(x, part, Region(rows, columns, (1, 1, 1)), size).unflatten(
+            1, (x.shape[1], rows.stop - rows.start, columns.stop - columns.start)
+        )
+    matrices = (
+        interpolation_matrix(whole, wanted, antialias, x.dtype, x.device)[span, start : start + length]
+        for whole, wanted, span, start, length in zip(part.size, size, target, part[:2], (h, w), strict=True)
+    )
+    return _interpolated(x, *matrices)
+
+
+def part_to_windows(
+    x: Tensor, part: Part, size: tuple[int, int], region: Region, antialias: bool, triton: bool
+) -> Tensor:
+    """As `to_windows`, from a part of the map that holds every position which the region reads."""
+    if triton and not antialias and x.is_contiguous():
+        return _resample_part(x, part, region, size)
+    resized = resize_part(x, part, (region.rows, region.columns), size, antialias, triton)
+    return window_partition(resized.contiguous(), region.windows)
+
+
+def _resample_part(x: Tensor, part: Part, region: Region, size: tuple[int, int]) -> Tensor:
+    from . import resample_kernels as kernels
+
+    t, h, w = x.shape[1:4]
+    source = kernels.Layout(t, h, w, row=part.row, column=part.column)
+    return kernels.resample(x, source, kernels.Layout.of(t, region), size, part.size)
 
 
 def to_windows(x: Tensor, size: tuple[int, int], region: Region, antialias: bool, triton: bool) -> Tensor:

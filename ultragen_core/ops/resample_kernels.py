@@ -54,12 +54,17 @@ def _resample_kernel(
     d_nw,
     row0,
     col0,
+    whole_h,
+    whole_w,
+    s_row,
+    s_col,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One token of `dst`, bilinear from `src`; both are maps cut into nh x nw even windows, tokens in window order.
 
-    Sizes: src (sh, sw) per frame, dst (dh, dw) per frame at (row0, col0) of the resized map.
+    Sizes: src (sh, sw) per frame at (s_row, s_col) of the map (whole_h, whole_w), dst (dh, dw) per frame at
+    (row0, col0) of the resized map.
     """
     token = tl.program_id(0).to(tl.int64)
     # Position of this token in dst: batch, frame, row, column.
@@ -72,9 +77,12 @@ def _resample_kernel(
     batch = window // (d_nh * d_nw)
     y = tl.maximum((row.to(tl.float32) + 0.5) * scale_h - 0.5, 0.0)
     x = tl.maximum((column.to(tl.float32) + 0.5) * scale_w - 0.5, 0.0)
-    y0, x0 = tl.minimum(y.to(tl.int64), sh - 1), tl.minimum(x.to(tl.int64), sw - 1)
-    y1, x1 = tl.minimum(y0 + 1, sh - 1), tl.minimum(x0 + 1, sw - 1)
+    y0, x0 = tl.minimum(y.to(tl.int64), whole_h - 1), tl.minimum(x.to(tl.int64), whole_w - 1)
+    y1, x1 = tl.minimum(y0 + 1, whole_h - 1), tl.minimum(x0 + 1, whole_w - 1)
     fy, fx = y - y0.to(tl.float32), x - x0.to(tl.float32)
+    # In src. A neighbour with a rounding error for a weight may be outside of it.
+    y0, y1 = tl.maximum(tl.minimum(y0 - s_row, sh - 1), 0), tl.maximum(tl.minimum(y1 - s_row, sh - 1), 0)
+    x0, x1 = tl.maximum(tl.minimum(x0 - s_col, sw - 1), 0), tl.maximum(tl.minimum(x1 - s_col, sw - 1), 0)
     channel = tl.arange(0, BLOCK)
     mask = channel < C
     vh, vw = sh // s_nh, sw // s_nw
@@ -96,16 +104,21 @@ def _load_token(src, batch, frame, row, column, t, wh, ww, nh, nw, channel, mask
     return tl.load(src + token * C + channel, mask, other=0.0).to(tl.float32)
 
 
-def resample(x: Tensor, source: Layout, target: Layout, size: tuple[int, int]) -> Tensor:
+def resample(
+    x: Tensor, source: Layout, target: Layout, size: tuple[int, int], whole: tuple[int, int] | None = None
+) -> Tensor:
     """Bilinear from `source` to `size` (h, w), of which `target` is a region: (n, ..., c), tokens of one window in each
     of the n -> (n', tokens', c).
+
+    whole: size of the map of which `source` is a region that holds all that `target` reads; None: source is all of it.
     """
+    whole = whole or (source.h, source.w)
     batch, c = x.shape[0] // (source.nh * source.nw), x.shape[-1]
     windows = batch * target.nh * target.nw
     out = x.new_empty(windows, target.t * target.h * target.w // (target.nh * target.nw), c)
     _resample_kernel[(windows * out.shape[1],)](
-        x, out, source.h, source.w, target.h, target.w, source.h / size[0], source.w / size[1], source.t,
-        source.nh, source.nw, target.nh, target.nw, target.row, target.column,
+        x, out, source.h, source.w, target.h, target.w, whole[0] / size[0], whole[1] / size[1], source.t,
+        source.nh, source.nw, target.nh, target.nw, target.row, target.column, *whole, source.row, source.column,
         C=c, BLOCK=power_of_2(c),
     )  # fmt: skip
     return out

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..attention.extras import BlockExtras, ExtrasSummary
 from ..attention.gate import Gates, GateSources
+from ..attention.split.member import Member
 from ..grid import TokenGrid
 from .groups import BlockGroup
 
@@ -30,10 +31,15 @@ class Rule(Protocol):
     dense: dict[int, str]
 
     def attentions(
-        self, extras: Mapping[int, BlockExtras], gates: Mapping[int, Gates], grid: TokenGrid
+        self,
+        extras: Mapping[int, BlockExtras],
+        gates: Mapping[int, Gates],
+        grid: TokenGrid,
+        member: Member | None = None,
     ) -> dict[int, Callable[..., Tensor]]:
         """For each of its blocks attention(module, x, engine=). gates: from `gate_sources`, at the evaluation's
-        timesteps. Raises ValueError where the rule cannot run on this grid.
+        timesteps. member: the one of several whose part of the video x is; None: x is all of it. Raises ValueError
+        where the rule cannot run on this grid.
         """
 
     def groups(self, grid: TokenGrid) -> list[BlockGroup]:

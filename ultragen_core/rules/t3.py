@@ -13,6 +13,8 @@ from torch import Tensor
 from ..attention.config import DEFAULT_GLOBAL, DEFAULT_LOCAL, GlobalConfig, LocalConfig
 from ..attention.extras import BlockExtras
 from ..attention.gate import NO_GATES, Gates
+from ..attention.split.member import Member
+from ..attention.split.t3 import split_t3_attention
 from ..attention.t3 import Windows, cuts_coincide, t3_attention, window_grid
 from ..grid import TokenGrid
 from ..sizes import VideoSize
@@ -119,10 +121,15 @@ class T3Rule:
     gate_sources = NO_GATES
 
     def attentions(
-        self, extras: Mapping[int, BlockExtras], gates: Mapping[int, Gates], grid: TokenGrid
+        self,
+        extras: Mapping[int, BlockExtras],
+        gates: Mapping[int, Gates],
+        grid: TokenGrid,
+        member: Member | None = None,
     ) -> dict[int, Callable[..., Tensor]]:
         table = self.published.table(grid)
-        return {index: partial(t3_attention, grid=grid, windows=table[index % len(table)]) for index in self.blocks}
+        layer = partial(t3_attention, grid=grid) if member is None else partial(split_t3_attention, member=member)
+        return {index: partial(layer, windows=table[index % len(table)]) for index in self.blocks}
 
     def groups(self, grid: TokenGrid) -> list[BlockGroup]:
         groups = []

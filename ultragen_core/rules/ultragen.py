@@ -15,6 +15,8 @@ from ..attention.extras import BlockExtras, ExtrasSummary
 from ..attention.gate import UNTRAINED_GATE, Gates, GateSources
 from ..attention.layer import ultragen_attention
 from ..attention.spec import BlockSpec, BranchSpec
+from ..attention.split.member import Member
+from ..attention.split.ultragen import split_ultragen_attention
 from ..grid import TokenGrid
 from ..wan import WanShape
 from .advice import ultragen_advice
@@ -103,13 +105,20 @@ class UltraGenRule:
         return block_spec(index, self.local, self.global_, self.extras.trained, windows)
 
     def attentions(
-        self, extras: Mapping[int, BlockExtras], gates: Mapping[int, Gates], grid: TokenGrid
+        self,
+        extras: Mapping[int, BlockExtras],
+        gates: Mapping[int, Gates],
+        grid: TokenGrid,
+        member: Member | None = None,
     ) -> dict[int, Callable[..., Tensor]]:
         specs = [self.spec(parity, grid) for parity in (0, 1)]
+        layer = (
+            partial(ultragen_attention, grid=grid)
+            if member is None
+            else partial(split_ultragen_attention, member=member)
+        )
         return {
-            index: partial(
-                ultragen_attention, grid=grid, spec=specs[index % 2], extras=extras[index], gates=gates[index]
-            )
+            index: partial(layer, spec=specs[index % 2], extras=extras[index], gates=gates[index])
             for index in self.blocks
         }
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
+from ultragen_core.host.attention.extras import KEY
 from ultragen_core.host.attention.load import load_extras_file, load_model
 from ultragen_core.host.attention.patch import Settings, apply
-from ultragen_core.host.attention.runtime import KEY, Runtime
+from ultragen_core.host.attention.runtime import Runtime
 from ultragen_core.weights.extras_file import read_extras, save_extras
 
 SHAPE = (1, 16, 3, 16, 24)

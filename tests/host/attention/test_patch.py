@@ -11,8 +11,8 @@ from helpers.support import relative_error, seeded
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
+from ultragen_core.host.attention.extras import KEY
 from ultragen_core.host.attention.patch import Settings, apply, runtime_of
-from ultragen_core.host.attention.runtime import KEY
 from ultragen_core.rules.ultragen import UNTRAINED_WARNING
 
 SHAPE = (1, 16, 3, 16, 24)

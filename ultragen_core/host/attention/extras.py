@@ -17,6 +17,8 @@ from ...weights.published import Extras
 from ..compat import is_dynamic, patcher_class
 from .parameters import Operations
 
+KEY = "ultragen"  # of everything that the pack registers on a ModelPatcher
+
 
 class ExtrasModel(nn.Module):
     """The extras that all tokens pass through, by block index."""
@@ -49,6 +51,12 @@ def build(extras: Extras, read: Callable[[], Extras]) -> LoadedExtras:
 def blocks_of(patcher) -> dict[int, BlockExtras]:
     """The extras by block index, of the model that a patcher from `build` manages."""
     return {int(index): block for index, block in patcher.model.blocks.items()}
+
+
+def extras_on(base) -> dict[int, BlockExtras]:
+    """The extras of the clone that is sampling; none under a rule without extras."""
+    patchers = base.current_patcher.get_additional_models_with_key(KEY)
+    return blocks_of(patchers[0]) if patchers else {}
 
 
 def _gates(channels: int, state: dict[str, torch.Tensor]) -> BlockGates:

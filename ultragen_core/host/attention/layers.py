@@ -182,3 +182,9 @@ def installed(layers: dict[nn.Module, object]):
             module.__dict__.pop("forward", None)
             if forward is not None:
                 module.forward = forward
+
+
+def rope_scale(transformer_options: dict) -> tuple[float, float, float]:
+    """The scales of ComfyUI's RoPE node; its shifts have no effect, because RoPE is relative."""
+    options = transformer_options.get("rope_options") or {}
+    return tuple(options.get(f"scale_{axis}", 1.0) for axis in "tyx")

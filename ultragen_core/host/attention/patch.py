@@ -14,9 +14,9 @@ from ...weights.published import fingerprint, same_base, untrained
 from .. import moving_preview
 from ..compat import is_dynamic
 from ..wan_model import diffusion_model, shape_of
-from .extras import LoadedExtras, build
+from .extras import KEY, LoadedExtras, build
 from .kernels import Kernel, load_kernel
-from .runtime import KEY, Runtime
+from .runtime import Runtime
 
 log = logging.getLogger(__name__)
 

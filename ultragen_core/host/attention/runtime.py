@@ -11,31 +11,32 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import comfy.model_management
 import torch
 from torch import Tensor, nn
 
-from ...attention.extras import BlockExtras
 from ...attention.gate import Gates, GateTable
 from ...attention.rope import RopeTables
+from ...attention.split.member import Member
 from ...grid import TokenGrid
 from ...ops import dispatch
 from ...plan.memory import ActivationMemory, MemoryBudget
 from ...rules.choice import COMFYUI
 from ...rules.rule import Rule
 from ..compat import free_memory
-from ..memory import is_out_of_memory
+from ..memory import estimated_memory, is_out_of_memory
 from ..wan_model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
 from .backend import AttentionChoice, choose_attention
-from .extras import LoadedExtras, blocks_of
+from .extras import LoadedExtras, extras_on
 from .kernels import OVERRIDE, Kernel
-from .layers import RuleLayer, bounded_layers, fused_layers, installed
+from .layers import RuleLayer, bounded_layers, fused_layers, installed, rope_scale
 
-KEY = "ultragen"  # of everything that the pack registers on a ModelPatcher
+# Keys of transformer_options: the groups of GPUs of a run, and the Evaluation that a patched model hands to them.
+GROUPS, EVALUATION = "ultragen_groups", "ultragen_evaluation"
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +122,13 @@ class Runtime:
     ):
         """Wraps one evaluation: x (b, c, t, h, w) latent, t (b,) sigmas; the rest as BaseModel.apply_model has it."""
         options = kwargs.pop("transformer_options", options) or {}
+        if GROUPS in options:  # every GPU installs layers of its own, for its part of the video
+            options = {**options, EVALUATION: Evaluation(self, t)}
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         base = executor.class_obj
         appended = kwargs.get("time_dim_concat")
         grid = token_grid(x.shape, 0 if appended is None else token_grid(appended.shape).t)
-        attentions = {}
-        if self.active(base.model_sampling, t):
-            attentions = self.rule.attentions(extras_on(base), self.gates(base.model_sampling, t, options), grid)
+        attentions = self.attentions(base, grid, t, options)
         if (attentions or self.kernel) and (changes := self.attention(base, options, x.device).options):
             options = {**options, **changes}
         if not attentions:
@@ -143,6 +145,15 @@ class Runtime:
                     raise
             log.warning("UltraGen: out of memory, retrying with %d tokens at a time.", budget.tokens_at_a_time)
             comfy.model_management.soft_empty_cache()
+
+    def attentions(self, base, grid: TokenGrid, t: Tensor, options: dict, member: Member | None = None):
+        """The rule's attention of each block in this evaluation; none outside of start and end percent.
+
+        member: the one whose part of the video is computed; None: all of it.
+        """
+        if not self.active(base.model_sampling, t):
+            return {}
+        return self.rule.attentions(extras_on(base), self.gates(base.model_sampling, t, options), grid, member)
 
     def gates(self, model_sampling, t: Tensor, options: dict) -> dict[int, Gates]:
         """The gates of each block at t (b,) sigmas, computed for all sigmas of the run at its first evaluation."""
@@ -196,13 +207,17 @@ class Runtime:
                 )
         return layers
 
-    def budget(self, base, grid: TokenGrid, x: Tensor) -> MemoryBudget:
-        """Decided once a run for every size, so that compiled graphs stay valid and results keep their last bits."""
-        activations = self.activations(base, grid, x.shape[0])
-        key, budgets = (activations, x.device), self.run.budgets
+    def budget(self, base, grid: TokenGrid, x: Tensor, device: torch.device | None = None, reserved: int = 0):
+        """The MemoryBudget of x's evaluation. Decided once a run for every size, so that compiled graphs stay valid and
+        results keep their last bits.
+
+        device: where the model is, if x may not tell. reserved: bytes that other things will take there.
+        """
+        activations, device = self.activations(base, grid, x.shape[0]), device or x.device
+        key, budgets = (activations, device), self.run.budgets
         if key not in budgets:
             unbounded = MemoryBudget(activations.tokens, pieces=1, bounded=False)
-            free = free_memory(base.current_patcher, x.device)
+            free = free_memory(base.current_patcher, device) - reserved
             budgets[key] = activations.budget(free) if self.bounded else unbounded
         return budgets[key]
 
@@ -220,31 +235,9 @@ class Runtime:
         return model_sampling.percent_to_sigma(last) <= t.max().item() <= start
 
 
-@contextmanager
-def estimated_memory(base, estimate: Callable[..., int]) -> Iterator[None]:
-    """Replace base.memory_required for one run, and restore what an outer run needs.
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of a patched model by several GPUs. t: (b,) sigmas."""
 
-    A sampler's callback may itself sample with a clone on the same base; ComfyUI then loses the outer run's patcher.
-    """
-    before, patcher = vars(base).get("memory_required"), base.current_patcher
-    base.memory_required = estimate
-    try:
-        yield
-    finally:
-        base.current_patcher = patcher
-        if before is None:
-            del base.memory_required
-        else:
-            base.memory_required = before
-
-
-def extras_on(base) -> dict[int, BlockExtras]:
-    """The extras of the clone that is sampling; none under a rule without extras."""
-    patchers = base.current_patcher.get_additional_models_with_key(KEY)
-    return blocks_of(patchers[0]) if patchers else {}
-
-
-def rope_scale(transformer_options: dict) -> tuple[float, float, float]:
-    """The scales of ComfyUI's RoPE node; its shifts have no effect, because RoPE is relative."""
-    options = transformer_options.get("rope_options") or {}
-    return tuple(options.get(f"scale_{axis}", 1.0) for axis in "tyx")
+    runtime: Runtime
+    t: Tensor

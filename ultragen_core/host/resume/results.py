@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...storage.states import State, StateFolder
-from ..attention.runtime import KEY as PATCH
+from ..attention.extras import KEY as PATCH
 from ..server import RunningNode, running_node
 from .fingerprint import RESULT, FindFiles, guider_values, model_files
 from .run_file import FOLDER, GB, RESULTS_KEY, RunFile, default_folder, identify

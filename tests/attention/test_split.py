@@ -1,0 +1,262 @@
+"""One video over several members: rectangles, moves, and the attention of all members against that of one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.members import joined, own_tokens, together
+from helpers.support import DATA, ToyAttention, dense_attention, relative_error, seeded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
+from ultragen_core.attention.engine import Engine
+from ultragen_core.attention.extras import BlockExtras
+from ultragen_core.attention.gate import BlockGates, Gates
+from ultragen_core.attention.layer import dense_attention_, ultragen_attention
+from ultragen_core.attention.split import ultragen as split_ultragen
+from ultragen_core.attention.split.member import held_numbers, split_dense_attention_
+from ultragen_core.attention.split.moves import Moves
+from ultragen_core.attention.split.rectangles import axis_parts, read_span, rectangles
+from ultragen_core.attention.split.t3 import split_t3_attention
+from ultragen_core.attention.split.ultragen import split_ultragen_attention
+from ultragen_core.attention.t3 import t3_attention
+from ultragen_core.grid import Region, TokenGrid, cut_axis
+from ultragen_core.ops.resample import Part, part_to_windows, resize, resize_part, to_windows
+from ultragen_core.rules.ultragen import block_spec
+from ultragen_core.weights.published import split
+
+COUNTS = (2, 4, 8)
+
+
+@given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_every_token_has_one_rectangle_of_nearly_equal_size(t, h, w, count):
+    grid = TokenGrid(t, h, w)
+    try:
+        cuts = rectangles(grid, count)
+    except ValueError as refusal:
+        assert str(count) in str(refusal) and (h < count and w < count or h * w < count or count in (4, 6, 8))
+        return
+    assert len(cuts) == count
+    assert torch.cat(held_numbers(grid, count)).sort().values.tolist() == list(range(grid.tokens))
+    for sides in ({each.height for each in cuts}, {each.width for each in cuts}):
+        assert max(sides) - min(sides) <= 1
+
+
+def test_the_layouts_of_known_sizes():
+    def layout(grid, count):
+        cuts = rectangles(TokenGrid(*grid), count)
+        return len({each.top for each in cuts}), len({each.left for each in cuts})
+
+    assert layout((21, 68, 120), 2) == (1, 2) and layout((21, 68, 120), 4) == (1, 4)
+    assert layout((21, 136, 240), 8) == (1, 8) and layout((21, 68, 80), 8) == (2, 4)
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.booleans(), st.data())
+@settings(max_examples=80, deadline=None)
+def test_the_parts_of_an_axis_hold_its_queries_once_in_whole_windows(length, windows, shifted, data):
+    first = data.draw(st.integers(0, length - 1))
+    span = first, data.draw(st.integers(first + 1, length))
+    runs = cut_axis(length, windows, shifted)
+    borders = {start for run, count in runs for start in range(run.start, run.stop, (run.stop - run.start) // count)}
+    queries = []
+    for part in axis_parts(runs, span):
+        starts = range(part.start, part.stop, part.window)
+        assert len(starts) == part.count and borders >= set(starts)
+        assert all(borders.isdisjoint(range(start + 1, start + part.window)) for start in starts)
+        queries += [token for start in starts for token in range(start + part.first, start + part.last)]
+        assert part.queries == part.count * (part.last - part.first)
+    assert queries == list(range(*span))
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("length", "target"), [(68, 70), (34, 33), (17, 18), (9, 9), (5, 8), (70, 68), (4, 60)])
+def test_a_span_is_resized_from_what_it_reads_and_from_nothing_less(length, target, antialias):
+    from ultragen_core.ops.resample import interpolation_matrix
+
+    matrix = interpolation_matrix(length, target, antialias, torch.float32, torch.device("cpu"))
+    for first in range(0, target, 3):
+        span = first, min(first + 5, target)
+        rows, (start, stop) = matrix[slice(*span)], read_span(length, target, span, antialias)
+        assert not rows[:, :start].any() and not rows[:, stop:].any()
+        assert rows[:, start].any() and rows[:, stop - 1].any()
+
+
+def test_moves_bring_every_wanted_token_and_refuse_a_token_held_twice():
+    grid = TokenGrid(2, 5, 7)
+    wanted = [torch.randperm(grid.tokens)[: 11 * (i + 1)] for i in range(4)]
+    x = torch.arange(grid.tokens, dtype=torch.float32).view(1, -1, 1).repeat(2, 1, 3)
+    moves = Moves(held_numbers(grid, 4), wanted, grid.tokens)
+    for result, numbers in zip(together(grid, 4, lambda m: m.exchange(own_tokens(x, m), moves)), wanted, strict=True):
+        assert torch.equal(result, x[:, numbers])
+    assert moves.tokens_between == sum(moves.tokens_into(i) for i in range(4)) > 0
+    held = list(held_numbers(grid, 4))
+    assert Moves(held, held, grid.tokens).nothing and not moves.nothing
+    with pytest.raises(ValueError, match="each of 70 tokens once"):
+        Moves([held[0], *held[:3]], wanted, grid.tokens)
+
+
+def engines():
+    """Each member has its own, as on a GPU of its own."""
+    made = {}
+    return lambda member: made.setdefault(member.index, Engine(dense_attention))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("at_a_time", [None, 40])
+@torch.no_grad()
+def test_dense_attention_of_members_is_that_of_one(count, at_a_time):
+    grid, attn = TokenGrid(3, 9, 10), ToyAttention(64, 2)
+    x, engine = seeded(2, grid.tokens, 64), Engine(dense_attention, tokens_at_a_time=at_a_time)
+    table = engine.rope_tables.table(grid, 32, x.device, (1.0, 1.0, 1.0))
+    expected = dense_attention_(attn, x.clone(), table, engine)
+
+    def work(member):
+        return split_dense_attention_(attn, own_tokens(x, member), table, member, engine)
+
+    together(grid, count, work, tags=False)  # fills the caches, which members on GPUs do not share
+    assert relative_error(joined(together(grid, count, work), grid), expected) < 1e-6
+
+
+T3_GOLDEN = load_file(DATA / "t3_layer_io.safetensors")
+
+
+@pytest.fixture(scope="module")
+def t3_attn():
+    attn = ToyAttention(channels=256, heads=2)
+    weights = {n.removeprefix("weight."): value for n, value in T3_GOLDEN.items() if n.startswith("weight.")}
+    attn.load_state_dict({name: value.float() for name, value in weights.items()})
+    return attn
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("name", [name for name in T3_GOLDEN if name.endswith(".out")])
+def test_t3_layers_of_the_published_code_through_members(t3_attn, name, count):
+    case, counts, _ = name.split(".")
+    grid, windows = TokenGrid(*T3_GOLDEN[f"{case}.grid"].tolist()), tuple(int(n) for n in counts[1:].split("_"))
+    x, engine = T3_GOLDEN[f"{case}.x"], engines()
+
+    def work(member):
+        return split_t3_attention(t3_attn, own_tokens(x, member), windows, member, engine(member))
+
+    with torch.no_grad():
+        one = t3_attention(t3_attn, x, grid, windows, Engine(dense_attention))
+    together(grid, count, work, tags=False)
+    result = joined(together(grid, count, work), grid)
+    assert relative_error(result, T3_GOLDEN[name]) < 1e-5 and relative_error(result, one) < 1e-6
+    if windows != (1, 3, 5):  # some of these are cut, and their queries computed apart
+        assert torch.equal(result, one)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    base, extras = split(load_file(DATA / "tiny_ultragen.safetensors"), "tiny")
+
+    def block(index):
+        modules = BlockExtras(extras.shape), BlockGates(extras.shape.channels)
+        for module, state in zip(modules, (extras.blocks[index], extras.gates[index]), strict=True):
+            module.load_state_dict({key: value.float() for key, value in state.items()})
+        prefix = f"blocks.{index}.self_attn."
+        attn = ToyAttention(channels=256, heads=2)
+        attn.load_state_dict(
+            {key.removeprefix(prefix): value.float() for key, value in base.items() if key.startswith(prefix)}
+        )
+        return attn, *modules
+
+    return {index: block(index) for index in extras.blocks}
+
+
+def tiny_block(tiny, block, changes):
+    attn, extras, gates = tiny[block]
+    t = torch.tensor([250.0])
+    values = Gates(gates.hierarchical_gate(t), gates.global_gate(t))
+    return attn, extras, values, block_spec(block, LocalConfig(**changes), GlobalConfig(), trained=True)
+
+
+def members_and_one(tiny, block, grid, x, count, changes, tags=True):
+    """The layer's output of all members, and that of one."""
+    attn, extras, gates, spec = tiny_block(tiny, block, changes)
+    engine = engines()
+
+    def work(member):
+        return split_ultragen_attention(attn, own_tokens(x, member), spec, extras, gates, member, engine(member))
+
+    one = ultragen_attention(attn, x, grid, spec, extras, gates, Engine(dense_attention))
+    results = together(grid, count, work, tags=False)
+    if tags:  # the caches are filled now; members on GPUs share none
+        results = together(grid, count, work)
+    return joined(results, grid), one
+
+
+@pytest.mark.parametrize(
+    ("block", "count", "changes"),
+    [
+        (1, 8, {}),
+        (2, 2, {"antialias": True}),
+        (1, 4, {"antialias": True}),
+        (2, 4, {"uneven": "balanced"}),
+        (1, 2, {"cross_window": "swin", "uneven": "balanced"}),
+        (2, 4, {"hierarchical": False}),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_ultragens_layer_of_members_is_that_of_one(tiny, block, count, changes):
+    grid = TokenGrid(2, 19, 22)
+    result, one = members_and_one(tiny, block, grid, seeded(2, grid.tokens, 256), count, changes)
+    assert relative_error(result, one) < 1e-6
+
+
+def test_a_halo_that_is_one_smaller_is_wrong(tiny, monkeypatch):
+    grid = TokenGrid(2, 16, 16)
+    x = seeded(1, grid.tokens, 256)
+    right, one = members_and_one(tiny, 2, grid, x, 2, {}, tags=False)
+    monkeypatch.setattr(split_ultragen, "REFINEMENT_HALO", 0)
+    wrong, _ = members_and_one(tiny, 2, grid, x, 2, {}, tags=False)
+    border = slice(7, 9)
+    a, b, c = (each.unflatten(1, grid)[:, :, :, border] for each in (wrong, right, one))
+    assert relative_error(a, c) > 1e-4 > 100 * relative_error(b, c)
+
+
+def test_a_token_on_the_wrong_member_is_found():
+    with pytest.raises(AssertionError, match="reads tensors of"):
+        mixed = {}
+
+        def work(member):
+            mixed[member.index] = seeded(1, 2) + member.index
+            member.exchange(
+                torch.zeros(1, 2, 1), Moves([torch.arange(2), torch.arange(2, 4)], [torch.arange(4)] * 2, 4)
+            )
+            return mixed[0] * mixed[1]
+
+        together(TokenGrid(1, 2, 2), 2, work)
+
+
+GOLDEN = load_file(DATA / "layer_io.safetensors")
+PLAIN = load_file(DATA / "no_antialias.safetensors")
+
+
+@pytest.mark.parametrize(("case", "block", "count"), [(0, 1, 2), (0, 2, 4), (1, 1, 8), (1, 2, 2), (2, 1, 4), (2, 2, 8)])
+@torch.no_grad()
+def test_layers_of_the_published_code_through_members(tiny, case, block, count):
+    grid, x = TokenGrid(*GOLDEN[f"case{case}.grid"].tolist()), GOLDEN[f"case{case}.x"]
+    result, one = members_and_one(tiny, block, grid, x, count, {}, tags=False)
+    key = f"case{case}.block{block}.t250.out"
+    assert relative_error(result, PLAIN.get(key, GOLDEN[key])) < 1e-5 and relative_error(result, one) < 1e-6
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@torch.no_grad()
+def test_parts_of_maps_are_resized_like_the_whole(interpreted_kernels, triton):
+    x = seeded(1, 2, 7, 9, 16)
+    whole, part = resize(x, (9, 8)), Part(1, 2, (7, 9))
+    inner = x[:, :, 1:6, 2:9].contiguous()
+    target = slice(2, 7), slice(3, 8)
+    assert read_span(7, 9, (2, 7), False) == (1, 6) and read_span(9, 8, (3, 8), False) == (3, 9)
+    result = resize_part(inner, part, target, (9, 8), False, triton)
+    assert relative_error(result, whole[:, :, target[0], target[1]]) < 1e-6
+    region = Region(slice(2, 6), slice(4, 8), (1, 2, 2))
+    windows = part_to_windows(inner, part, (9, 8), region, False, triton)
+    assert relative_error(windows, to_windows(x, (9, 8), region, False, False)) < 1e-6

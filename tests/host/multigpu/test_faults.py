@@ -1,0 +1,126 @@
+"""A fault in any operation of any member: all stop, the error tells what happened, and the next evaluation is right."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+import comfy.model_management
+import pytest
+import torch
+from helpers.support import relative_error, seeded
+from helpers.wan_models import KINDS, load
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ultragen_core.host.compat import gpu_pool_class
+from ultragen_core.host.multigpu.devices import Workers
+from ultragen_core.host.multigpu.evaluation import Part
+from ultragen_core.host.multigpu.group import Group
+from ultragen_core.host.multigpu.patch import use_gpus
+from ultragen_core.host.multigpu.split import Run
+
+pytestmark = pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+Interrupt = comfy.model_management.InterruptProcessingException
+COUNT = 2
+OPERATIONS = 300  # about as many as each member runs
+
+
+class FaultAt(TorchDispatchMode):
+    """Calls `fault` in operation number `number`."""
+
+    def __init__(self, number: int, fault):
+        super().__init__()
+        self.left, self.fault = number, fault
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.left -= 1
+        if self.left == 0:
+            self.fault()
+        return function(*args, **kwargs or {})
+
+
+def two_blocks():
+    model = load(KINDS["Wan2.1 T2V"])
+    del model.model.diffusion_model.blocks[2:]
+    model.cached_patcher_init = two_blocks, ()
+    return model
+
+
+@pytest.fixture
+def group(cpus, monkeypatch):
+    """`evaluate(member, number, fault)` of a small model by three members; without arguments there is no fault."""
+    devices = cpus(COUNT)
+    model = use_gpus(two_blocks(), 0, "video")
+    patchers = [model, *model.get_additional_models_with_key("multigpu")]
+    comfy.model_management.load_models_gpu(patchers)
+    for patcher in patchers:
+        patcher.pre_run()
+    given = seeded(1, 16, 2, 8, 12), torch.tensor([500.0]), seeded(1, 4, 4096, seed=1), None, None
+    compute, planned = Part.compute, {}
+
+    def faulty(part):
+        if part.port.index not in planned:
+            return compute(part)
+        with FaultAt(*planned.pop(part.port.index)):
+            return compute(part)
+
+    monkeypatch.setattr(Part, "compute", faulty)
+
+    def evaluate(group, member=None, number=0, fault=None):
+        planned.clear()
+        if fault:
+            planned[member] = number, fault
+        with torch.no_grad():
+            return group.evaluate(*given, {"sigmas": torch.tensor([0.5])}, {})
+
+    with Workers(devices) as workers:
+        yield evaluate, lambda seconds=20.0: Group(devices, patchers, Run().runtime, workers, seconds)
+
+
+def raising(error):
+    def fault():
+        raise error
+
+    return fault
+
+
+def test_faults_anywhere_leave_the_next_evaluation_right(group):
+    evaluate, made = group
+    chosen, numbers, threads = made(), random.Random(0), set(threading.enumerate())
+    expected = evaluate(chosen)
+    faults = (ValueError("bad"), Interrupt(), SystemExit(3), torch.OutOfMemoryError("CUDA out of memory"))
+    for turn in range(200):
+        error = faults[turn % len(faults)]
+        member, number = numbers.randrange(COUNT), numbers.randrange(1, OPERATIONS)
+        try:
+            result = evaluate(chosen, member, number, raising(error))
+            assert relative_error(result, expected) < 1e-6, "retried with smaller chunks, or the fault came too late"
+        except type(error) as raised:
+            assert raised is error and not isinstance(raised, torch.OutOfMemoryError) or number < 20
+        if turn % 10 == 9:
+            chosen._runtime.run.budgets.clear()
+            assert torch.equal(evaluate(chosen), expected), (turn, member, number)
+    assert set(threading.enumerate()) == threads
+
+
+@pytest.mark.parametrize("member", [0, 1])
+def test_a_member_that_does_not_answer_is_named(group, member):
+    evaluate, made = group
+    released = threading.Event()
+    timer = threading.Timer(1.5, released.set)
+    timer.start()
+    chosen = made(seconds=0.5)
+    name = f"{chosen.devices[member]} .block [01]"
+    with pytest.raises(RuntimeError, match=f"No answer from {name}.* while GPUs compute one video"):
+        evaluate(chosen, member, 150, lambda: released.wait(10))
+    timer.join()
+
+
+def test_an_interrupt_while_members_wait_reaches_the_user_once(group):
+    evaluate, made = group
+    chosen = made()
+    expected = evaluate(chosen)
+    with pytest.raises(Interrupt):
+        evaluate(chosen, 1, 150, comfy.model_management.interrupt_current_processing)
+    assert not comfy.model_management.processing_interrupted()
+    assert torch.equal(evaluate(chosen), expected)

@@ -1,0 +1,245 @@
+"""One video over several GPUs: links between the GPUs, sampling on 1, 2 and more of them with the share of the exchange
+and the host's time, and errors against float32."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ultragen_core.grid import TokenGrid
+from ultragen_core.plan.flops import TEXT_TOKENS
+from ultragen_core.wan import WAN_1_3B
+
+from .attention import GRIDS
+from .card import GIB
+from .evaluation import latent_of
+from .methods import METHODS, prepared
+from .model import SHIFT, sample, scaled
+from .random_model import MODELS, write_checkpoint
+
+LINK_BYTES = (8 * 2**20, 32 * 2**20, 128 * 2**20)
+
+
+class Run(NamedTuple):
+    """seconds: of the fastest step but the first. steps: of all. exchange: share of it that the GPU which waits longest
+    spends in exchanges, waiting included. host: processor seconds of each GPU's thread in a step. peaks: GiB on each
+    GPU. received: GiB into the GPU that gets most in a step.
+    """
+
+    seconds: float
+    steps: list[float]
+    exchange: float
+    host: list[float]
+    peaks: list[float]
+    received: float
+    video: torch.Tensor
+
+
+def add_parser(subjects: argparse._SubParsersAction) -> None:
+    parser = subjects.add_parser("gpus", help=__doc__)
+    parser.add_argument("--links", action="store_true", help="also measure all pairs, and all to all")
+    parser.add_argument("--model", default="1.3b", choices=MODELS)
+    parser.add_argument("--methods", nargs="+", default=["ours", "t3"], choices=METHODS)
+    parser.add_argument("--sizes", nargs="*", default=["1080P x 81"], choices=GRIDS)
+    parser.add_argument("--gpus", nargs="+", type=int, default=[1, 2, 4], help="numbers of GPUs, 1 first")
+    parser.add_argument("--cfg", nargs="+", type=float, default=[1.0], help="1: one prompt; other values: two")
+    parser.add_argument("--split", default="auto", choices=["auto", "prompts", "video"])
+    parser.add_argument("--sample", type=int, default=3, metavar="STEPS")
+    parser.add_argument("--layers", type=int, default=WAN_1_3B.blocks, help="blocks of the model")
+    parser.add_argument("--errors", nargs="*", default=[], choices=GRIDS, help="sizes to compare with float32")
+    parser.add_argument(
+        "--switch", type=float, help="seconds between switches of Python's threads; else the pack's own"
+    )
+    parser.add_argument("--staged", action="store_true", help="copy through host memory, as without peer access")
+    parser.add_argument("--native", action="store_true", help="PyTorch's own allocator")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    from ultragen_core.host.multigpu import copies, split
+
+    split.SWITCH_SECONDS = options.switch or split.SWITCH_SECONDS
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    print(len(devices), torch.cuda.get_device_name(), torch.__version__, "cuDNN", torch.backends.cudnn.version())
+    options.gpus = [count for count in options.gpus if count <= len(devices)]
+    if options.staged:
+        copies.staged_pairs = lambda devices: frozenset((a, b) for a in devices for b in devices if a != b)
+    with torch.inference_mode():
+        if options.links:
+            links(devices)
+        with tempfile.TemporaryDirectory() as folder:
+            measure(options, Path(folder) / "random.safetensors")
+
+
+def links(devices: list[torch.device]) -> None:
+    """Copies between two GPUs and between all, through the exchange's own class."""
+    from ultragen_core.host.multigpu.copies import CudaCopies, staged_pairs
+
+    staged = staged_pairs(tuple(devices))
+    pairs = [(a, b) for a in range(len(devices)) for b in range(len(devices)) if a != b]
+    print(f"direct copies with the right bits: {len(pairs) - len(staged)} of {len(pairs)} pairs")
+    copies = CudaCopies(devices)
+    for size in LINK_BYTES:
+        buffers = [torch.zeros(size // 8, dtype=torch.int64, device=device) for device in devices]
+        rates = {}
+        for name, chosen in (("one pair", [(0, 1)]), ("all to all", pairs)):
+            times = []
+            for _ in range(6):
+                copies.synchronize()
+                start = time.perf_counter()
+                for source, target in chosen:
+                    torch.cuda.set_device(devices[target])
+                    copies.fetch(source, target, 0, buffers[source], copies.ready(source))
+                copies.synchronize()
+                times.append(time.perf_counter() - start)
+            into_one = sum(1 for _, target in chosen if target == chosen[0][1])
+            rates[name] = into_one * size / min(times) / 1e9
+        print(
+            f"{size / 2**20:.0f} MiB a pair:", *(f"{name} {rate:.0f} GB/s into a GPU" for name, rate in rates.items())
+        )
+    torch.cuda.set_device(devices[0])
+
+
+def measure(options: argparse.Namespace, path: Path) -> None:
+    from ultragen_core.host.attention.load import load_model
+    from ultragen_core.weights.complete import DEPTHS
+
+    DEPTHS.clear()  # allow models with fewer blocks than published
+    with_extras = options.model == "1.3b"
+    write_checkpoint(path, replace(MODELS[options.model], blocks=options.layers), extras=with_extras)
+
+    def load(dtype: torch.dtype):
+        return load_model(path, "auto" if with_extras else "t3", {"dtype": dtype})
+
+    model = load(torch.bfloat16)
+    for method in options.methods:
+        for size in options.sizes:
+            for cfg in options.cfg:
+                compare(model, method, size, cfg, options)
+    for size in options.errors:
+        errors(model, load(torch.float32), size, options)
+
+
+def compare(model, method: str, size: str, cfg: float, options: argparse.Namespace) -> None:
+    grid, one = scaled(GRIDS[size], options.model), None
+    for count in options.gpus:
+        made = sampled(model, method, grid, count, cfg, options.sample, options.split)
+        one = one or (count, made)
+        efficiency = one[1].seconds * one[0] / (made.seconds * count)
+        error = (made.video - one[1].video).norm() / one[1].video.norm()
+        print(
+            f"{size:12} {method:8} CFG {cfg:g}  {count} GPUs  {made.seconds:8.3f} s a step  {efficiency:6.1%}"
+            f"  exchange {made.exchange:5.1%} {made.received:6.2f} GiB  host"
+            f" {'/'.join(f'{s:.2f}' for s in made.host)} s  peak {'/'.join(f'{p:.1f}' for p in made.peaks)} GiB"
+            f"  difference {error:.1e}  steps {'/'.join(f'{s:.2f}' for s in made.steps)}",
+            flush=True,
+        )
+
+
+def errors(model, reference, size: str, options: argparse.Namespace) -> None:
+    """One step in bfloat16 on each number of GPUs, against float32 on one."""
+    grid = scaled(GRIDS[size], options.model)
+    for method in options.methods:
+        exact = sampled(reference, method, grid, 1, 1.0, 1, options.split).video
+        for count in options.gpus:
+            video = sampled(model, method, grid, count, 1.0, 1, options.split).video
+            print(f"{size:12} {method:8} {count} GPUs  error {(video - exact).norm() / exact.norm():.5f}", flush=True)
+
+
+def sampled(model, method: str, grid: TokenGrid, count: int, cfg: float, steps: int, split: str) -> Run:
+    """A run through ComfyUI's sampler; both prompts are random."""
+    from ultragen_core.host.multigpu.patch import use_gpus
+    from ultragen_core.host.sampling import with_shift
+    from ultragen_core.host.speed.random_weights import TEXT_CHANNELS
+
+    chosen = with_shift(prepared(model, method), SHIFT)
+    if count > 1:
+        chosen = use_gpus(chosen, count, split)
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.zeros(latent_of(model, grid))
+    prompts = [0.1 * torch.randn(1, TEXT_TOKENS, TEXT_CHANNELS, generator=generator) for _ in range(2)]
+    cards = range(torch.cuda.device_count())
+    for card in cards:
+        torch.cuda.reset_peak_memory_stats(card)
+    with timed() as times:
+        start = time.perf_counter()
+        ends: list[float] = []
+        video = sample(chosen, method, latent, prompts, steps, cfg, lambda: ends.append(times.end_of_step()))
+    seconds = [b - a for a, b in pairwise([start, *ends])]
+    fastest = min(range(len(seconds)), key=lambda step: (step == 0 and steps > 1, seconds[step]))
+    peaks = [torch.cuda.max_memory_allocated(card) / GIB for card in cards]
+    exchange, host, received = times.steps[fastest]
+    return Run(
+        seconds[fastest], seconds, exchange / seconds[fastest], host, peaks[:count], received, video.float().cpu()
+    )
+
+
+class Times:
+    """Of every step: seconds in exchanges of the GPU with most, processor seconds of every GPU's thread, and GiB into
+    the GPU with most.
+    """
+
+    def __init__(self):
+        self.steps: list[tuple[float, list[float], float]] = []
+        self.events: dict[torch.device, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
+        self.host: dict[torch.device, float] = {}
+        self.received: dict[torch.device, int] = {}
+
+    def end_of_step(self) -> float:
+        for card in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(card)
+        now = time.perf_counter()
+        exchange = [sum(a.elapsed_time(b) for a, b in pairs) / 1000 for pairs in self.events.values()]
+        self.steps.append(
+            (max(exchange, default=0.0), list(self.host.values()), max(self.received.values(), default=0) / GIB)
+        )
+        for each in (self.events, self.host, self.received):
+            each.clear()
+        return now
+
+
+@contextmanager
+def timed() -> Iterator[Times]:
+    """Measure the exchanges and the hosts' part of everything that groups of GPUs compute inside."""
+    from ultragen_core.host.multigpu.evaluation import Part
+    from ultragen_core.host.multigpu.exchange import Exchange
+
+    times, move, compute = Times(), Exchange.move, Part.compute
+
+    def timed_move(self: Exchange, index: int, x: torch.Tensor, moves) -> torch.Tensor:
+        device, before = self.devices[index], self.bytes_into[index]
+        start = _event(device)
+        result = move(self, index, x, moves)
+        if start is not None:
+            times.events.setdefault(device, []).append((start, _event(device)))
+        times.received[device] = times.received.get(device, 0) + self.bytes_into[index] - before
+        return result
+
+    def timed_compute(self: Part) -> torch.Tensor:
+        start = time.thread_time()
+        result = compute(self)
+        times.host[self.device] = times.host.get(self.device, 0.0) + time.thread_time() - start
+        return result
+
+    Exchange.move, Part.compute = timed_move, timed_compute
+    try:
+        yield times
+    finally:
+        Exchange.move, Part.compute = move, compute
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event

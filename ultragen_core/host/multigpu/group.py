@@ -1,0 +1,129 @@
+"""A group of GPUs that computes evaluations of one model together."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable
+
+import comfy.ldm.common_dit
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...wan import PATCH
+from ..attention.runtime import EVALUATION, Evaluation, Runtime
+from ..memory import is_out_of_memory
+from .devices import SECONDS_WITHOUT_ANSWER, Job, Workers
+from .evaluation import Inputs, Part, latent_slices
+from .exchange import Aborted, Exchange
+
+log = logging.getLogger(__name__)
+
+
+class Group:
+    """The first device leads: its thread calls `evaluate`, and computes a part of its own.
+
+    patchers: the model's clones, one on each device. runtime: of a model without a rule. workers: the threads.
+    seconds: how long the members wait for one that does not answer.
+    """
+
+    def __init__(
+        self,
+        devices: list[torch.device],
+        patchers: list,
+        runtime: Runtime,
+        workers: Workers,
+        seconds: float = SECONDS_WITHOUT_ANSWER,
+    ):
+        self.devices, self.patchers, self._runtime, self._workers = devices, patchers, runtime, workers
+        self._seconds, self.exchange = seconds, Exchange(devices, seconds)
+
+    def evaluate(
+        self, x: Tensor, timestep: Tensor, context: Tensor, clip_fea, time_dim_concat, options: dict, others: dict
+    ) -> Tensor:
+        """As WanModel.forward, x (b, c, t, h, w) on the leader's device.
+
+        Out of memory on one GPU makes the chunks of all smaller, and repeats the evaluation.
+        """
+        options = dict(options)
+        evaluation = options.pop(EVALUATION, None) or Evaluation(self._runtime, options["sigmas"])
+        inputs = Inputs(
+            _padded(x), timestep, context, clip_fea, _padded(time_dim_concat), options, others, tuple(x.shape[-2:]),
+            evaluation.t,
+        )  # fmt: skip
+        while True:
+            parts = [
+                Part(patcher.model, device, evaluation.runtime, inputs, len(self.devices), port)
+                for patcher, device, port in zip(self.patchers, self.devices, self.exchange.ports, strict=True)
+            ]
+            error = self._attempt(parts)
+            if error is None:
+                return self._output(x, parts)
+            self.exchange.restart()
+            where, error = error
+            if not is_out_of_memory(error):
+                raise error
+            log.warning("UltraGen: %s is out of memory.", where)
+            if not all([part.budget is not None and part.budget.shrink() for part in parts]):
+                raise error
+            log.warning("UltraGen: all GPUs retry with %d tokens at a time.", parts[0].budget.tokens_at_a_time)
+            error = parts = None
+            gc.collect()  # errors hold the tensors that filled the memory, in cycles
+            comfy.model_management.soft_empty_cache()
+
+    def _attempt(self, parts: list[Part]) -> tuple[torch.device, BaseException] | None:
+        """Compute all parts. Returns the first error with its device, when all threads have ended."""
+        leader, hooks = self.patchers[0], self.patchers[0].current_hooks
+
+        def follow(part: Part, patcher) -> Callable[[], None]:
+            def work() -> None:
+                patcher.apply_hooks(hooks=hooks)
+                self._compute(part)
+
+            return work
+
+        jobs = [
+            self._workers.start(part.device, follow(part, patcher))
+            for part, patcher in zip(parts, self.patchers, strict=True)
+            if patcher is not leader
+        ]
+        own = Job(parts[0].device, lambda: self._compute(parts[0]))
+        own.run()
+        late = self._late(jobs)
+        failed = [(job.device, job.error) for job in (own, *jobs) if job.error is not None]
+        # Those that were aborted only tell that another failed.
+        first = next((each for each in failed if not isinstance(each[1], Aborted)), failed[0] if failed else None)
+        if late:  # and may still be inside: no retry
+            raise first[1] if first else late
+        return first
+
+    def _compute(self, part: Part) -> None:
+        try:
+            part.output = part.compute()
+        except BaseException as error:
+            self.exchange.abort(error)
+            raise
+
+    def _late(self, jobs: list[Job]) -> RuntimeError | None:
+        """Wait for all jobs. Returns an error if one has not ended in time."""
+        late, give_up = None, time.monotonic() + 1.1 * self._seconds  # the exchange reports a late member first
+        for job in jobs:
+            if not self._workers.finish(job, max(give_up - time.monotonic(), 0)):
+                late = RuntimeError(f"No answer from {job.device} for {self._seconds:.0f} s. Restart ComfyUI.")
+                self.exchange.abort(late)
+        return late
+
+    def _output(self, x: Tensor, parts: list[Part]) -> Tensor:
+        first, (h, w) = parts[0].output, x.shape[-2:]
+        height, width = PATCH[1] * parts[0].member.grid.h, PATCH[2] * parts[0].member.grid.w
+        out = first.new_empty(*first.shape[:3], height, width)
+        for part in parts:
+            rows, columns = latent_slices(part.rectangle)
+            out[..., rows, columns] = part.output.to(out.device)
+        return out[..., :h, :w]
+
+
+def _padded(latent: Tensor | None) -> Tensor | None:
+    return None if latent is None else comfy.ldm.common_dit.pad_to_patch_size(latent, PATCH)
