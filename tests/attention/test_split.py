@@ -91,7 +91,8 @@ def test_moves_bring_every_wanted_token_and_refuse_a_token_held_twice():
     moves = Moves(held_numbers(grid, 4), wanted, grid.tokens)
     for result, numbers in zip(together(grid, 4, lambda m: m.exchange(own_tokens(x, m), moves)), wanted, strict=True):
         assert torch.equal(result, x[:, numbers])
-    assert moves.tokens_between == sum(moves.tokens_into(i) for i in range(4)) > 0
+    owned = [set(numbers.tolist()) for numbers in held_numbers(grid, 4)]
+    assert [moves.tokens_into(i) for i in range(4)] == [len(set(w.tolist()) - owned[i]) for i, w in enumerate(wanted)]
     held = list(held_numbers(grid, 4))
     assert Moves(held, held, grid.tokens).nothing and not moves.nothing
     with pytest.raises(ValueError, match="each of 70 tokens once"):

@@ -40,7 +40,6 @@ class Meetings:
     def __init__(self, count: int):
         self.count, self.barrier = count, threading.Barrier(count, timeout=60)
         self.held: list[Tensor | None] = [None] * count
-        self.all_moves: list[Moves] = []
 
     def exchange(self, index: int) -> Callable[[Tensor, Moves], Tensor]:
         def move(x: Tensor, moves: Moves) -> Tensor:
@@ -48,15 +47,14 @@ class Meetings:
                 assert x.shape[1] == moves.held[index]
                 self.held[index] = x.detach().clone()
                 self.barrier.wait()
-                out = x.new_full((x.shape[0], moves.wanted[index], x.shape[2]), float("nan"))
-                for source, target in moves.pairs():
-                    if target == index:
-                        put, sent = moves.put(source, target, x.device), moves.sent(source, target, x.device)
-                        out[:, put] = self.held[source][:, sent]
-                if index == 0:
-                    self.all_moves.append(moves)
+                own = moves.part(index, x.device)
+                got = [self.held[index][:, own.kept]]
+                for source, first, start, length in own.segments:
+                    assert start == sum(each.shape[1] for each in got)
+                    sent = moves.part(source, x.device).sent
+                    got.append(self.held[source][:, sent[first : first + length]])
                 self.barrier.wait()
-            return out
+            return torch.cat(got, 1)[:, own.order]
 
         return move
 

@@ -4,6 +4,7 @@ and the host's time, and errors against float32."""
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -56,18 +57,16 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser.add_argument("--sample", type=int, default=3, metavar="STEPS")
     parser.add_argument("--layers", type=int, default=WAN_1_3B.blocks, help="blocks of the model")
     parser.add_argument("--errors", nargs="*", default=[], choices=GRIDS, help="sizes to compare with float32")
-    parser.add_argument(
-        "--switch", type=float, help="seconds between switches of Python's threads; else the pack's own"
-    )
+    parser.add_argument("--switch", type=float, help="seconds between switches of Python's threads; else Python's own")
     parser.add_argument("--staged", action="store_true", help="copy through host memory, as without peer access")
     parser.add_argument("--native", action="store_true", help="PyTorch's own allocator")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    from ultragen_core.host.multigpu import copies, split
+    from ultragen_core.host.multigpu import copies
 
-    split.SWITCH_SECONDS = options.switch or split.SWITCH_SECONDS
+    sys.setswitchinterval(options.switch or sys.getswitchinterval())
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     print(len(devices), torch.cuda.get_device_name(), torch.__version__, "cuDNN", torch.backends.cudnn.version())
     options.gpus = [count for count in options.gpus if count <= len(devices)]
@@ -90,6 +89,7 @@ def links(devices: list[torch.device]) -> None:
     copies = CudaCopies(devices)
     for size in LINK_BYTES:
         buffers = [torch.zeros(size // 8, dtype=torch.int64, device=device) for device in devices]
+        received = [torch.empty_like(buffer) for buffer in buffers]
         rates = {}
         for name, chosen in (("one pair", [(0, 1)]), ("all to all", pairs)):
             times = []
@@ -97,8 +97,9 @@ def links(devices: list[torch.device]) -> None:
                 copies.synchronize()
                 start = time.perf_counter()
                 for source, target in chosen:
-                    torch.cuda.set_device(devices[target])
-                    copies.fetch(source, target, 0, buffers[source], copies.ready(source))
+                    with copies.streams_of(target):
+                        copies.packed(source, 0)
+                        copies.fetch(source, target, 0, buffers[source], received[target])
                 copies.synchronize()
                 times.append(time.perf_counter() - start)
             into_one = sum(1 for _, target in chosen if target == chosen[0][1])

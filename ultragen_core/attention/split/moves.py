@@ -3,9 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """Tokens that a member gets: `length` of those that member `source` has packed, from `first` on; they are placed
+    from `start` on.
+    """
+
+    source: int
+    first: int
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class MemberMoves:
+    """A member's part of moves; all numbers are int64.
+
+    sent: positions among its tokens of those that it packs for others. The same tokens for several members are packed
+        once. kept: positions of those of its own tokens that it wants.
+    segments: what it gets, placed one after the other behind the kept tokens. gathered: number of all these. order: for
+        each wanted token its position among them.
+    """
+
+    sent: Tensor
+    kept: Tensor
+    segments: tuple[Segment, ...]
+    gathered: int
+    order: Tensor
+
+    def to(self, device: torch.device) -> MemberMoves:
+        sent, kept, order = (numbers.to(device) for numbers in (self.sent, self.kept, self.order))
+        return replace(self, sent=sent, kept=kept, order=order)
 
 
 class Moves:
@@ -20,71 +54,50 @@ class Moves:
         numbers = torch.cat(list(held))
         if len(numbers) != tokens or not torch.equal(numbers.sort().values, torch.arange(tokens)):
             raise ValueError(f"Members must hold each of {tokens} tokens once, got {len(numbers)}.")
-        holder, position = torch.empty(tokens, dtype=torch.int64), torch.empty(tokens, dtype=torch.int64)
-        for member, own in enumerate(held):
-            holder[own], position[own] = member, torch.arange(len(own))
-        self.members = len(held)
         self.held = [len(own) for own in held]
         self.wanted = [len(needed) for needed in wanted]
         self.nothing = all(torch.equal(*pair) for pair in zip(held, wanted, strict=True))
-        self._sent: dict[tuple[int, int], Tensor] = {}
-        self._put: dict[tuple[int, int], Tensor] = {}
-        for target, needed in enumerate(wanted):
-            source_of = holder[needed]
-            for source in range(self.members):
-                places = (source_of == source).nonzero().flatten()
-                if len(places):
-                    self._put[source, target] = places
-                    self._sent[source, target] = position[needed[places]]
-        self._packs = [self._different(source) for source in range(self.members)]
-        self._on_device: dict[tuple, Tensor] = {}
+        holder, position = torch.empty(tokens, dtype=torch.int64), torch.empty(tokens, dtype=torch.int64)
+        for member, own in enumerate(held):
+            holder[own], position[own] = member, torch.arange(len(own))
+        members = range(len(held))
+        # For each pair, where the target wants tokens of the source, and where these are among the source's.
+        places = {(s, t): (holder[wanted[t]] == s).nonzero().flatten() for s in members for t in members}
+        self._taken = {(s, t): position[wanted[t][at]] for (s, t), at in places.items()}
+        self._places = places
+        self._packs = [self._pack(member) for member in members]
+        self._parts = {(member, torch.device("cpu")): self._part(member) for member in members}
 
-    def pairs(self) -> list[tuple[int, int]]:
-        """(source, target) of every copy, those within a member included."""
-        return list(self._sent)
-
-    def count(self, source: int, target: int) -> int:
-        """How many tokens this copy moves."""
-        return len(self._sent[source, target]) if (source, target) in self._sent else 0
-
-    def packs(self, source: int) -> list[tuple[int, list[int]]]:
-        """The different selections of its tokens that a member sends to others: (one of the targets, all targets)."""
-        return self._packs[source]
-
-    def _different(self, source: int) -> list[tuple[int, list[int]]]:
-        packs: list[tuple[int, list[int]]] = []
-        for target in range(self.members):
-            if target == source or (source, target) not in self._sent:
-                continue
-            numbers = self._sent[source, target]
-            same = next((each for first, each in packs if torch.equal(self._sent[source, first], numbers)), None)
-            if same is None:
-                packs.append((target, [target]))
-            else:
-                same.append(target)
-        return packs
-
-    def sent(self, source: int, target: int, device: torch.device) -> Tensor:
-        """The positions in the source's order of the tokens that it sends to the target."""
-        return self._moved("sent", source, target, device)
-
-    def put(self, source: int, target: int, device: torch.device) -> Tensor:
-        """The positions in the target's order of the tokens that it gets from the source."""
-        return self._moved("put", source, target, device)
-
-    def _moved(self, which: str, source: int, target: int, device: torch.device) -> Tensor:
-        key = which, source, target, device
-        if key not in self._on_device:
+    def part(self, member: int, device: torch.device) -> MemberMoves:
+        """A member's part, with its numbers on `device`."""
+        key = member, device
+        if key not in self._parts:
             with torch.inference_mode(False):
-                numbers = (self._sent if which == "sent" else self._put)[source, target]
-                self._on_device[key] = numbers.to(device)
-        return self._on_device[key]
+                self._parts[key] = self._parts[member, torch.device("cpu")].to(device)
+        return self._parts[key]
 
-    @property
-    def tokens_between(self) -> int:
-        """Tokens of one video that leave their member, all copies together."""
-        return sum(len(numbers) for (source, target), numbers in self._sent.items() if source != target)
+    def _pack(self, source: int) -> tuple[Tensor, dict[int, int]]:
+        """Positions of the tokens that a member packs, and where those of each target begin."""
+        packed, first = [torch.empty(0, dtype=torch.int64)], {}
+        for target in (t for t in range(len(self.held)) if t != source):
+            numbers = self._taken[source, target]
+            same = next((t for t in first if torch.equal(self._taken[source, t], numbers)), None)
+            first[target] = sum(map(len, packed)) if same is None else first[same]
+            packed += [numbers] if same is None else []
+        return torch.cat(packed), first
 
-    def tokens_into(self, target: int) -> int:
+    def _part(self, member: int) -> MemberMoves:
+        order, kept = torch.empty(self.wanted[member], dtype=torch.int64), self._taken[member, member]
+        order[self._places[member, member]], gathered, segments = torch.arange(len(kept)), len(kept), []
+        # The next member first, so that not all of them read from the same one at the same time.
+        count = len(self.held)
+        for source in ((member + step) % count for step in range(1, count)):
+            if length := len(self._places[source, member]):
+                order[self._places[source, member]] = torch.arange(gathered, gathered + length)
+                segments.append(Segment(source, self._packs[source][1][member], gathered, length))
+                gathered += length
+        return MemberMoves(self._packs[member][0], kept, tuple(segments), gathered, order)
+
+    def tokens_into(self, member: int) -> int:
         """Tokens of one video that a member gets from others."""
-        return sum(self.count(source, target) for source in range(self.members) if source != target)
+        return sum(segment.length for segment in self._parts[member, torch.device("cpu")].segments)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from ..memory import may_pin
 
+SLOTS = 2  # buffers that take turns: one is read while the other is packed
 CHECKED_BYTES = 8 * 2**20
 
 log = logging.getLogger(__name__)
@@ -21,58 +24,80 @@ class Copies:
     def synchronize(self) -> None:
         """Wait until all devices have done what was launched."""
 
-    def ready(self, index: int) -> object:
-        """An event on the member's stream, after what was launched there."""
+    @contextmanager
+    def streams_of(self, index: int) -> Iterator[None]:
+        """Around a member's exchanges, in its thread."""
+        yield
 
-    def wait_for_read(self, index: int, read: object) -> None:
-        """Let the member's stream wait for another member's copy."""
+    def packed(self, index: int, slot: int) -> None:
+        """Note that the member has packed its buffer, after what was launched on its stream."""
 
-    def fetch(self, source: int, target: int, slot: int, buffer: Tensor, ready: object) -> tuple[Tensor, object]:
-        """The source's buffer on the target's device, and the event after which it has been read. Call it in the
-        target's thread.
-        """
-        return buffer.clone(), None
+    def wait_for_readers(self, index: int, slot: int) -> None:
+        """Let the member's stream wait until all others have read the buffer that it packed last in this slot."""
+
+    def fetch(self, source: int, target: int, slot: int, buffer: Tensor, received: Tensor) -> None:
+        """Copy a part of the source's buffer into the target's. Call it in the target's thread."""
+        received.copy_(buffer)
 
 
 class CudaCopies(Copies):
-    """Copies on a stream of their own for each pair, which wait for the source alone; for CUDA and ROCm."""
+    """Copies on a stream for each pair, which waits for the source alone; for CUDA and ROCm."""
 
     def __init__(self, devices: list[torch.device]):
         self._devices, self._staged = devices, staged_pairs(tuple(devices))
-        self._streams: dict[tuple[int, int], torch.cuda.Stream] = {}
+        members = range(len(devices))
+        self._own = [torch.cuda.default_stream(device) for device in devices]
+        self._streams = {(s, t): torch.cuda.Stream(devices[s]) for s in members for t in members if s != t}
+        self._packed = [[torch.cuda.Event() for _ in devices] for _ in range(SLOTS)]
+        self._read = [{pair: torch.cuda.Event() for pair in self._streams} for _ in range(SLOTS)]
+        self._emptied = [{pair: torch.cuda.Event() for pair in self._streams} for _ in range(SLOTS)]
+        self._reads: list[list[set[int]]] = [[set() for _ in devices] for _ in range(SLOTS)]
         self._pinned: dict[tuple[int, int, int], Tensor] = {}
 
     def synchronize(self) -> None:
         for device in self._devices:
             torch.cuda.synchronize(device)
 
-    def ready(self, index: int) -> torch.cuda.Event:
-        return torch.cuda.current_stream(self._devices[index]).record_event()
+    @contextmanager
+    def streams_of(self, index: int) -> Iterator[None]:
+        """PyTorch copies between GPUs on the source's current stream of the thread, and lets the target's wait."""
+        self._own[index] = torch.cuda.current_stream(self._devices[index])
+        others = [source for source in range(len(self._devices)) if source != index]
+        before = [torch.cuda.current_stream(self._devices[source]) for source in others]
+        try:
+            for source in others:
+                torch.cuda.set_stream(self._streams[source, index])
+            torch.cuda.set_device(self._devices[index])
+            yield
+        finally:
+            for stream in before:
+                torch.cuda.set_stream(stream)
+            torch.cuda.set_device(self._devices[index])
 
-    def wait_for_read(self, index: int, read: torch.cuda.Event) -> None:
-        torch.cuda.current_stream(self._devices[index]).wait_event(read)
+    def packed(self, index: int, slot: int) -> None:
+        self._packed[slot][index].record(self._own[index])
 
-    def fetch(self, source: int, target: int, slot: int, buffer: Tensor, ready: torch.cuda.Event):
-        pair = source, target
-        if pair not in self._streams:
-            self._streams[pair] = torch.cuda.Stream(self._devices[source])
-        stream, device = self._streams[pair], self._devices[target]
-        received = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
-        if (self._devices[source], device) not in self._staged:
-            # PyTorch copies on the source's current stream, and lets the target's wait for it.
-            with torch.cuda.stream(stream):
-                stream.wait_event(ready)
-                received.copy_(buffer, non_blocking=True)
-                return received, stream.record_event()
-        pinned = self._pinned_like((source, target, slot), buffer)
-        with torch.cuda.stream(stream):
-            stream.wait_event(ready)
+    def wait_for_readers(self, index: int, slot: int) -> None:
+        readers, own = self._reads[slot][index], self._own[index]
+        for target in readers:
+            own.wait_event(self._read[slot][index, target])
+        readers.clear()
+
+    def fetch(self, source: int, target: int, slot: int, buffer: Tensor, received: Tensor) -> None:
+        stream, read = self._streams[source, target], self._read[slot][source, target]
+        stream.wait_event(self._packed[slot][source])
+        if (self._devices[source], self._devices[target]) in self._staged:
+            pinned = self._pinned_like((source, target, slot), buffer)
+            stream.wait_event(self._emptied[slot][source, target])
             pinned.copy_(buffer, non_blocking=True)
-            copied = stream.record_event()
-        own = torch.cuda.current_stream(device)
-        own.wait_event(copied)
-        received.copy_(pinned, non_blocking=True)
-        return received, own.record_event()
+            read.record(stream)
+            self._own[target].wait_event(read)
+            received.copy_(pinned, non_blocking=True)
+            self._emptied[slot][source, target].record(self._own[target])
+        else:
+            received.copy_(buffer, non_blocking=True)
+            read.record(stream)
+        self._reads[slot][source].add(target)
 
     def _pinned_like(self, key: tuple[int, int, int], buffer: Tensor) -> Tensor:
         held = self._pinned.get(key)

@@ -1,37 +1,29 @@
 """Exchange of tokens between the threads of a group of GPUs: everybody packs what others want, all meet, everybody
 fetches what it wants.
 
-Buffers live for the run, and are packed again only after every reader's copy of two exchanges ago: the host runs ahead
-of the GPUs, and memory that it frees could be overwritten while another GPU reads it.
+All threads share the interpreter, so an exchange makes few calls: one selection packs for all others, one orders what
+came. Buffers live for the run, and are packed again only after every reader's copy of two exchanges ago: the host runs
+ahead of the GPUs, and memory that it frees could be overwritten while another GPU reads it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from typing import NamedTuple
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
 from ...attention.split.moves import Moves
-from .copies import Copies, copies_for
+from .copies import SLOTS, Copies, copies_for
 from .devices import SECONDS_WITHOUT_ANSWER
 
-SLOTS = 2  # buffers that take turns: one is read while the other is packed
 SECONDS_BETWEEN_CHECKS = 0.5  # for an interrupt, while waiting
 
 
 class Aborted(RuntimeError):
     """Another member of the group has failed; its error tells why."""
-
-
-class Packed(NamedTuple):
-    """What a member holds ready: a buffer for each other member, and the event after which they are complete."""
-
-    buffers: dict[int, Tensor]
-    ready: object
 
 
 class Port:
@@ -56,19 +48,19 @@ class Exchange:
     def __init__(self, devices: list[torch.device], seconds: float = SECONDS_WITHOUT_ANSWER):
         self.devices, self._seconds = devices, seconds
         self.ports = [Port(self, index) for index in range(len(devices))]
-        self._copies: Copies = copies_for(devices)
-        self._meeting = threading.Condition()
-        self._buffers: dict[tuple[int, int, int], Tensor] = {}
+        self.copies: Copies = copies_for(devices)
         self.bytes_into = [0] * len(devices)
+        self._meeting = threading.Condition()
+        self._buffers: dict[tuple, Tensor] = {}
+        # What each member has packed, by its turn.
+        self._packed: list[list[Tensor | None]] = [[None] * len(devices) for _ in range(SLOTS)]
         self.restart()
 
     def restart(self) -> None:
         """Forget an evaluation that has ended, or that was aborted. No member may be inside."""
-        self._copies.synchronize()
+        self.copies.synchronize()
         self._error: BaseException | None = None
-        self._turn = [0] * len(self.devices)
-        self._packed: dict[int, dict[int, Packed]] = {}
-        self._reads: dict[tuple[int, int], list] = {}
+        self._turn, self._arrived = [0] * len(self.devices), 0
 
     def abort(self, error: BaseException) -> None:
         """Stop all members at their next exchange, or where they wait."""
@@ -79,74 +71,73 @@ class Exchange:
     def move(self, index: int, x: Tensor, moves: Moves) -> Tensor:
         """What member `index` wants of everybody's x (b, held tokens, c) -> (b, wanted tokens, c)."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        turn = self._turn[index]
-        self._turn[index] += 1
-        wide = _as_int64(x)
-        everyone = self._meet(index, turn, self._pack(index, turn, wide, moves))
-        out = wide.new_empty(x.shape[0], moves.wanted[index], wide.shape[2])
-        count = len(self.devices)
-        for source in ((index + step) % count for step in range(count)):
-            if not moves.count(source, index):
-                continue
-            if source == index:
-                part = wide.index_select(1, moves.sent(index, index, x.device))
-            else:
-                buffers, ready = everyone[source]
-                part, read = self._copies.fetch(source, index, turn % SLOTS, buffers[index], ready)
-                self._reads.setdefault((source, turn), []).append(read)
-                self.bytes_into[index] += part.nbytes
-            out.index_copy_(1, moves.put(source, index, x.device), part)
-        return out.view(x.dtype)
+        batch, turn = x.shape[0], self._turn[index]
+        slot, own = turn % SLOTS, moves.part(index, x.device)
+        self._turn[index] = turn + 1
+        if turn >= SLOTS:
+            self.copies.wait_for_readers(index, slot)
+        tokens = _tokens(x)
+        packed = self._buffer(("packed", index, slot), len(own.sent), tokens)
+        if len(own.sent):
+            torch.index_select(tokens, 0, own.sent, out=packed)
+        self._packed[slot][index] = packed
+        self.copies.packed(index, slot)
+        self._meet(index, turn)
+        gathered = self._buffer(("gathered", index), own.gathered, tokens)
+        if len(own.kept):
+            torch.index_select(tokens, 0, own.kept, out=gathered[: len(own.kept)])
+        for source, first, start, length in own.segments:
+            part = self._packed[slot][source][first : first + length]
+            self.copies.fetch(source, index, slot, part, gathered[start : start + length])
+        out = gathered.index_select(0, own.order)
+        self.bytes_into[index] += gathered.nbytes - len(own.kept) * tokens.shape[1] * tokens.element_size()
+        if batch == 1:
+            return out.view(x.dtype)[None]
+        return out.view(x.dtype).unflatten(1, (batch, -1)).transpose(0, 1).contiguous()
 
-    def _pack(self, index: int, turn: int, wide: Tensor, moves: Moves) -> Packed:
-        for read in self._reads.pop((index, turn - SLOTS), ()):
-            self._copies.wait_for_read(index, read)
-        buffers = {}
-        for number, (first, targets) in enumerate(moves.packs(index)):
-            numbers = moves.sent(index, first, wide.device)
-            buffer = self._buffer((index, turn % SLOTS, number), (wide.shape[0], len(numbers), wide.shape[2]), wide)
-            torch.index_select(wide, 1, numbers, out=buffer)
-            buffers |= dict.fromkeys(targets, buffer)
-        return Packed(buffers, self._copies.ready(index))
+    def _buffer(self, key: tuple, rows: int, like: Tensor) -> Tensor:
+        width = like.shape[1]
+        held = self._buffers.get(key)
+        if held is None or held.numel() < rows * width or held.dtype != like.dtype:
+            held = self._buffers[key] = like.new_empty(rows * width)
+        return held[: rows * width].view(rows, width)
 
-    def _buffer(self, key: tuple[int, int, int], shape: tuple[int, int, int], like: Tensor) -> Tensor:
-        size = shape[0] * shape[1] * shape[2]
-        if key not in self._buffers or len(self._buffers[key]) < size or self._buffers[key].dtype != like.dtype:
-            self._buffers[key] = like.new_empty(size)
-        return self._buffers[key][:size].view(shape)
-
-    def _meet(self, index: int, turn: int, packed: Packed) -> dict[int, Packed]:
-        """Lay down what is packed, and wait for all others'."""
-        give_up = time.monotonic() + self._seconds
+    def _meet(self, index: int, turn: int) -> None:
+        """Wait until all members have packed what others want in this turn."""
+        everybody = len(self.devices) * (turn + 1)
         with self._meeting:
-            everyone = self._packed.setdefault(turn, {})
-            everyone[index] = packed
-            self._packed.pop(turn - SLOTS, None)
-            self._meeting.notify_all()
-            while len(everyone) < len(self.devices):
-                if self._error is not None:
-                    raise Aborted("Another GPU has stopped.") from self._error
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                if time.monotonic() > give_up:
-                    raise self._late(everyone)
-                self._meeting.wait(SECONDS_BETWEEN_CHECKS)
+            self._arrived += 1
+            if self._arrived == everybody:
+                self._meeting.notify_all()
+            elif self._error is None:
+                self._wait(everybody)
             if self._error is not None:
                 raise Aborted("Another GPU has stopped.") from self._error
-        return everyone
 
-    def _late(self, everyone: dict[int, Packed]) -> RuntimeError:
-        late = [
+    def _wait(self, everybody: int) -> None:
+        give_up = time.monotonic() + self._seconds
+        while self._arrived < everybody and self._error is None:
+            if not self._meeting.wait(SECONDS_BETWEEN_CHECKS):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                if time.monotonic() > give_up:
+                    raise self._late()
+
+    def _late(self) -> RuntimeError:
+        turn = max(self._turn)
+        late = ", ".join(
             f"{device} (block {port.block})"
-            for number, (device, port) in enumerate(zip(self.devices, self.ports, strict=True))
-            if number not in everyone
-        ]
-        names = ", ".join(late)
+            for device, port, reached in zip(self.devices, self.ports, self._turn, strict=True)
+            if reached < turn
+        )
         return RuntimeError(
-            f"No answer from {names} for {self._seconds:.0f} s while GPUs compute one video. Restart ComfyUI."
+            f"No answer from {late} for {self._seconds:.0f} s while GPUs compute one video. Restart ComfyUI."
         )
 
 
-def _as_int64(x: Tensor) -> Tensor:
-    """x (b, s, c), viewed as int64 where the tokens' bytes divide: PyTorch moves it faster than 16-bit values."""
-    x = x.contiguous()
-    return x if x.shape[-1] * x.element_size() % 8 else x.view(torch.int64)
+def _tokens(x: Tensor) -> Tensor:
+    """x (b, s, c) as rows (s, b * c), viewed as int64 where a row's bytes divide: PyTorch moves it faster than 16-bit
+    values.
+    """
+    rows = x[0] if x.shape[0] == 1 else x.transpose(0, 1).flatten(1)
+    rows = rows.contiguous()
+    return rows if rows.shape[1] * rows.element_size() % 8 else rows.view(torch.int64)

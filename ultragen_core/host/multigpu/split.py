@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass, field
 from math import gcd
 from typing import Literal
@@ -26,8 +25,6 @@ from .refusals import FORWARD_INPUTS, why_not_split
 
 KEY = "ultragen_multigpu"  # of our wrappers on a ModelPatcher
 CLONES, POOL = "multigpu_clones", "multigpu_thread_pool"  # ComfyUI's, in model_options
-
-SWITCH_SECONDS = 1e-4
 
 By = Literal["auto", "prompts", "video"]
 
@@ -77,15 +74,11 @@ class Split:
 
     def outer_sample(self, executor, *args, **kwargs):
         """Wraps a whole sampling run. A sampler's callback may itself sample, with a clone that shares this object."""
-        outer, self.run, interval = self.run, Run(), sys.getswitchinterval()
+        outer, self.run = self.run, Run()
         try:
-            # All threads launch at the same time. By default one that holds the interpreter's lock keeps it for 5 ms,
-            # while each of the others has only microseconds of Python to run before its GPU has work.
-            sys.setswitchinterval(min(interval, SWITCH_SECONDS))
             return executor(*args, **kwargs)
         finally:
             self.run = outer
-            sys.setswitchinterval(interval)
 
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
         """Wraps the loading of the models: every GPU needs memory for its part alone, and for what it gathers."""
