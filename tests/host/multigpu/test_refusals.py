@@ -1,0 +1,38 @@
+"""Where several GPUs cannot sample a model: what the user reads, and that the model samples on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.comfy_run import sample
+from helpers.support import seeded
+
+from ultragen_core.host.compat import gpu_pool_class
+from ultragen_core.host.multigpu.patch import use_gpus
+from ultragen_core.host.multigpu.split import KEY
+
+
+def test_one_gpu_or_an_old_comfyui_samples_as_before_and_says_why(dense, caplog):
+    model = use_gpus(dense, 0, "auto")
+    old = gpu_pool_class() is None
+    assert f"uses one GPU, because {'this ComfyUI is older' if old else 'there is no other'}" in caplog.text
+    assert model is not dense and not any(KEY in by_key for by_key in model.wrappers.values())
+    given = (1, 16, 2, 8, 12), seeded(1, 8, 4096, seed=1)
+    assert torch.equal(sample(model, *given, steps=1, cfg=1.0), sample(dense, *given, steps=1, cfg=1.0))
+
+
+@pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+def test_a_loader_that_cannot_load_again_is_named(dense, cpus):
+    cpus(2)
+    dense.cached_patcher_init = None
+    with pytest.raises(ValueError, match="its loader cannot make one. Load the model with UltraGen Load Model"):
+        use_gpus(dense, 0, "auto")
+
+
+@pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+def test_a_video_with_few_tokens_uses_fewer_gpus(dense, cpus, caplog):
+    cpus(4)
+    given = (1, 16, 2, 2, 6), seeded(1, 8, 4096, seed=1)
+    several = sample(use_gpus(dense, 0, "video"), *given, steps=1, cfg=1.0)
+    assert "3 of 4 GPUs share a prompt, because a frame has only 1x3 tokens" in caplog.text
+    assert (several - sample(dense, *given, steps=1, cfg=1.0)).abs().max() < 1e-4
