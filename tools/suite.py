@@ -106,8 +106,8 @@ def exit_code(runs: Sequence[int]) -> int:
 
 def spread() -> list[str]:
     """Return pytest's options that run tests on several workers. tests/helpers/schedule.py says which share one."""
-    # One more than there are CPUs: tests of the browser and of servers wait a third of their time.
-    workers = min((os.cpu_count() or 1) + 1, MOST_WORKERS)
+    # More than there are CPUs: tests of the browser and of servers, a worker each, wait a third of their time.
+    workers = min((os.cpu_count() or 1) + 2, MOST_WORKERS)
     return ["-n", str(workers), "--dist", "loadfile", f"--ignore={ALONE}"]
 
 

@@ -21,6 +21,7 @@ LONGEST = (
     SERVER,
     BROWSER,
     "tests/host/attention/test_companions_compile.py",
+    "tests/host/resume/test_resume.py",
     "tests/training/test_run.py",
     "tests/training/miniature/test_making.py",
     "tests/tools/test_endurance.py",
