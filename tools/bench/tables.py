@@ -173,6 +173,23 @@ def decodes_by_allocator() -> str:
     return table(["video", "decode", "seconds", "floor", "device GiB", "allocator"], body)
 
 
+def decodes_gpus() -> str:
+    """The floor is that of one card, divided by their number."""
+    body = []
+    for one in rows("decodes_gpus"):
+        width, height, frames = one["video"].split("x")
+        floor = share(floor_of_decode(one["video"]) / int(one["gpus"]), one["seconds"])
+        cells = [
+            f"{width}x{height}, {frames} frames",
+            f"{one['gpus']} {one['card']}",
+            one["tile"],
+            one["seconds"],
+            floor,
+        ]
+        body.append([*cells, one["device_gib"], one["host_gb"]])
+    return table(["video", "cards", "tile", "seconds", "floor", "GiB a card", "host GB"], body)
+
+
 def others() -> str:
     body = []
     for one in rows("others"):
@@ -200,6 +217,7 @@ TABLES: dict[str, Callable[[], str]] = {
         ceilings,
         decodes,
         decodes_by_allocator,
+        decodes_gpus,
         errors,
         evaluations,
         h100,

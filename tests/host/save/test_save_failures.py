@@ -301,13 +301,13 @@ def test_pixels_that_overflow_are_not_made_white(tmp_path, monkeypatch):
     vae_support(vae)
     inner = exact.decode_video
 
-    def overflowing(vae, layers, z, tile, emit, report):
+    def overflowing(vae, layers, z, tile, emit, *more):
         def spoil(frames, rect, pixels):
             pixels[..., 0, 0] = torch.inf
             decoded.append(frames)
             emit(frames, rect, pixels)
 
-        return inner(vae, layers, z, tile, spoil, report)
+        return inner(vae, layers, z, tile, spoil, *more)
 
     monkeypatch.setattr(exact, "decode_video", overflowing)
     saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
