@@ -113,6 +113,15 @@ class UltraGenSaveVideo(Node):
                     tooltip="If the audio is shorter, end the video with it instead of padding it with silence.",
                 ),
                 gpus_input(),
+                io.Int.Input(
+                    "max_frames",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    optional=True,
+                    tooltip="End the video after this many frames, such as those of the video that it was made from:"
+                    " Wan makes 4n + 1. 0: all.",
+                ),
             ],
             outputs=[
                 io.Video.Output(
@@ -152,9 +161,10 @@ class UltraGenSaveVideo(Node):
         side_file="off",
         trim_to_audio=False,
         gpus=1,
+        max_frames=0,
     ) -> io.NodeOutput:
-        choices = fps, codec, crf, crop, keep_latent, tile or None, details or "", side_file, trim_to_audio, gpus
-        settings = VideoSettings(filename_prefix, *choices)
+        choices = fps, codec, crf, crop, keep_latent, tile or None, details or "", side_file, trim_to_audio
+        settings = VideoSettings(filename_prefix, *choices, gpus, max_frames)
         saved = save_video(vae, samples, settings, cls.folders(), cls.metadata(), audio, cls.show_status)
         previews = [cls.shown(path) for path in saved.previews]
         # `ultragen_files` is for API clients; the frontend plays `images`, which may be previews.

@@ -10,8 +10,10 @@ takes a second instead of half a minute.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from tools.tiny_weights import DIM, dit_weight, vae_weight
 from tools.workflow import KEPT_LATENT
 from training.miniature import WEIGHTS
+from training.miniature.painter import picture
+from training.miniature.scenes import Scene
 
 CHECKPOINT = "models/diffusion_models/ultragen_1080p.ckpt"
 VAE, VAE_WAN22 = "models/vae/wan_2.1_vae.safetensors", "models/vae/wan2.2_vae.safetensors"
-IMAGE, LATENT = "input/example.png", f"input/{KEPT_LATENT}"
+IMAGE, VIDEO, LATENT = "input/example.png", "input/example.mp4", f"input/{KEPT_LATENT}"
 # Too large to generate: loaders list these empty files, nothing loads them.
 PLACEHOLDERS = (
     "models/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
@@ -39,6 +43,7 @@ VAE_SHAPE = {
     "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "temperal_downsample": [False, True, True],
 }  # fmt: skip
 WIDTH, HEIGHT, FRAMES = 320, 176, 5  # of the image and the kept latent
+VIDEO_FRAMES, VIDEO_FPS, AUDIO_RATE = 7, Fraction(24000, 1001), 48000
 
 
 def write_trained(base: Path) -> None:
@@ -162,6 +167,31 @@ def image(generator: torch.Generator):
     return Image.fromarray(coarse.numpy()).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
 
 
+def video(generator: torch.Generator) -> torch.Tensor:
+    """Make the frames (t, h, w, 3) of a painted video. Their number is not 4n + 1."""
+    return picture(Scene("clear", "dusk", "lake", "peaks", "left", "eastward"), 5, WIDTH, HEIGHT, VIDEO_FRAMES)
+
+
+def save_video(frames: torch.Tensor, file: Path) -> None:
+    """Write frames at a rate of VIDEO_FPS, with a tone as long as the video, as .mp4."""
+    import av
+
+    with av.open(str(file), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=VIDEO_FPS)
+        stream.width, stream.height = WIDTH, HEIGHT
+        stream.pix_fmt = "yuv420p"
+        sound = container.add_stream("aac", rate=AUDIO_RATE, layout="mono")
+        for frame in (255 * frames).round().byte().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+        samples = math.ceil(len(frames) / VIDEO_FPS * AUDIO_RATE)
+        tone = torch.sin(torch.arange(samples) * 0.05)[None].numpy()
+        piece = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        piece.sample_rate = AUDIO_RATE
+        container.mux(sound.encode(piece))
+        container.mux(sound.encode(None))
+
+
 # {file: (make(generator) -> content, save(content, file))}
 TRAINED = {
     CHECKPOINT: (partial(trained, "ultragen.safetensors"), torch.save),
@@ -177,6 +207,7 @@ GENERATED = {
     VAE_WAN22: (vae_wan22, save_file),
     LATENT: (latent, save_file),
     IMAGE: (image, lambda picture, file: picture.save(file, format="png")),
+    VIDEO: (video, save_video),
 }
 
 

@@ -39,6 +39,7 @@ def make_small(graph: dict, width: int, height: int, frames: int, steps: int, se
             "UltraGenPrompts": {"seed": seed},
             "UltraGenLoadLatent": {"latent": KEPT_LATENT},
             "UltraGenSaveVideo": {"crop": "keep"},
+            "ImageScale": {"width": width, "height": height},
         }.get(node["class_type"], {})
         node["inputs"] |= {
             name: value for name, value in changes.items() if not isinstance(node["inputs"].get(name), list)

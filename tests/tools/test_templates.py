@@ -9,6 +9,7 @@ import pytest
 from tools.templates import blueprint
 from tools.templates import write as templates
 from tools.templates.graphs import TEMPLATES
+from tools.templates.thumbnail import BAND, HEIGHT, WIDTH
 
 
 def without_output_names(content: dict) -> dict:
@@ -43,4 +44,4 @@ def test_thumbnail_is_small(name):
     file = templates.FOLDER / f"{name}.jpg"
     assert file.stat().st_size <= 60_000
     with Image.open(file) as picture:
-        assert picture.size == (templates.WIDTH, templates.HEIGHT + templates.BAND)
+        assert picture.size == (WIDTH, HEIGHT + BAND)

@@ -6,12 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import av
 import pytest
 
 from tools import contact_sheet, workflow
 from tools.demo import saved_videos
 from tools.server import ROOT, Refused
-from tools.tiny_bundle import FRAMES, HEIGHT, WIDTH
+from tools.tiny_bundle import AUDIO_RATE, FRAMES, HEIGHT, VIDEO, VIDEO_FPS, VIDEO_FRAMES, WIDTH
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 UI_ONLY = {"MarkdownNote", "Note"}
@@ -35,7 +36,8 @@ def test_links_join_what_they_name(file):
         link[0] for link in content["links"]
     )
     for link_id, source, output, target, slot, kind in content["links"]:
-        assert nodes[source]["outputs"][output]["type"] == nodes[target]["inputs"][slot]["type"] == kind
+        assert nodes[source]["outputs"][output]["type"] == kind
+        assert kind in nodes[target]["inputs"][slot]["type"].split(",")
         assert link_id in nodes[source]["outputs"][output]["links"]
         assert nodes[target]["inputs"][slot]["link"] == link_id
     named = [link for node in nodes.values() for output in node.get("outputs", []) for link in output["links"]]
@@ -75,8 +77,12 @@ def test_choices_are_among_the_options(file, object_info):
 
 
 def test_server_accepts_every_value(file, object_info, server):
-    """ComfyUI validates all nodes before it runs any: with one bad value it reports that alone and runs nothing."""
+    """ComfyUI validates all nodes before it runs any: with one bad value it reports that alone and runs nothing.
+
+    Metrics are left out: ComfyUI would run one that does not need the refused node. Each template's run has them.
+    """
     graph = workflow.to_api(file, object_info)
+    graph = {key: node for key, node in graph.items() if node["class_type"] != "UltraGenMetrics"}
     (save,) = (key for key, node in graph.items() if node["class_type"] == "UltraGenSaveVideo")
     graph[save]["inputs"]["crf"] = 0
     with pytest.raises(Refused) as refused:
@@ -123,16 +129,22 @@ RULES = {
     "ultragen_few_steps_1080p": [ULTRAGEN],
     "ultragen_i2v_1080p": [UNTRAINED],
     "ultragen_two_pass_1080p": [ULTRAGEN],
+    "ultragen_refine_1080p": [ULTRAGEN],
     "ultragen_batch_1080p": [ULTRAGEN],  # a run
     "ultragen_decode_only": [],
 }
 # Of all others: that of the small run.
-SIZES = {"ultragen_two_pass_1080p": (192, 128, 5), "ultragen_decode_only": (WIDTH, HEIGHT, FRAMES)}
+SIZES = {
+    "ultragen_two_pass_1080p": (192, 128, 5),
+    "ultragen_refine_1080p": (96, 64, VIDEO_FRAMES),
+    "ultragen_decode_only": (WIDTH, HEIGHT, FRAMES),
+}
 
 
 def test_workflow_makes_videos_with_its_attention(file, object_info, server, tmp_path):
     graph = workflow.to_api(file, object_info)
     (rate,) = (node["inputs"]["fps"] for node in graph.values() if node["class_type"] == "UltraGenSaveVideo")
+    rate = float(VIDEO_FPS) if isinstance(rate, list) else rate
     graph = workflow.with_stand_ins(workflow.make_small(graph, width=96, height=64, frames=5, steps=5, seed=1))
     said = len(server.log.read_text())
     videos = saved_videos(server, server.run(graph))
@@ -143,6 +155,42 @@ def test_workflow_makes_videos_with_its_attention(file, object_info, server, tmp
     for video_file in videos:
         video = contact_sheet.draw(video_file, tmp_path / "sheet.png")
         assert (video.codec, video.fps, video.width, video.height, video.frames) == ("h264", rate, *size)
+
+
+def test_a_refined_video_keeps_length_rate_and_sound_and_tells_what_changed(object_info, server):
+    """Seven frames at 24000 / 1001 per second, which is neither 4n + 1 nor a round rate."""
+    graph = workflow.to_api(ROOT / "workflows" / "ultragen_refine_1080p.json", object_info)
+    graph = workflow.with_stand_ins(workflow.make_small(graph, width=96, height=64, frames=5, steps=5, seed=2))
+    outputs = server.run(graph)
+    (refined,) = saved_videos(server, outputs)
+    with av.open(str(refined)) as made, av.open(str(server.base / VIDEO)) as given:
+        assert made.streams.video[0].average_rate == given.streams.video[0].average_rate == VIDEO_FPS
+        heard = [sum(frame.samples for frame in file.decode(audio=0)) for file in (made, given)]
+        assert heard[0] == pytest.approx(float(VIDEO_FRAMES / VIDEO_FPS * AUDIO_RATE), abs=1024)  # blocks of AAC
+        assert heard[1] == pytest.approx(heard[0], abs=1024)
+    enlarged, after = ("\n".join(outputs[key]["text"]) for key in nodes_of(graph, "UltraGenMetrics"))
+    assert "HD-MSE" in enlarged and "HD-MSE" in after and enlarged != after
+
+
+def test_a_video_without_sound_is_refined_too(object_info, server, tmp_path):
+    graph = workflow.to_api(ROOT / "workflows" / "ultragen_refine_1080p.json", object_info)
+    graph = workflow.with_stand_ins(workflow.make_small(graph, width=96, height=64, frames=5, steps=2, seed=2))
+    (loader,) = nodes_of(graph, "LoadVideo")
+    with av.open(str(server.base / "input" / "without_sound.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=16)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for _ in range(9):
+            file.mux(stream.encode(av.VideoFrame(64, 64, "rgb24")))
+        file.mux(stream.encode(None))
+    graph[loader]["inputs"]["file"] = "without_sound.mp4"
+    (refined,) = saved_videos(server, server.run(graph))
+    with av.open(str(refined)) as made:
+        assert not made.streams.audio and sum(1 for _ in made.decode(video=0)) == 9
+
+
+def nodes_of(graph: dict, class_type: str) -> list[str]:
+    return [key for key, node in graph.items() if node["class_type"] == class_type]
 
 
 def test_workflows_are_offered_as_templates(server):

@@ -24,9 +24,7 @@ from tools.templates.parts import (
     VAE21,
     VAE22,
     WAN_I2V,
-    WAN_T2V,
     add_prompts,
-    add_refining,
     add_sampling,
     add_video,
     load_clip,
@@ -34,6 +32,7 @@ from tools.templates.parts import (
     load_vae,
     note,
 )
+from tools.templates.refining import refine_1080p, two_pass_1080p
 
 
 def t2v_1080p(layout: Layout) -> str:
@@ -160,33 +159,6 @@ def i2v_1080p(layout: Layout) -> str:
     )
 
 
-def two_pass_1080p(layout: Layout) -> str:
-    layout.group("Models", 380)
-    low_model = layout.add("UNETLoader", "Load Wan model", unet_name=WAN_T2V.name)
-    high_model = layout.add("UltraGenLoadModel", checkpoint=ULTRAGEN.name)
-    clip, vae = load_clip(layout), load_vae(layout)
-    layout.group("Size")
-    latent = layout.add("UltraGenEmptyLatent", preset="custom", width=960, height=544, frames=81, vae=vae)
-    conds = add_prompts(layout, clip, NEGATIVE_ULTRAGEN)
-    low = add_sampling(layout, low_model, conds, latent, title="Small, full attention")
-    layout.group("Twice the size, UltraGen", 320)
-    high = layout.add("LatentUpscaleBy", samples=low, upscale_method="bicubic", scale_by=2)
-    add_video(layout, add_refining(layout, high_model, conds, high), vae, "ultragen_two_pass")
-    return note(
-        layout,
-        "Two passes: 1080P from a smaller video (experimental)",
-        "Plain Wan 2.1 1.3B makes 960x544 with full attention, which sees the whole frame. The latent is enlarged to"
-        " 1920x1088, noise is added, and UltraGen samples the last 40 % of its steps: it adds detail and keeps the"
-        " layout of the first pass. Quality is unmeasured.",
-        "**denoise** (*SplitSigmasDenoise*) sets how much UltraGen may change. Higher: more new detail. Lower: closer"
-        " to the first pass, and softer.",
-        "**Only the first pass?** Connect its latent to *UltraGen Save Video* for a quick look at the layout.",
-        RESUME,
-        LOG,
-        ULTRAGEN_LINKS,
-    )
-
-
 def batch_1080p(layout: Layout) -> str:
     model, clip, vae = load_models(layout, ULTRAGEN)
     layout.group("Size")
@@ -238,6 +210,7 @@ TEMPLATES: dict[str, Callable[[Layout], str]] = {
     "ultragen_few_steps_1080p": few_steps_1080p,
     "ultragen_i2v_1080p": i2v_1080p,
     "ultragen_two_pass_1080p": two_pass_1080p,
+    "ultragen_refine_1080p": refine_1080p,
     "ultragen_batch_1080p": batch_1080p,
     "ultragen_decode_only": decode_only,
 }

@@ -13,11 +13,14 @@ WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 # Node heights in pixels, in the taller of the two renderers.
 HEIGHTS = {
     "CFGGuider": 110, "CLIPLoader": 120, "CLIPTextEncode": 200, "CLIPVisionEncode": 90, "CLIPVisionLoader": 60,
-    "KSamplerSelect": 60, "LatentUpscaleBy": 100, "LoadImage": 320, "LoraLoaderModelOnly": 100, "RandomNoise": 100,
-    "SamplerCustomAdvanced": 130, "SplitSigmasDenoise": 90, "UNETLoader": 100, "UltraGenApply": 560,
-    "UltraGenEmptyLatent": 210, "UltraGenLoadLatent": 100, "UltraGenLoadModel": 415, "UltraGenModelSampling": 140,
-    "UltraGenPrompts": 560, "UltraGenResume": 150, "UltraGenVAETiling": 100, "VAELoader": 60, "WanImageToVideo": 240,
+    "GetImageSize": 120, "GetVideoComponents": 130, "ImageBatch": 90, "ImageFromBatch": 110, "ImageScale": 190,
+    "KSamplerSelect": 60, "LatentUpscaleBy": 100, "LoadImage": 320, "LoadVideo": 320, "LoraLoaderModelOnly": 100,
+    "RandomNoise": 100, "RepeatImageBatch": 90, "SamplerCustomAdvanced": 130, "SplitSigmasDenoise": 90,
+    "UNETLoader": 100, "UltraGenApply": 560, "UltraGenEmptyLatent": 210, "UltraGenLoadLatent": 100,
+    "UltraGenLoadModel": 415, "UltraGenMetrics": 380, "UltraGenModelSampling": 140, "UltraGenPrompts": 560,
+    "UltraGenResume": 150, "UltraGenVAETiling": 100, "VAEEncode": 80, "VAELoader": 60, "WanImageToVideo": 240,
 }  # fmt: skip
+OUTPUTS = {"GetVideoComponents": 3}  # newer versions have more
 OURS, GREEN, RED, BROWN = (
     {"color": color, "bgcolor": background}
     for color, background in (("#223", "#335"), ("#232", "#353"), ("#322", "#533"), ("#432", "#653"))
@@ -74,13 +77,13 @@ class Layout:
                  for name, spec in schema["input"].get(group, {}).items()}  # fmt: skip
         assert inputs.keys() <= specs.keys(), f"{kind} has {list(specs)}, got {list(inputs)}"
         ours = kind.startswith("UltraGen")
+        outputs = list(zip(schema["output_name"], schema["output"], strict=True))[: OUTPUTS.get(kind)]
         source = {"cnr_id": "ultragen"} if ours else {"cnr_id": "comfy-core", "ver": "0.3.75"}
         node = {
             "id": len(self.nodes) + 1, "type": kind,
             "pos": [self.x, self.y], "size": [self.width, HEIGHTS.get(kind, 0)],
             "flags": {}, "order": len(self.nodes), "mode": 0, "inputs": [],
-            "outputs": [{"name": name, "type": type_, "links": []}
-                        for name, type_ in zip(schema["output_name"], schema["output"], strict=True)],
+            "outputs": [{"name": name, "type": type_, "links": []} for name, type_ in outputs],
             **({"title": title} if title else {}),
             "properties": {"Node name for S&R": kind, **source}, "widgets_values": [],
             **COLORS.get(title, OURS if ours else {}),
@@ -118,10 +121,11 @@ class Layout:
         if not isinstance(source, Out):
             return
         output, slot = source.node["outputs"][source.slot], target["inputs"][index]
-        assert output["type"] == slot["type"], f"{source.node['type']} {output} -> {target['type']} {slot}"
+        accepted = slot["type"].split(",")  # of several types
+        assert output["type"] in accepted, f"{source.node['type']} {output} -> {target['type']} {slot}"
         slot["link"] = len(self.links) + 1
         output["links"].append(slot["link"])
-        self.links.append([slot["link"], source.node["id"], source.slot, target["id"], index, slot["type"]])
+        self.links.append([slot["link"], source.node["id"], source.slot, target["id"], index, output["type"]])
 
     def _close(self, bottom: int) -> None:
         box = self.groups[-1]["bounding"]

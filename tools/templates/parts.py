@@ -22,6 +22,7 @@ CAUSVID = ModelFile(
 )
 FILES = [ULTRAGEN, T3_WAN21, T3_WAN22, WAN_T2V, WAN_I2V, UMT5, CLIP_H, VAE21, VAE22, CAUSVID]
 
+VIDEO = "example.mp4"  # in the input folder
 PRESET_1080P, PRESET_4K = "1080P x 81 (1920x1088)", "4K x 81 (3840x2176)"
 PROMPT = (
     "Wide aerial shot drifting slowly over a mountain lake at sunrise. Snow-covered peaks catch the first golden light,"
@@ -29,6 +30,7 @@ PROMPT = (
     " and every detail of rock, bark and ripple is crisp."
 )
 PROMPT_I2V = "The camera moves slowly into the scene, light and shadow drift over it, every detail stays crisp."
+PROMPT_REFINE = "A mountain lake at dusk under a clear sky, the low sun on the left, every ripple is crisp."
 PROMPTS = """# One prompt a line. A line that starts with # and a blank is a comment.
 Wide aerial shot drifting slowly over a mountain lake at sunrise, snow-covered peaks, mist on the still water
 Waves roll in on black volcanic sand at dusk, foam glows in the last light, the camera stays low and still
@@ -112,11 +114,24 @@ def _sampler(
     )  # fmt: skip
 
 
+def add_loaded_video(layout: Layout) -> tuple[Out, Out, Out]:
+    """Add a loaded video. Returns its size (number of frames at slot 2), its frames, and its parts (1: audio, 2: fps).
+
+    The last frame is repeated three times: the VAE drops what does not make 4n + 1 frames.
+    """
+    layout.group("Your video", 320)
+    parts = layout.add("GetVideoComponents", "Its parts", video=layout.add("LoadVideo", "Load video", file=VIDEO))
+    size = layout.add("GetImageSize", "Number of frames", image=parts)
+    last = layout.add("ImageFromBatch", "Last frame", image=parts, batch_index=4095, length=1)
+    last = layout.add("RepeatImageBatch", "Three times", image=last, amount=3)
+    return size, layout.add("ImageBatch", "Video and last frames", image1=parts, image2=last), parts
+
+
 def add_video(
-    layout: Layout, samples: Out, vae: Out, name: str, fps: int = 15, crop: str = "keep", **others: str | Out
-) -> None:
+    layout: Layout, samples: Out, vae: Out, name: str, fps: int | Out = 15, crop: str = "keep", **others: str | Out
+) -> Out:
     layout.group("Video", 480)
-    layout.add(
+    return layout.add(
         "UltraGenSaveVideo", samples=samples, vae=vae, fps=fps, crop=crop, filename_prefix=f"video/{name}", **others
     )
 

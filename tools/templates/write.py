@@ -1,65 +1,62 @@
-"""The `templates` command. It writes workflows/*.json, each with a thumbnail from a small run of the same graph, and
-derives from them the blueprint in subgraphs/ and the examples in API format in docs/headless.
+"""The `templates` command. It writes workflows/*.json, each with a thumbnail, and derives from them the blueprint in
+subgraphs/ and the examples in API format in docs/headless.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from tools import demo, workflow
 from tools.console import say
 from tools.server import ROOT, Server
 from tools.templates import blueprint
+from tools.templates.drawings import drawing, halves
 from tools.templates.graphs import TEMPLATES
 from tools.templates.layout import Layout
-from tools.templates.parts import FILES
+from tools.templates.parts import FILES, VIDEO
+from tools.templates.thumbnail import side_by_side, titled
 
 FOLDER = ROOT / "workflows"
 BLUEPRINT = ROOT / "subgraphs" / f"{blueprint.NAME}.json"
 HEADLESS = [ROOT / "docs" / "headless" / f"{name}.json" for name in ("ultragen_t2v_1080p", "ultragen_t3_4k_wan21_1_3b")]
-WIDTH, HEIGHT = 512, 288  # thumbnail, in pixels
-BAND = 64  # height of the title below it
-
-
-class Look(NamedTuple):
-    """How to run a template for its thumbnail. model: words for the model. size: width, height, frames, steps."""
-
-    model: str
-    size: tuple[int, int, int, int]
-
-
-PAINTED = Look("tiny", (640, 352, 17, 12))  # the trained model, at the size it was trained at
-CLOUDS = Look("untrained", (WIDTH, HEIGHT, 5, 6))  # the random model paints clouds of colour
-# Templates that need no model but UltraGen's checkpoint, the trained one.
-LOOKS = dict.fromkeys(TEMPLATES, CLOUDS) | dict.fromkeys(
-    ("ultragen_t2v_1080p", "ultragen_batch_1080p", "ultragen_few_steps_1080p"), PAINTED
+SIZE = (640, 352, 17, 12)  # of a small run, at which the tiny model was trained: width, height, frames, steps
+# Templates that need no model but UltraGen's checkpoint, the trained one. The others get a drawing.
+SMALL_RUNS = (
+    "ultragen_t2v_1080p",
+    "ultragen_batch_1080p",
+    "ultragen_few_steps_1080p",
+    "ultragen_refine_1080p",
+    "ultragen_decode_only",
 )
 
 
 def run(cache: Path, args: argparse.Namespace) -> int:
-    for look in (PAINTED, CLOUDS):
-        args.random = look is CLOUDS
-        with demo.start(cache, "templates", args) as server:
-            object_info = server.get("/object_info")
-            for seed, name in enumerate(TEMPLATES):
-                if LOOKS[name] is look:
-                    make_with_thumbnail(name, look, server, object_info, seed)
+    args.random = False
+    with demo.start(cache, "templates", args) as server:
+        object_info = server.get("/object_info")
+        for seed, name in enumerate(TEMPLATES):
+            make_with_thumbnail(name, server, object_info, seed)
     write(BLUEPRINT, blueprint.make(json.loads((FOLDER / f"{blueprint.SOURCE}.json").read_text(encoding="utf-8"))))
     for example in HEADLESS:
         write(example, workflow.to_api(FOLDER / example.name, object_info))
     return 0
 
 
-def make_with_thumbnail(name: str, look: Look, server: Server, object_info: dict, seed: int) -> None:
+def make_with_thumbnail(name: str, server: Server, object_info: dict, seed: int) -> None:
     file = FOLDER / f"{name}.json"
     content = make(name, object_info)
     write(file, content)
-    videos = small_run(server, file, look, object_info, seed)
-    thumbnail(videos, content, f"a small run, {look.model} model").save(file.with_suffix(".jpg"), quality=80)
+    if name in SMALL_RUNS:
+        videos = small_run(server, file, object_info, seed)
+        picture, label = side_by_side([last_frame(video) for video in videos]), "a small run, tiny model"
+        if name == "ultragen_refine_1080p":
+            given = side_by_side([last_frame(server.base / "input" / VIDEO)])
+            picture = halves(given, picture, "your video", "refined")
+    else:
+        picture, label = drawing(name), "a drawing"
+    titled(picture, content, label).save(file.with_suffix(".jpg"), quality=80)
     say(f"{file.name}, {file.with_suffix('.jpg').stat().st_size // 1024} KiB of thumbnail")
 
 
@@ -73,29 +70,15 @@ def make(name: str, object_info: dict) -> dict:
     return layout.workflow(TEMPLATES[name](layout))
 
 
-def small_run(server: Server, file: Path, look: Look, object_info: dict, seed: int) -> list[Path]:
-    graph = workflow.make_small(workflow.to_api(file, object_info), *look.size, seed)
+def small_run(server: Server, file: Path, object_info: dict, seed: int) -> list[Path]:
+    graph = workflow.make_small(workflow.to_api(file, object_info), *SIZE, seed)
     for node in graph.values():
         if node["class_type"] == "UltraGenPrompts":
             node["inputs"]["index"] = -1  # all prompts of the list
+        elif node["class_type"] == "UltraGenLoadLatent":  # the newest, of an earlier template's run
+            schema = server.get("/object_info/UltraGenLoadLatent")["UltraGenLoadLatent"]["input"]["required"]
+            node["inputs"]["latent"] = schema["latent"][1]["options"][0]
     return demo.saved_videos(server, server.run(workflow.with_stand_ins(graph)))
-
-
-def thumbnail(videos: Sequence[Path], content: dict, label: str):
-    """Draw each video's last frame side by side, above the note's title and `label`. Returns a PIL image."""
-    from PIL import Image, ImageDraw, ImageFont, ImageOps
-
-    title = content["nodes"][-1]["widgets_values"][0].splitlines()[0].removeprefix("# ")
-    what, _, which = title.partition(": ")
-    picture = Image.new("RGB", (WIDTH, HEIGHT + BAND), "#202020")
-    share = WIDTH // len(videos)
-    for index, video in enumerate(videos):
-        picture.paste(ImageOps.fit(last_frame(video), (share - (len(videos) > 1), HEIGHT)), (index * share, 0))
-    draw = ImageDraw.Draw(picture)
-    draw.text((12, HEIGHT + 8), what, "white", ImageFont.load_default(22))
-    draw.text((12, HEIGHT + 38), which, "#c0c0c0", ImageFont.load_default(15))
-    draw.text((WIDTH - 12, HEIGHT + 14), label, "#808080", ImageFont.load_default(12), anchor="ra")
-    return picture
 
 
 def last_frame(video: Path):

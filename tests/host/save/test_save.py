@@ -170,6 +170,21 @@ def test_a_video_trimmed_to_its_sound_ends_with_it(tmp_path, vae, samples, frame
     assert len(rgb(save_video(vae, latent, chosen, folders_in(tmp_path), {}).videos[0])) == 5
 
 
+@pytest.mark.parametrize(
+    ("max_frames", "samples", "frames"), [(3, 48000, 3), (4, 9600, 3), (9, 48000, 5), (0, 48000, 5)]
+)
+def test_a_video_ends_after_max_frames_with_its_sound(tmp_path, vae, max_frames, samples, frames):
+    audio = {"waveform": torch.zeros(1, 1, samples), "sample_rate": 48000}
+    latent, chosen = {"samples": noise(*LATENT_SHAPE)}, settings(trim_to_audio=True, max_frames=max_frames)
+    saved = save_video(vae, latent, chosen, folders_in(tmp_path), {}, audio)
+    for path in (*saved.videos, *saved.previews):
+        with av.open(str(path)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == frames
+            container.seek(0)
+            heard = sum(frame.samples for frame in container.decode(audio=0))
+            assert heard == pytest.approx(min(samples, 48000 * frames / 15), abs=1024)  # AAC: blocks of 1024
+
+
 def test_sound_of_no_length_is_none(tmp_path, vae):
     audio = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}
     saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {}, audio)

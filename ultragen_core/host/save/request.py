@@ -85,7 +85,8 @@ class VideoSettings:
 
     codec, crop, side_file: keys of CODECS, CROPS and SIDE_FILES. keep_latent: one of the KEEP constants. tile: side in
     pixels, None for automatic. details: text to store, such as prompt and seed as JSON. trim_to_audio: end the video
-    with its audio if that is shorter. gpus: how many decode, 0 for all.
+    with its audio if that is shorter. gpus: how many decode, 0 for all. max_frames: end the video after this many frames;
+    0 saves all.
     """
 
     prefix: str
@@ -99,6 +100,7 @@ class VideoSettings:
     side_file: str = "off"
     trim_to_audio: bool = False
     gpus: int = 1
+    max_frames: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,11 @@ class CheckedRequest:
         return folders.make_names(folders.output, self.request.prefix, self.codec.extension, *self.size)
 
     def trimmed(self, clip: AudioClip | None) -> CheckedRequest:
-        """Return the request with the number of frames that `clip` leaves, if the video ends with its audio."""
-        if clip is None or not self.settings.trim_to_audio:
-            return self
-        return replace(self, frames=min(self.frames, frames_covered(clip, self.fps)))
+        """Return the request with the number of frames that max_frames and trim_to_audio leave."""
+        frames = min(self.frames, self.settings.max_frames or self.frames)
+        if clip is not None and self.settings.trim_to_audio:
+            frames = min(frames, frames_covered(clip, self.fps))
+        return replace(self, frames=frames)
 
     def buffer(self) -> FrameBuffer:
         shape = (self.frames, self.height, self.width)
