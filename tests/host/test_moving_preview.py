@@ -174,7 +174,11 @@ def test_frames_of_a_long_video_are_spread_over_all_of_it():
 
 @pytest.mark.parametrize("function", ("send_image", "send_image_with_metadata"))
 def test_what_comfyuis_server_sends_is_the_whole_loop(colours, function):
-    loop, messages = encode(pictures(colours, seeded(1, 16, 5, 34, 60))), []
+    frames, messages = 5 * pictures(colours, seeded(1, 16, 1, 34, 60)), []
+    frames = [frame.copy() for frame in frames]
+    for index, frame in enumerate(frames):
+        frame.paste("black", (6 * index, 0, 6 * index + 6, 6))  # a small change, of which a file could keep that alone
+    loop = encode(frames)
 
     async def send_bytes(event, data, sid=None):
         messages.append(bytes(data))

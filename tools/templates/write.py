@@ -15,21 +15,22 @@ from tools.templates import blueprint
 from tools.templates.drawings import drawing, halves
 from tools.templates.graphs import TEMPLATES
 from tools.templates.layout import Layout
-from tools.templates.parts import FILES, VIDEO
+from tools.templates.parts import FILES, PROMPT_REFINE, VIDEO
 from tools.templates.thumbnail import side_by_side, titled
 
 FOLDER = ROOT / "workflows"
 BLUEPRINT = ROOT / "subgraphs" / f"{blueprint.NAME}.json"
 HEADLESS = [ROOT / "docs" / "headless" / f"{name}.json" for name in ("ultragen_t2v_1080p", "ultragen_t3_4k_wan21_1_3b")]
 SIZE = (640, 352, 17, 12)  # of a small run, at which the tiny model was trained: width, height, frames, steps
-# Templates that need no model but UltraGen's checkpoint, the trained one. The others get a drawing.
-SMALL_RUNS = (
-    "ultragen_t2v_1080p",
-    "ultragen_batch_1080p",
-    "ultragen_few_steps_1080p",
-    "ultragen_refine_1080p",
-    "ultragen_decode_only",
-)
+# Templates that need no model but UltraGen's checkpoint, the trained one, with a prompt that it understands. The others
+# get a drawing.
+SMALL_RUNS = {
+    "ultragen_t2v_1080p": "a clear dusk lake, peaks, sun left",
+    "ultragen_batch_1080p": "a cloudy lake at dawn\na clear desert at noon, sun left\na snowy night, moon right",
+    "ultragen_few_steps_1080p": "a clear noon meadow, hills, sun right",
+    "ultragen_refine_1080p": PROMPT_REFINE,
+    "ultragen_decode_only": "",
+}
 
 
 def run(cache: Path, args: argparse.Namespace) -> int:
@@ -73,8 +74,10 @@ def make(name: str, object_info: dict) -> dict:
 def small_run(server: Server, file: Path, object_info: dict, seed: int) -> list[Path]:
     graph = workflow.make_small(workflow.to_api(file, object_info), *SIZE, seed)
     for node in graph.values():
-        if node["class_type"] == "UltraGenPrompts":
-            node["inputs"]["index"] = -1  # all prompts of the list
+        if node["_meta"]["title"] == "Prompt" and isinstance(node["inputs"]["text"], str):
+            node["inputs"]["text"] = SMALL_RUNS[file.stem]
+        elif node["class_type"] == "UltraGenPrompts":
+            node["inputs"] |= {"index": -1, "text": SMALL_RUNS[file.stem]}  # all prompts of the list
         elif node["class_type"] == "UltraGenLoadLatent":  # the newest, of an earlier template's run
             schema = server.get("/object_info/UltraGenLoadLatent")["UltraGenLoadLatent"]["input"]["required"]
             node["inputs"]["latent"] = schema["latent"][1]["options"][0]
