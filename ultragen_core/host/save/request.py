@@ -85,8 +85,8 @@ class VideoSettings:
 
     codec, crop, side_file: keys of CODECS, CROPS and SIDE_FILES. keep_latent: one of the KEEP constants. tile: side in
     pixels, None for automatic. details: text to store, such as prompt and seed as JSON. trim_to_audio: end the video
-    with its audio if that is shorter. gpus: how many decode, 0 for all. max_frames: end the video after this many frames;
-    0 saves all.
+    with its audio if that is shorter. gpus: how many decode, 0 for all. max_frames: end the video after this many
+    frames; 0 saves all.
     """
 
     prefix: str
