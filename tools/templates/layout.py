@@ -88,8 +88,10 @@ class Layout:
             "properties": {"Node name for S&R": kind, **source}, "widgets_values": [],
             **COLORS.get(title, OURS if ours else {}),
         }  # fmt: skip
+        # The frontend gives all widgets a slot where one is linked.
+        slots = any(_is_widget(spec) and isinstance(inputs.get(name), Out) for name, (spec, _) in specs.items())
         for name, (spec, group) in specs.items():
-            self._input(node, name, spec, group == "optional", inputs.get(name))
+            self._input(node, name, spec, group == "optional", inputs.get(name), slots)
         node["inputs"].sort(key=lambda slot: "widget" in slot)
         for index, slot in enumerate(node["inputs"]):
             self._link(inputs.get(slot["name"]), node, index)
@@ -97,12 +99,12 @@ class Layout:
         self.y += node["size"][1] + GAP
         return Out(node, 0)
 
-    def _input(self, node: dict, name: str, spec: list, optional: bool, given) -> None:
+    def _input(self, node: dict, name: str, spec: list, optional: bool, given, widget_slots: bool) -> None:
         kind, options = (*spec, {})[:2]
         linked = isinstance(given, Out)
         choices = kind if isinstance(kind, list) else options.get("options", [])
-        widget = (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput")
-        if linked or not widget:
+        widget = _is_widget(spec)
+        if widget_slots or not widget:
             slot = {"name": name, "type": kind, "link": None}
             extra = {"widget": {"name": name}} if widget else {"shape": 7} if optional else {}
             node["inputs"].append(slot | extra)
@@ -112,7 +114,7 @@ class Layout:
             given = options.get("default", choices[0] if choices else "")
         node["widgets_values"].append(given)
         node["widgets_values"] += ["fixed"] if options.get("control_after_generate") else []
-        node["widgets_values"] += ["image"] if options.get("image_upload") else []
+        node["widgets_values"] += ["image"] if options.get("image_upload") or options.get("video_upload") else []
         if (file := self.files.get(given)) is not None:
             node["properties"]["models"] = [{"name": file.name, **file._asdict()}]
             self.used.append(file)
@@ -156,3 +158,8 @@ class Layout:
             "groups": [{"id": number, **group, **looks} for number, group in enumerate(self.groups, 1)],
             "config": {}, "extra": {"ds": view}, "version": 0.4,
         }  # fmt: skip
+
+
+def _is_widget(spec: list) -> bool:
+    kind, options = (*spec, {})[:2]
+    return (isinstance(kind, list) or kind in WIDGET_TYPES) and not options.get("forceInput")
