@@ -20,7 +20,7 @@ from ultragen_core.plan.flops import FLOPs
 from ultragen_core.plan.speed import EvaluationTime, Speed
 from ultragen_core.sizes import VideoSize
 
-TIMES = ("evaluations", "sampling", "small_cards", "layers", "decodes", "others")
+TIMES = ("evaluations", "sampling", "small_cards", "layers", "decodes", "decodes_gpus", "others")
 
 
 def test_pages_and_plots_are_up_to_date():
@@ -47,6 +47,8 @@ def test_no_time_is_below_its_floor():
             assert one["method"] == "peaks" or 1000 * floor < float(ms), one
     for one in rows("decodes"):
         assert floor_of_decode(one["video"]) < float(one["seconds"]), one
+    for one in rows("decodes_gpus"):
+        assert floor_of_decode(one["video"]) / int(one["gpus"]) < float(one["seconds"]), one
 
 
 def test_a_changed_row_changes_the_page(tmp_path, monkeypatch):
