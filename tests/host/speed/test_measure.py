@@ -67,7 +67,13 @@ def test_five_blocks_stand_for_the_published_thirty(models):
 
 
 def test_the_line_names_what_was_measured(once):
-    made = measure(CPU, TOY, lambda text: None)
+    threads, before = [], torch.get_num_threads()
+    torch.set_num_threads(8)
+    try:
+        made = measure(CPU, TOY, lambda text: threads.append(torch.get_num_threads()))
+        assert set(threads) == {4} and torch.get_num_threads() == 8
+    finally:
+        torch.set_num_threads(before)
     card, *parts = made.line().split("; ")
     assert card.startswith("cpu, driver unknown, torch 2.") and f"attention {made.attention}" in card
     assert parts[:4] == [

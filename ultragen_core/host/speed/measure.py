@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import comfy.model_management as mm
@@ -22,6 +23,7 @@ from .setup import Setup, setup_of
 from .timing import forget_peak, peak_bytes
 
 GIB = 2**30
+THREADS = 4  # more would not speed up a GPU, but keep the whole computer busy
 
 
 class Workload(NamedTuple):
@@ -84,6 +86,18 @@ class Measurement(NamedTuple):
         return "; ".join(parts)
 
 
+@contextmanager
+def few_threads() -> Iterator[None]:
+    """Inside, PyTorch computes with at most THREADS threads on the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, THREADS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@few_threads()
 @torch.inference_mode()
 def measure(device: torch.device, workload: Workload, report: Callable[[str], None]) -> Measurement:
     """Measure `workload`. report: called with what is about to be measured. Other models are unloaded."""
