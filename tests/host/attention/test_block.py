@@ -81,14 +81,16 @@ def test_hooks_and_forwards_of_other_packs_are_called(tiny, counted, kernels_of_
     assert len(blocks) == 4 and seen == [0, 1, 2, 3] and not counted
 
 
-def test_timesteps_of_their_own_for_each_frame_are_comfyuis(tiny, kernels_of_blocks, counted):
-    block = diffusion_model(tiny.model).blocks[0]
-    block.ultragen_layer = fused.FusedBlockLayer(lambda *args, **kwargs: "ComfyUI's")
+@pytest.mark.parametrize(("timesteps", "others"), [(3, {}), (1, {"audio": None})], ids=["a timestep a frame", "new"])
+def test_what_the_fused_block_does_not_know_is_comfyuis(tiny, timesteps, others):
+    block, given = diffusion_model(tiny.model).blocks[0], []
+    block.ultragen_layer = fused.FusedBlockLayer(lambda *args, **kwargs: given.append(kwargs))
     try:
-        e = seeded(1, 3, 6, block.dim)
-        assert fused.FusedBlockLayer.forward(block, seeded(1, 6, block.dim), e, None, None) == "ComfyUI's"
+        e = seeded(1, timesteps, 6, block.dim)
+        fused.FusedBlockLayer.forward(block, seeded(1, 6, block.dim), e, None, None, **others)
     finally:
         del block.ultragen_layer
+    assert given == [{"context_img_len": 257, "transformer_options": {}, **others}]
 
 
 @pytest.mark.parametrize("changed", ["more arithmetic", "another argument", "gone"])

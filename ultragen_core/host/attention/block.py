@@ -30,12 +30,24 @@ class FusedBlockLayer:
     original: Callable[..., Tensor]
 
     @staticmethod
-    def forward(module, x: Tensor, e: Tensor, freqs: Tensor, context: Tensor, **kwargs) -> Tensor:
-        patches = (kwargs.get("transformer_options") or {}).get("patches", {})
+    def forward(
+        module,
+        x: Tensor,
+        e: Tensor,
+        freqs: Tensor,
+        context: Tensor,
+        context_img_len: int | None = 257,
+        transformer_options: dict | None = None,
+        **others,
+    ) -> Tensor:
+        options = transformer_options or {}
         timesteps = 1 if e.ndim == 3 else e.shape[1]
-        if timesteps > 1 or "attn2_patch" in patches:
-            return module.ultragen_layer.original(x, e, freqs, context, **kwargs)
-        return fused_block(module, x, e.reshape(len(e), 6, -1), freqs, context, **kwargs)
+        if others or timesteps > 1 or "attn2_patch" in options.get("patches", {}):
+            original = module.ultragen_layer.original
+            return original(
+                x, e, freqs, context, context_img_len=context_img_len, transformer_options=options, **others
+            )
+        return fused_block(module, x, e.reshape(len(e), 6, -1), freqs, context, context_img_len, options)
 
 
 def fused_block(
@@ -44,22 +56,21 @@ def fused_block(
     e: Tensor,
     freqs: Tensor,
     context: Tensor,
+    context_img_len: int | None,
     transformer_options: dict,
     triton: bool = True,
-    **of_cross_attention,
 ) -> Tensor:
     """WanAttentionBlock.forward with one timestep an item: x (b, s, c), e (b, 6, c) its modulation -> (b, s, c)."""
     x = x.contiguous()  # the first block's is the embedding, channel-first
     modulation = comfy.model_management.cast_to(block.modulation, dtype=x.dtype, device=x.device)
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (modulation + e).chunk(6, dim=1)
     weight, bias = (vector[None, None] for vector in managed_parameters(block.norm3, x))
-    # The normed maps have no name here, so that the attention may free or overwrite them.
+    # The first normed map has no name here, so that the attention may overwrite it.
     y = block.self_attn(
         norm(x, 1 + scale, shift, block.norm1.eps, triton), freqs, transformer_options=transformer_options
     )
     x, normed = residual_norm_(x, y, gate, weight, bias, block.norm3.eps, triton)
-    y = block.cross_attn(normed, context, transformer_options=transformer_options, **of_cross_attention)
-    del normed
+    y = block.cross_attn(normed, context, context_img_len=context_img_len, transformer_options=transformer_options)
     x, normed = residual_norm_(x, y, None, 1 + ffn_scale, ffn_shift, block.norm2.eps, triton)
     return residual_(x, block.ffn(normed), ffn_gate, triton)
 
