@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pytest
+from helpers.signatures import needs
 
 from tools.bench import gpus, methods
 from tools.bench.attention import GRIDS
@@ -12,7 +12,7 @@ from ultragen_core.grid import TokenGrid
 from ultragen_core.host.compat import gpu_pool_class
 
 
-@pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+@needs(gpu_pool_class() is not None, "a thread pool for GPUs")
 def test_runs_on_one_and_on_several_gpus_are_compared(tiny, cpus, monkeypatch, capsys):
     cpus(2)
     monkeypatch.setattr(methods, "PUBLISHED_DENSE", frozenset({0, 3}))

@@ -5,11 +5,12 @@ import threading
 import comfy.model_management
 import pytest
 import torch
+from helpers.signatures import needs
 
 from ultragen_core.host.compat import gpu_pool_class
 from ultragen_core.host.multigpu.devices import Workers, gpus
 
-pytestmark = pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+pytestmark = needs(gpu_pool_class() is not None, "a thread pool for GPUs")
 CPUS = [torch.device("cpu", index) for index in range(3)]
 
 

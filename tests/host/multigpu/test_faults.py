@@ -8,6 +8,7 @@ import threading
 import comfy.model_management
 import pytest
 import torch
+from helpers.signatures import needs
 from helpers.support import relative_error, seeded
 from helpers.wan_models import KINDS, load
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +20,7 @@ from ultragen_core.host.multigpu.group import Group
 from ultragen_core.host.multigpu.patch import use_gpus
 from ultragen_core.host.multigpu.split import Run
 
-pytestmark = pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+pytestmark = needs(gpu_pool_class() is not None, "a thread pool for GPUs")
 Interrupt = comfy.model_management.InterruptProcessingException
 COUNT = 2
 OPERATIONS = 300  # about as many as each member runs

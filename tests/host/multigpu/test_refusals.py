@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.comfy_run import sample
+from helpers.signatures import needs
 from helpers.support import seeded
 
 from ultragen_core.host.compat import gpu_pool_class
@@ -21,7 +22,7 @@ def test_one_gpu_or_an_old_comfyui_samples_as_before_and_says_why(dense, caplog)
     assert torch.equal(sample(model, *given, steps=1, cfg=1.0), sample(dense, *given, steps=1, cfg=1.0))
 
 
-@pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+@needs(gpu_pool_class() is not None, "a thread pool for GPUs")
 def test_a_loader_that_cannot_load_again_is_named(dense, cpus):
     cpus(2)
     dense.cached_patcher_init = None
@@ -29,7 +30,7 @@ def test_a_loader_that_cannot_load_again_is_named(dense, cpus):
         use_gpus(dense, 0, "auto")
 
 
-@pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+@needs(gpu_pool_class() is not None, "a thread pool for GPUs")
 def test_a_video_with_few_tokens_uses_fewer_gpus(dense, cpus, caplog):
     cpus(4)
     given = (1, 16, 2, 2, 6), seeded(1, 8, 4096, seed=1)

@@ -8,6 +8,7 @@ import comfy.samplers
 import pytest
 import torch
 from helpers.comfy_run import patched
+from helpers.signatures import needs
 from helpers.support import seeded
 
 from ultragen_core.host.compat import gpu_pool_class
@@ -27,7 +28,7 @@ GRAPH = {
 STEP_COUNT, Interrupt = 3, comfy.model_management.InterruptProcessingException
 
 
-@pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+@needs(gpu_pool_class() is not None, "a thread pool for GPUs")
 def test_an_interrupt_inside_a_member_and_a_second_run(dense, cpus, tmp_path, monkeypatch):
     cpus(2)
     model, states = use_gpus(patched(dense, "t3"), 0, "video"), StateFolder(tmp_path / "states")

@@ -12,6 +12,7 @@ from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode
 from helpers.comfy_run import lora, patched, run_node, sample, with_lora
+from helpers.signatures import needs
 from helpers.support import relative_error, seeded
 from helpers.wan_models import KINDS, H, T, W, load
 
@@ -20,7 +21,7 @@ from ultragen_core.host.multigpu.evaluation import Part
 from ultragen_core.host.multigpu.patch import use_gpus
 from ultragen_core.sampling import flow_sigmas
 
-pytestmark = pytest.mark.skipif(gpu_pool_class() is None, reason="needs ComfyUI 0.30.0 or newer")
+pytestmark = needs(gpu_pool_class() is not None, "a thread pool for GPUs")
 SHAPE, CONTEXT = (1, 16, 2, 16, 20), seeded(1, 16, 4096, seed=1)
 run = partial(sample, shape=SHAPE, context=CONTEXT)
 
