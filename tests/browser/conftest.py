@@ -50,16 +50,15 @@ def loaded_page(request, chromium):
 
 def pytest_generate_tests(metafunc):
     if "loaded_page" in metafunc.fixturenames:
-        from helpers.canvas import FRONTENDS, RENDERERS
+        from helpers.canvas import PAGES
 
-        names = [f"{frontend}-{renderer}" for frontend in FRONTENDS for renderer in RENDERERS]
-        names = names if "any_canvas" in metafunc.fixturenames else names[:1]
+        names = PAGES if "any_canvas" in metafunc.fixturenames else PAGES[:1]
         metafunc.parametrize("loaded_page", names, indirect=True, scope="package")
 
 
 @pytest.fixture
 def any_canvas(loaded_page):
-    """Each frontend in both renderers."""
+    """Every page of PAGES."""
     yield loaded_page
     assert not loaded_page.errors
 

@@ -24,10 +24,11 @@ FLAGS = [
 SECONDS = 120  # for a page or a click, on machines that are busy with other tests
 VERSION = comfyui_version.__version__
 # pinned: the frontend that this ComfyUI asks for. The oldest lacks what the newest frontend asks for.
-FRONTENDS = ["pinned"] if VERSION == comfyui.OLDEST.version else ["pinned", "newest"]
+# Frontend and renderer. The oldest frontend is tested on LiteGraph's canvas and the newest with Vue's nodes, which are
+# their defaults; the pinned frontend of the newest ComfyUI with both.
+PAGES = ["pinned-litegraph"] if VERSION == comfyui.OLDEST.version else ["pinned-litegraph", "pinned-vue", "newest-vue"]
 # The oldest frontend drops custom nodes' translations when it loads a language (Comfy-Org/ComfyUI_frontend#7214).
 TRANSLATES_NODES = VERSION != comfyui.OLDEST.version
-RENDERERS = ["litegraph", "vue"]
 
 # When loading is finished, the page opens a workflow.
 _READY = "() => !!window.app?.extensionManager?.workflow?.activeWorkflow && !app.extensionManager.workflow.isBusy"

@@ -43,8 +43,10 @@ sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 took = time.perf_counter() - began
 print("here the pack ends", flush=True)
+def packages(modules):
+    return {name.split(".")[0] for name in modules}
 print(json.dumps({
-    "modules": sorted({name.split(".")[0] for name in set(sys.modules) - before} - {"pack"}),
+    "modules": sorted(packages(sys.modules) - packages(before) - {"pack"}),
     "threads": [str(thread) for thread in set(threading.enumerate()) - threads],
     "events": events, "comfyui": comfyui, "pack": took,
 }))
