@@ -6,18 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.support import DATA, ToyAttention, dense_attention, relative_error
+from helpers.golden import tiny_blocks
+from helpers.support import DATA, dense_attention, relative_error
 from safetensors.torch import load_file
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
-from ultragen_core.attention.extras import BlockExtras
-from ultragen_core.attention.gate import BlockGates, Gates
+from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import branch, ultragen_attention
 from ultragen_core.grid import TokenGrid
 from ultragen_core.ops.depthwise import refine_blend_
 from ultragen_core.rules.ultragen import block_spec
-from ultragen_core.weights.published import split
 
 GOLDEN = load_file(DATA / "layer_io.safetensors")
 PLAIN = load_file(DATA / "no_antialias.safetensors")
@@ -28,20 +27,7 @@ ENGINE = Engine(dense_attention)
 
 @pytest.fixture(scope="module")
 def tiny():
-    base, extras = split(load_file(DATA / "tiny_ultragen.safetensors"), "tiny")
-
-    def block(index):
-        modules = BlockExtras(extras.shape), BlockGates(extras.shape.channels)
-        for module, state in zip(modules, (extras.blocks[index], extras.gates[index]), strict=True):
-            module.load_state_dict({key: value.float() for key, value in state.items()})
-        prefix = f"blocks.{index}.self_attn."
-        attn = ToyAttention(channels=256, heads=2)
-        attn.load_state_dict(
-            {key.removeprefix(prefix): value.float() for key, value in base.items() if key.startswith(prefix)}
-        )
-        return attn, *modules
-
-    return {index: block(index) for index in extras.blocks}
+    return tiny_blocks()
 
 
 def expected(case, block, name, antialias):

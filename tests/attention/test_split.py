@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import golden
 from helpers.members import joined, own_tokens, together
 from helpers.support import DATA, ToyAttention, dense_attention, relative_error, seeded
 from hypothesis import given, settings
@@ -12,8 +13,7 @@ from safetensors.torch import load_file
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
-from ultragen_core.attention.extras import BlockExtras
-from ultragen_core.attention.gate import BlockGates, Gates
+from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import dense_attention_, ultragen_attention
 from ultragen_core.attention.split import ultragen as split_ultragen
 from ultragen_core.attention.split.member import held_numbers, split_dense_attention_
@@ -25,7 +25,6 @@ from ultragen_core.attention.t3 import t3_attention
 from ultragen_core.grid import Region, TokenGrid, cut_axis
 from ultragen_core.ops.resample import Part, part_to_windows, resize, resize_part, to_windows
 from ultragen_core.rules.ultragen import block_spec
-from ultragen_core.weights.published import split
 
 COUNTS = (2, 4, 8)
 
@@ -121,23 +120,15 @@ def test_dense_attention_of_members_is_that_of_one(count, at_a_time):
     assert relative_error(joined(together(grid, count, work), grid), expected) < 1e-6
 
 
-T3_GOLDEN = load_file(DATA / "t3_layer_io.safetensors")
-
-
 @pytest.fixture(scope="module")
 def t3_attn():
-    attn = ToyAttention(channels=256, heads=2)
-    weights = {n.removeprefix("weight."): value for n, value in T3_GOLDEN.items() if n.startswith("weight.")}
-    attn.load_state_dict({name: value.float() for name, value in weights.items()})
-    return attn
+    return golden.t3_attn()
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("name", [name for name in T3_GOLDEN if name.endswith(".out")])
+@pytest.mark.parametrize("name", golden.T3_OUTPUTS)
 def test_t3_layers_of_the_published_code_through_members(t3_attn, name, count):
-    case, counts, _ = name.split(".")
-    grid, windows = TokenGrid(*T3_GOLDEN[f"{case}.grid"].tolist()), tuple(int(n) for n in counts[1:].split("_"))
-    x, engine = T3_GOLDEN[f"{case}.x"], engines()
+    (x, grid, windows), engine = golden.t3_case(name), engines()
 
     def work(member):
         return split_t3_attention(t3_attn, own_tokens(x, member), windows, member, engine(member))
@@ -146,27 +137,14 @@ def test_t3_layers_of_the_published_code_through_members(t3_attn, name, count):
         one = t3_attention(t3_attn, x, grid, windows, Engine(dense_attention))
     together(grid, count, work, tags=False)
     result = joined(together(grid, count, work), grid)
-    assert relative_error(result, T3_GOLDEN[name]) < 1e-5 and relative_error(result, one) < 1e-6
+    assert relative_error(result, golden.T3[name]) < 1e-5 and relative_error(result, one) < 1e-6
     if windows != (1, 3, 5):  # some of these are cut, and their queries computed apart
         assert torch.equal(result, one)
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    base, extras = split(load_file(DATA / "tiny_ultragen.safetensors"), "tiny")
-
-    def block(index):
-        modules = BlockExtras(extras.shape), BlockGates(extras.shape.channels)
-        for module, state in zip(modules, (extras.blocks[index], extras.gates[index]), strict=True):
-            module.load_state_dict({key: value.float() for key, value in state.items()})
-        prefix = f"blocks.{index}.self_attn."
-        attn = ToyAttention(channels=256, heads=2)
-        attn.load_state_dict(
-            {key.removeprefix(prefix): value.float() for key, value in base.items() if key.startswith(prefix)}
-        )
-        return attn, *modules
-
-    return {index: block(index) for index in extras.blocks}
+    return golden.tiny_blocks()
 
 
 def tiny_block(tiny, block, changes):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.support import DATA, ToyAttention, dense_attention, relative_error, seeded
-from safetensors.torch import load_file
+from helpers.golden import T3 as GOLDEN
+from helpers.golden import T3_OUTPUTS, t3_attn, t3_case
+from helpers.support import dense_attention, relative_error, seeded
 
 from ultragen_core.attention import t3
 from ultragen_core.attention.engine import Engine
@@ -13,28 +14,20 @@ from ultragen_core.attention.t3 import cuts_coincide, t3_attention, window_grid
 from ultragen_core.grid import TokenGrid
 from ultragen_core.rules.t3 import PUBLISHED_1_3B, PUBLISHED_5B
 
-GOLDEN = load_file(DATA / "t3_layer_io.safetensors")
-OUTPUTS = [name for name in GOLDEN if name.endswith(".out")]
 ENGINE = Engine(dense_attention)
 
 
 @pytest.fixture(scope="module")
 def attn():
-    attn = ToyAttention(channels=256, heads=2)
-    weights = {name.removeprefix("weight."): value for name, value in GOLDEN.items() if name.startswith("weight.")}
-    attn.load_state_dict({name: value.float() for name, value in weights.items()})
-    return attn
+    return t3_attn()
 
 
 def run(attn, name, engine=ENGINE):
-    case, counts, _ = name.split(".")
-    grid = TokenGrid(*GOLDEN[f"{case}.grid"].tolist())
-    windows = tuple(int(n) for n in counts[1:].split("_"))
-    return t3_attention(attn, GOLDEN[f"{case}.x"], grid, windows, engine)
+    return t3_attention(attn, *t3_case(name), engine)
 
 
 @pytest.mark.parametrize("tokens_at_a_time", [None, 50])
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", T3_OUTPUTS)
 @torch.no_grad()
 def test_layer(attn, name, tokens_at_a_time):
     assert (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .cells import table
+from .cells import VIDEOS, share_of_ms, table
 from .measured import Row, floor_of_evaluation, floors_of_layers, rows
 
-SIZES = {"1080P x 81": "1920x1088, 81 frames", "4K x 81": "3840x2176, 81 frames"}
+SIZES = "1080P x 81", "4K x 81"
 LAYERS = {
     "comfyui": "ComfyUI 0.30.0, dense",
     "cudnn": "ComfyUI with cuDNN's attention",
@@ -19,7 +19,7 @@ KERNELS = {"comfyui": "ComfyUI's choice, bf16", "int8": "int8"}
 def layers() -> str:
     body = []
     for size in SIZES:
-        body.append([f"*{SIZES[size]}*", "", "", "", "", ""])
+        body.append([f"*{VIDEOS[size]}*", "", "", "", "", ""])
         for one in (each for each in rows("layers") if each["size"] == size):
             ours, both = one["method"] == "ours", (one["even_ms"], one["odd_ms"])
             shown = [f"**{value}**" if ours else value for value in both]
@@ -27,9 +27,7 @@ def layers() -> str:
                 body.append(["*floor by this run's own peak rates*", shown[0], "", shown[1], "", ""])
                 continue
             floors = floors_of_layers(size, one["method"])
-            shares = [
-                f"{1000 * floor:.0f} ({1000 * floor / float(ms):.0%})" for floor, ms in zip(floors, both, strict=True)
-            ]
+            shares = list(map(share_of_ms, floors, both))
             body.append([LAYERS[one["method"]], shown[0], shares[0], shown[1], shares[1], one["peak_gib"]])
     return table(["", "even block", "floor", "odd block", "floor", "peak GiB"], body)
 
@@ -63,7 +61,7 @@ def _floor_of_int8(one: Row) -> str:
         "layer, dense": floors_of_layers("1080P x 81", "comfyui")[0],
         "evaluation, UltraGen in all blocks": floor_of_evaluation("1.3b", "1080P x 81", "all"),
     }
-    return f"{1000 * floors[one['what']]:.0f} ({1000 * floors[one['what']] / float(one['ms']):.0%})"
+    return share_of_ms(floors[one["what"]], one["ms"])
 
 
 def int8_scores() -> str:

@@ -1,8 +1,14 @@
-"""Numbers and tables in Markdown."""
+"""Names of videos, numbers and tables in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+VIDEOS = {
+    "1080P x 81": "1920x1088, 81 frames",
+    "2K x 81": "2560x1440, 81 frames",
+    "4K x 81": "3840x2176, 81 frames",
+}
 
 
 def seconds(value: str | float) -> str:
@@ -18,6 +24,11 @@ def times(baseline: str | float, value: str | float) -> str:
 def share(floor: float, value: str | float) -> str:
     """A floor and its share of a measured time."""
     return f"{seconds(floor)} ({floor / float(value):.0%})"
+
+
+def share_of_ms(floor: float, value: str | float) -> str:
+    """A floor in seconds and its share of a time in milliseconds, as milliseconds."""
+    return f"{1000 * floor:.0f} ({1000 * floor / float(value):.0%})"
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

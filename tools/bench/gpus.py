@@ -4,8 +4,6 @@ and the host's time, and errors against float32."""
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from .card import GIB
 from .evaluation import latent_of
 from .methods import METHODS, prepared
 from .model import SHIFT, sample, scaled
-from .random_model import MODELS, write_checkpoint
+from .random_model import MODELS, random_checkpoint
 
 LINK_BYTES = (8 * 2**20, 32 * 2**20, 128 * 2**20)
 
@@ -57,7 +55,6 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser.add_argument("--sample", type=int, default=3, metavar="STEPS")
     parser.add_argument("--layers", type=int, default=WAN_1_3B.blocks, help="blocks of the model")
     parser.add_argument("--errors", nargs="*", default=[], choices=GRIDS, help="sizes to compare with float32")
-    parser.add_argument("--switch", type=float, help="seconds between switches of Python's threads; else Python's own")
     parser.add_argument("--staged", action="store_true", help="copy through host memory, as without peer access")
     parser.add_argument("--native", action="store_true", help="PyTorch's own allocator")
     parser.set_defaults(run=run)
@@ -66,7 +63,6 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> None:
     from ultragen_core.host.multigpu import copies
 
-    sys.setswitchinterval(options.switch or sys.getswitchinterval())
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     print(len(devices), torch.cuda.get_device_name(), torch.__version__, "cuDNN", torch.backends.cudnn.version())
     options.gpus = [count for count in options.gpus if count <= len(devices)]
@@ -75,8 +71,9 @@ def run(options: argparse.Namespace) -> None:
     with torch.inference_mode():
         if options.links:
             links(devices)
-        with tempfile.TemporaryDirectory() as folder:
-            measure(options, Path(folder) / "random.safetensors")
+        shape, extras = replace(MODELS[options.model], blocks=options.layers), options.model == "1.3b"
+        with random_checkpoint(shape, devices[0], extras) as path:
+            measure(options, path)
 
 
 def links(devices: list[torch.device]) -> None:
@@ -112,14 +109,9 @@ def links(devices: list[torch.device]) -> None:
 
 def measure(options: argparse.Namespace, path: Path) -> None:
     from ultragen_core.host.attention.load import load_model
-    from ultragen_core.weights.complete import DEPTHS
-
-    DEPTHS.clear()  # allow models with fewer blocks than published
-    with_extras = options.model == "1.3b"
-    write_checkpoint(path, replace(MODELS[options.model], blocks=options.layers), extras=with_extras)
 
     def load(dtype: torch.dtype):
-        return load_model(path, "auto" if with_extras else "t3", {"dtype": dtype})
+        return load_model(path, "auto" if options.model == "1.3b" else "t3", {"dtype": dtype})
 
     model = load(torch.bfloat16)
     for method in options.methods:

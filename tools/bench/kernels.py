@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,12 +24,12 @@ from ultragen_core.grid import TokenGrid
 from ultragen_core.rules.choice import COMFYUI
 from ultragen_core.rules.t3 import PUBLISHED_1_3B
 from ultragen_core.rules.ultragen import block_spec
-from ultragen_core.wan import WAN_1_3B, WanShape
+from ultragen_core.wan import WAN_1_3B
 
 from .attention import CHANNELS, GRIDS, RANK, random_layer, wan_freqs
 from .card import GIB
 from .evaluation import latent_of
-from .random_model import write_checkpoint
+from .random_model import random_checkpoint
 
 PARTS = ("layer", "evaluation", "miniature")
 MINIATURE = Path(__file__).parents[2] / "training" / "miniature" / "weights" / "ultragen.safetensors"
@@ -134,28 +133,6 @@ def evaluations(title: str, path: Path, names: list[str], grid: TokenGrid, repea
     for name in names:
         with evaluated(model_of(torch.bfloat16, name), x, context) as evaluate:
             _report(f"{title}, {name}", evaluate, reference, repeats, device)
-
-
-@contextmanager
-def random_checkpoint(shape: WanShape, device: torch.device) -> Iterator[Path]:
-    """A file with random weights, and extras in every block."""
-    with tempfile.TemporaryDirectory() as folder, _any_depth():
-        path = Path(folder) / "random.safetensors"
-        write_checkpoint(path, shape, extras=True, device=device.type)
-        yield path
-
-
-@contextmanager
-def _any_depth() -> Iterator[None]:
-    """Accept models with fewer blocks than published."""
-    from ultragen_core.weights.complete import DEPTHS
-
-    depths = dict(DEPTHS)
-    DEPTHS.clear()
-    try:
-        yield
-    finally:
-        DEPTHS.update(depths)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from .attention import GRIDS
 from .card import GIB, dynamic_vram, small_card
 from .evaluation import Row, evaluation, latent_of, one_block
 from .methods import METHODS, prepared, running
-from .random_model import MODELS, write_checkpoint
+from .random_model import MODELS, random_checkpoint
 
 SHIFT = 5.0
 LAYERS = WAN_1_3B.blocks  # and the 5B's
@@ -58,17 +57,14 @@ def run(options: argparse.Namespace) -> None:
         if options.dynamic:
             dynamic_vram()
         print(torch.cuda.get_device_name(), torch.__version__, "cuDNN", torch.backends.cudnn.version())
-        with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-            measure(options, Path(folder) / "random.safetensors")
+        shape, extras = replace(MODELS[options.model], blocks=options.layers), options.model == "1.3b"
+        with torch.inference_mode(), random_checkpoint(shape, torch.device("cuda"), extras) as path:
+            measure(options, path)
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:
     from ultragen_core.host.attention.load import load_model
-    from ultragen_core.weights.complete import DEPTHS
 
-    DEPTHS.clear()  # allow models with fewer blocks than published
-    shape = replace(MODELS[options.model], blocks=options.layers)
-    write_checkpoint(path, shape, extras=options.model == "1.3b")
     model = load_model(path, "auto" if options.model == "1.3b" else "t3", {"dtype": torch.bfloat16})
     print(
         "weights",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from .attention_tables import errors, int8, int8_scores, kernels, layers
-from .cells import seconds, share, table, times
+from .cells import VIDEOS, seconds, share, table, times
 from .floors import DATA
 from .front_page import readme
 from .measured import (
@@ -18,11 +18,6 @@ from .measured import (
     rows,
 )
 
-VIDEOS = {
-    "1080P x 81": "1920x1088, 81 frames",
-    "2K x 81": "2560x1440, 81 frames",
-    "4K x 81": "3840x2176, 81 frames",
-}
 METHODS = {
     "comfyui": "ComfyUI 0.30.0, dense",
     "cudnn": "ComfyUI with cuDNN's attention",

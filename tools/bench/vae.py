@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from .cells import table as markdown
+
 CASES = ("1920x1088x29", "1920x1088x81", "3840x2160x29", "3840x2160x81")
 GIB = 2**30
 COMFYUIS = ("full", "tiled")
@@ -170,8 +172,7 @@ def table(rows: list[Row]) -> str:
     """speed-up: against the row of the same video and method on one GPU. GiB: the peak of each card that was used."""
     names = "video", "decode", "GPUs", "s", "speed-up", "whole frames, quarters of tiles s", "GiB a card", "host GB"
     names += "max error", "mean error", "values unlike one GPU's"
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    of_one = {(row.case, row.method): row.peaks.seconds for row in rows if row.gpus == 1}
+    body, of_one = [], {(row.case, row.method): row.peaks.seconds for row in rows if row.gpus == 1}
     for row in rows:
         seconds = row.peaks.seconds
         cells = [row.case, row.method, row.gpus, f"{seconds:.1f}"]
@@ -179,5 +180,5 @@ def table(rows: list[Row]) -> str:
         cells += [" ".join(f"{phase:.2f}" for phase in row.phases)]
         cells += [", ".join(f"{size / GIB:.2f}" for size in row.peaks.devices if size), f"{row.peaks.host / 1e9:.2f}"]
         cells += [f"{row.max_error:.1e}", f"{row.mean_error:.1e}", "" if row.different is None else row.different]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        body.append(list(map(str, cells)))
+    return markdown(names, body)

@@ -44,6 +44,11 @@ def activation_dtype(base) -> torch.dtype:
     return base.manual_cast_dtype or base.get_dtype()
 
 
+def all_blocks(dm: wan.WanModel) -> list[torch.nn.Module]:
+    """The blocks, and the VACE blocks that feed them."""
+    return [*dm.blocks, *getattr(dm, "vace_blocks", ())]
+
+
 def self_attentions(dm: wan.WanModel, index: int) -> list[wan.WanSelfAttention]:
     """The self-attention of a block, and that of the VACE block that feeds it."""
     attentions = [dm.blocks[index].self_attn]

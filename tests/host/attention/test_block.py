@@ -10,6 +10,7 @@ from helpers.support import relative_error, seeded
 from torch import nn
 
 from ultragen_core.host.attention import block as fused
+from ultragen_core.host.attention import runtime
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.wan_model import diffusion_model
 from ultragen_core.ops import dispatch, linear_gelu
@@ -53,6 +54,16 @@ def test_a_fused_model_gives_the_same_numbers(tiny, plain, counted, kernels_of_b
     assert counted == list(blocks), "not every block ran fused"
     assert 0 < relative_error(result, plain) < 1e-5
     assert not any("forward" in vars(part) for block in blocks for part in block.modules())
+
+
+def test_a_fused_model_computes_chunks_of_tokens(tiny, plain, counted, kernels_of_blocks, monkeypatch):
+    monkeypatch.setattr(runtime, "free_memory", lambda base, device: 0)
+    sizes = []
+    gelu = linear_gelu.linear_gelu
+    monkeypatch.setattr(fused, "linear_gelu", lambda x, *given: sizes.append(x.shape[1]) or gelu(x, *given))
+    result = velocity(apply(tiny, Settings()), LATENT, CONTEXT, 0.5)
+    assert counted == list(diffusion_model(tiny.model).blocks) and relative_error(result, plain) < 1e-5
+    assert len(sizes) > len(counted) and max(sizes) < 4, "the feed-forward parts took all tokens at once"
 
 
 def test_a_plain_model_on_the_cpu_keeps_comfyuis_blocks(plain, counted):

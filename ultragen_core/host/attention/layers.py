@@ -19,7 +19,7 @@ from ...attention.engine import Engine, in_pieces
 from ...attention.layer import dense_attention_
 from ...attention.rope import RopeTables
 from ..compat import attention_operands, preferred_attention
-from ..wan_model import uncompiled
+from ..wan_model import all_blocks, uncompiled
 from .block import FusedBlockLayer, can_fuse, fused_feed_forward
 from .kernels import OVERRIDE, KernelOverride
 from .parameters import managed_parameters
@@ -94,11 +94,8 @@ class DenseLayer:
 
     @staticmethod
     def forward(module, x: Tensor, freqs: Tensor, transformer_options: dict | None = None, **kwargs) -> Tensor:
-        # ComfyUI's rotations: (1, s, 1, d / 2, 2, 2), each ((cos, -sin), (sin, cos)).
-        table = freqs[0, :, 0, :, :, 0]
-        return dense_attention_(
-            module, x, table, engine(module, transformer_options or {}, module.ultragen_layer.tokens_at_a_time)
-        )
+        chosen = engine(module, transformer_options or {}, module.ultragen_layer.tokens_at_a_time)
+        return dense_attention_(module, x, rotation_table(freqs), chosen)
 
 
 @dataclass
@@ -130,14 +127,14 @@ class EmbeddingLayer:
         return torch.cat(frames, dim=1).movedim(-1, 1)
 
 
-def fused_layers(dm: wan.WanModel) -> dict[nn.Module, object]:
-    """Layers that fuse what surrounds the attention, where the GPU has kernels for it."""
+def fused_layers(dm: wan.WanModel, tokens_at_a_time: int | None) -> dict[nn.Module, object]:
+    """Layers that fuse what surrounds the attention, for a GPU that has kernels for it."""
     layers: dict[nn.Module, object] = {}
-    for block in map(uncompiled, _all_blocks(dm)):
+    for block in map(uncompiled, all_blocks(dm)):
         if can_fuse(block):
             layers[block] = FusedBlockLayer(block.forward)
         if feed_forward := fused_feed_forward(block.ffn):
-            layers[block.ffn] = TokenWiseLayer(feed_forward, None)
+            layers[block.ffn] = TokenWiseLayer(feed_forward, tokens_at_a_time)
     return layers
 
 
@@ -151,18 +148,13 @@ def bounded_layers(
     layers: dict[nn.Module, object] = {}
     if dm.patch_size[0] == 1:
         layers[dm.patch_embedding] = EmbeddingLayer(dm.patch_embedding.forward, dtype)
-    for block in map(uncompiled, _all_blocks(dm)):
+    for block in map(uncompiled, all_blocks(dm)):
         for module in (block.ffn, block.cross_attn):
-            fused = fused_feed_forward(module) if module is block.ffn else None
-            layers[module] = TokenWiseLayer(fused or module.forward, tokens_at_a_time)
+            layers[module] = TokenWiseLayer(module.forward, tokens_at_a_time)
         own = getattr(block.forward, "__func__", None) in OWN_FORWARDS
         if own and not keep_dense and type(block.self_attn) is wan.WanSelfAttention:
             layers[block.self_attn] = DenseLayer(tokens_at_a_time)
     return layers
-
-
-def _all_blocks(dm: wan.WanModel) -> list[nn.Module]:
-    return [*dm.blocks, *getattr(dm, "vace_blocks", ())]
 
 
 @contextmanager
@@ -182,6 +174,11 @@ def installed(layers: dict[nn.Module, object]):
             module.__dict__.pop("forward", None)
             if forward is not None:
                 module.forward = forward
+
+
+def rotation_table(freqs: Tensor) -> Tensor:
+    """Cosine and sine (s, d / 2, 2) of ComfyUI's rotations (1, s, 1, d / 2, 2, 2), each ((cos, -sin), (sin, cos))."""
+    return freqs[0, :, 0, :, :, 0]
 
 
 def rope_scale(transformer_options: dict) -> tuple[float, float, float]:

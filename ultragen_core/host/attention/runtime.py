@@ -188,11 +188,11 @@ class Runtime:
     ) -> dict[nn.Module, object]:
         """The layers of one evaluation, by the module that they replace."""
         dm, dtype, layers = diffusion_model(base), activation_dtype(base), {}
-        if dispatch.triton_for(torch.empty(0, dtype=dtype, device=device), dispatch.BLOCK_KERNEL_MODULES):
-            layers |= fused_layers(dm)
         if at_a_time is not None:
             keep_dense = bool(options.get("patches", {}).get("attn1_patch"))
-            layers |= bounded_layers(dm, dtype, at_a_time, keep_dense)
+            layers = bounded_layers(dm, dtype, at_a_time, keep_dense)
+        if dispatch.triton_for(torch.empty(0, dtype=dtype, device=device), dispatch.BLOCK_KERNEL_MODULES):
+            layers |= fused_layers(dm, at_a_time)
         for index, attention in attentions.items():
             for attn in self_attentions(dm, index):
                 bounded = layers.get(attn)

@@ -15,9 +15,9 @@ from ...attention.split.rectangles import Rectangle
 from ...grid import TokenGrid
 from ...plan.memory import MemoryBudget
 from ...wan import PATCH
-from ..attention.layers import RuleLayer, engine, installed
+from ..attention.layers import RuleLayer, engine, installed, rotation_table
 from ..attention.runtime import Runtime
-from ..wan_model import activation_dtype, diffusion_model, shape_of
+from ..wan_model import activation_dtype, all_blocks, diffusion_model, shape_of
 from .exchange import Port
 
 GATHERED_MAPS = 6  # maps of the whole video that dense attention holds: tokens, keys, values, and what is in transfer
@@ -123,7 +123,7 @@ class Part:
             options |= runtime.attention(self.base, options, self.device).options
         layers = runtime.layers(self.base, attentions, own, options, self.budget.tokens_at_a_time, self.device)
         dense = MemberDenseLayer(self.member, self._rotations(dm, x, options), self.budget.tokens_at_a_time)
-        for block in (*dm.blocks, *getattr(dm, "vace_blocks", ())):
+        for block in all_blocks(dm):
             rule = layers.get(block.self_attn)
             if isinstance(rule, RuleLayer):
                 layers[block.self_attn] = MemberRuleLayer(**{**vars(rule), "port": self.port})
@@ -138,8 +138,7 @@ class Part:
         def table() -> Tensor:
             if self._table is None:
                 freqs = dm.rope_encode(t, *size, device=x.device, dtype=x.dtype, transformer_options=options)
-                # (1, s, 1, d / 2, 2, 2), each ((cos, -sin), (sin, cos)).
-                self._table = freqs[0, :, 0, :, :, 0].contiguous()
+                self._table = rotation_table(freqs).contiguous()
             return self._table
 
         return table
