@@ -65,6 +65,7 @@ class Training:
         vae=None,
         cuda_graph: bool = False,
     ):
+        model.check_size(cache.latent_shape())
         self.recipe, self.keeping, self.bare, self.cache, self.vae = recipe, keeping, model, cache, vae
         self.micro_batch, self.accelerator = micro_batch, _accelerator()
         self.accelerator.gradient_accumulation_steps = self._accumulated(self.accelerator.num_processes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import comfy.ldm.wan.model as wan
 import comfy.model_detection
@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tools.console import Trouble
+from ultragen_core.attention.config import GlobalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import ExtrasShape, initial_block, initial_gates
-from ultragen_core.attention.module import UltraGenAttention, sdpa
+from ultragen_core.attention.module import T3Attention, UltraGenAttention, sdpa
+from ultragen_core.attention.t3 import t3_attention
 from ultragen_core.host.attention.backend import OVERRIDE
-from ultragen_core.host.wan_model import token_grid
+from ultragen_core.host.wan_model import shape_of, token_grid
+from ultragen_core.rules.blocks import parse_blocks
+from ultragen_core.rules.t3 import PublishedWindows, t3_rule
 from ultragen_core.weights.files import StateDict
 from ultragen_core.weights.published import Extras, has_extras, split
 
@@ -64,15 +68,38 @@ class TrainedAttention(UltraGenAttention):
         return super().forward(x, transformer_options[GRID], transformer_options[TIMESTEP])
 
 
+class TrainedT3Attention(T3Attention):
+    """T3-Video's layer with the arguments of ComfyUI's self-attention. Its windows depend on the video's size."""
+
+    def __init__(self, attn: nn.Module, published: PublishedWindows, block_index: int, engine: Engine):
+        super().__init__(attn, published.windows[block_index % len(published.windows)], engine)
+        self.published, self.block_index = published, block_index
+
+    def forward(self, x: Tensor, freqs: Tensor, transformer_options: dict) -> Tensor:
+        grid = transformer_options[GRID]
+        table = self.published.table(grid)
+        return t3_attention(self, x, grid, table[self.block_index % len(table)], self.engine)
+
+
 class Velocity(nn.Module):
     """What is trained: x (b, c, t, h, w), t (b,) = 1000 * sigma, text (b, 512, text channels) -> velocity like x.
 
-    dtype: of the base's file, which what is published keeps. shape: of the extras; None is a dense model.
+    dtype: of the base's file, which what is published keeps. shape: of the extras; None is a model without.
     """
 
     def __init__(self, model: wan.WanModel, dtype: torch.dtype, shape: ExtrasShape | None):
         super().__init__()
         self.wan, self.dtype, self.shape = model, dtype, shape
+
+    def check_size(self, latent_shape: Sequence[int]) -> None:
+        """Raise Trouble if the rule cannot divide a video of this latent (c, t, h, w) into windows."""
+        grid = token_grid((1, *latent_shape))
+        for block in self.wan.blocks:
+            if isinstance(block.self_attn, TrainedT3Attention):
+                try:
+                    block.self_attn.published.table(grid)
+                except ValueError as refusal:
+                    raise Trouble(str(refusal)) from None
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         options = {TIMESTEP: t, GRID: token_grid(x.shape), OVERRIDE: core_attention}
@@ -92,16 +119,31 @@ def build(state: StateDict, name: str, recipe: Recipe, recomputed: bool = False)
     shape = None
     if recipe.rule == "ultragen":
         extras = extras or initial_extras(recipe, model.dim, len(model.blocks))
-        shape, engine = extras.shape, Engine(sdpa)
-        for index, block_state in extras.blocks.items():
-            attn = TrainedAttention(model.blocks[index].self_attn, recipe.spec(index), shape, engine)
-            attn.extras.load_state_dict(block_state)
-            attn.gates.load_state_dict(extras.gates[index])
-            model.blocks[index].self_attn = attn
+        shape = extras.shape
+        _install_ultragen(model, extras, recipe)
+    elif recipe.rule == "t3":
+        _install_t3(model, recipe)
     for block in model.blocks:
         block.recomputed = recomputed
     set_learning(model, recipe)
     return Velocity(model, base["head.head.weight"].dtype, shape)
+
+
+def _install_ultragen(model: wan.WanModel, extras: Extras, recipe: Recipe) -> None:
+    engine = Engine(sdpa)
+    for index, block_state in extras.blocks.items():
+        attn = TrainedAttention(model.blocks[index].self_attn, recipe.spec(index), extras.shape, engine)
+        attn.extras.load_state_dict(block_state)
+        attn.gates.load_state_dict(extras.gates[index])
+        model.blocks[index].self_attn = attn
+
+
+def _install_t3(model: wan.WanModel, recipe: Recipe) -> None:
+    rule = t3_rule(shape_of(model), global_=GlobalConfig(dense_blocks=parse_blocks(recipe.dense_blocks)))
+    engine = Engine(sdpa)
+    for index in rule.blocks:
+        attn = TrainedT3Attention(model.blocks[index].self_attn, rule.published, index, engine)
+        model.blocks[index].self_attn = attn
 
 
 def _wan_model(base: StateDict, name: str) -> wan.WanModel:

@@ -26,10 +26,12 @@ class Recipe:
     """The defaults are the paper's: all weights learn, at 1e-4, with low-rank deltas of rank 64."""
 
     trains: Trained = option("full", "all weights, the extras alone, or a LoRA on the base's linear layers")
-    rule: Literal["ultragen", "dense"] = option("ultragen", "dense: Wan's full attention, to train a base from scratch")
+    rule: Literal["ultragen", "t3", "dense"] = option(
+        "ultragen", "t3: T3-Video's windows, which need no extras; dense: Wan's full attention, to train a base"
+    )
     rank: int = option(64, "rank of the low-rank deltas of new extras, and of a LoRA")
     dense_blocks: str = option(
-        "auto", "blocks without extras, such as 0-2,27-29; auto: a tenth of the blocks at either end"
+        "auto", "blocks with full attention, such as 0-2,27-29; auto: a tenth at either end, with the rule t3 none"
     )
     gate: float = option(0.5, "initial share of the local branch in new extras")
     cross_window: CrossWindow = option("paper", "how window borders move from block to block (ablation)")
@@ -47,9 +49,9 @@ class Recipe:
     seed: int = option(0, "seed of all random numbers")
 
     def __post_init__(self):
-        if self.trains == "extras" and self.rule == "dense":
+        if self.trains == "extras" and self.rule != "ultragen":
             raise Trouble(
-                "Only the rule ultragen has extras, got --trains extras with --rule dense. Change one of them."
+                f"Only the rule ultragen has extras, got --trains extras with --rule {self.rule}. Change one of them."
             )
         for name, least in (("rank", 1), ("steps", 1), ("batch", 1), ("warmup", 0)):
             if getattr(self, name) < least:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.comfy_run import velocity
@@ -10,12 +12,14 @@ from safetensors.torch import load_file
 
 from tools.console import Trouble
 from training.model import build, random_base
+from ultragen_core.attention.config import GlobalConfig
 from ultragen_core.host.attention.load import load_extras_file, load_model
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.weights.files import read_state_dict
 
 X, TEXT = seeded(2, 16, 2, 8, 10), 0.1 * seeded(2, 512, 4096, seed=1)
 T = torch.tensor([900.0, 20.0])
+T3_BUT_LAST = Settings(rule="t3", global_=GlobalConfig(dense_blocks=frozenset({3})))
 BRANCHES = {"global": "global_branch|global_gate", "hierarchical": "hierarchical_branch|hierarchical_gate"}
 
 
@@ -76,8 +80,29 @@ def _with_lora(base, path, run):
     return comfy.sd.load_lora_for_models(patched, None, load_file(path), 1.0, 0.0)[0]
 
 
+def test_t3_is_published_as_a_plain_model_which_comfyui_samples_with_the_same_windows(training, tmp_path):
+    x = seeded(1, 16, 2, 22, 20)  # smaller windows in blocks 1 and 2, next to each other and strided
+    run = training(tmp_path, rule="t3", dense_blocks="3")
+    run.run()
+    with run.averages.applied(), torch.no_grad():
+        trained = run.bare(x, T[:1], TEXT[:1])
+    path = tmp_path / "full-000003.safetensors"
+    loaded = apply(load_model(path, "dense", {"dtype": torch.float32}), T3_BUT_LAST)
+    assert relative_error(velocity(loaded, x, TEXT[:1], 0.9), trained) < 5e-6
+    dense = build(read_state_dict(path), path.name, replace(run.recipe, rule="dense"))
+    with torch.no_grad():
+        assert relative_error(dense(x, T[:1], TEXT[:1]), trained) > 1e-3, "windows without effect"
+
+
+def test_t3_refuses_to_train_at_a_size_that_has_no_windows(model):
+    model = model(rule="t3")
+    model.check_size((16, 2, 44, 80))
+    with pytest.raises(Trouble, match="needs equal windows, and 656x368, 5 frames .* The nearest size that does: "):
+        model.check_size((16, 2, 46, 82))
+
+
 @pytest.mark.parametrize("changes", [
-    {}, {"rule": "dense"}, {"trains": "extras"}, {"trains": "lora"}, {"without": ("global",)},
+    {}, {"rule": "dense"}, {"rule": "t3"}, {"trains": "extras"}, {"trains": "lora"}, {"without": ("global",)},
     {"without": ("delta", "hierarchical")}, {"trains": "extras", "without": ("delta",)},
 ])  # fmt: skip
 def test_all_that_learns_gets_gradients_and_nothing_else_does(model, changes):
@@ -88,7 +113,7 @@ def test_all_that_learns_gets_gradients_and_nothing_else_does(model, changes):
     assert learning == {name for name, gradient in got.items() if gradient is not None}
     kinds = {"extras": ".extras." in str(learning), "lora": "lora_A.default" in str(learning)}
     trains = changes.get("trains", "full")
-    assert kinds == {"extras": trains != "lora" and changes.get("rule") != "dense", "lora": trains == "lora"}
+    assert kinds == {"extras": trains != "lora" and "rule" not in changes, "lora": trains == "lora"}
     assert (trains == "full") == ("wan.head.head.weight" in learning)
     for name in changes.get("without", ()):
         parts = BRANCHES.get(name, "lora_").split("|")

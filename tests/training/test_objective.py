@@ -107,7 +107,8 @@ def test_rates_rise_and_fall():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"trains": "extras", "rule": "dense"}, "Only the rule ultragen has extras"),
+    ({"trains": "extras", "rule": "dense"}, "Only the rule ultragen has extras, .* with --rule dense"),
+    ({"trains": "extras", "rule": "t3"}, "Only the rule ultragen has extras, .* with --rule t3"),
     ({"batch": 0}, "batch must be at least 1, got 0"),
     ({"dense_blocks": "3-1"}, "from the lower to the higher index"),
     ({"gate": 1.0}, "gate must be between 0 and 1, got 1.0"),
