@@ -130,6 +130,7 @@ RULES = {
     "ultragen_i2v_1080p": [UNTRAINED],
     "ultragen_two_pass_1080p": [ULTRAGEN],
     "ultragen_refine_1080p": [ULTRAGEN],
+    "ultragen_multigpu_1080p": [ULTRAGEN],
     "ultragen_batch_1080p": [ULTRAGEN],  # a run
     "ultragen_decode_only": [],
 }

@@ -11,6 +11,7 @@ from training.miniature.painter import picture
 from training.miniature.scenes import Scene
 
 LINE, MARK = (255, 255, 255, 110), (255, 200, 60)
+SHADES = (74, 158, 255), (240, 160, 48), (79, 180, 119), (181, 140, 255)  # of GPUs
 PIXEL = 8  # side of the coarse pixels of a small video
 
 
@@ -48,11 +49,25 @@ def two_pass() -> Image.Image:
     return halves(coarse.resize(sharp.size, Image.Resampling.NEAREST), sharp, "first pass", "second pass")
 
 
+def multigpu() -> Image.Image:
+    """The strip of every frame that each of four GPUs computes."""
+    count = 4
+    image = landscape("clear dawn lake peaks left", 3)
+    draw, width = ImageDraw.Draw(image, "RGBA"), WIDTH // count
+    for index in range(count):
+        draw.rectangle((index * width, 0, (index + 1) * width - 1, HEIGHT), (*SHADES[index], 46))
+        tag(image, f"GPU {index}", index * width + 12)
+    for index in range(1, count):
+        draw.line((index * width, 0, index * width, HEIGHT), "white", 2)
+    return image
+
+
 DRAWINGS = {
     "ultragen_t3_4k_wan21_1_3b": t3_wan21,
     "ultragen_t3_4k_wan22_5b": t3_wan22,
     "ultragen_i2v_1080p": i2v,
     "ultragen_two_pass_1080p": two_pass,
+    "ultragen_multigpu_1080p": multigpu,
 }
 
 
