@@ -9,16 +9,19 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..ultragen_core.host.plan import plan_of
+from ..ultragen_core.host.multigpu.patch import gpus_here
+from ..ultragen_core.host.plan import ONE_GPU, plan_of
 from ..ultragen_core.host.plan_preview import AS_TRAINED, Patch, Source, preview
 from ..ultragen_core.plan.picture import picture
 from ..ultragen_core.plan.report import Plan
+from ..ultragen_core.plan.split import GPUs
 from ..ultragen_core.printable import printable
 from ..ultragen_core.rules.choice import COMFYUI
 from ..ultragen_core.sizes import VideoSize
 from .base import Node
 from .config import UltraGenGlobalConfig, UltraGenLocalConfig
 from .model import NONE, UltraGenApply, UltraGenLoadModel, settings_of
+from .multigpu import UltraGenMultiGPU
 from .questions import add_question, mapping
 from .sampling import CUSTOM, DEFAULT_PRESET, UltraGenEmptyLatent
 
@@ -63,6 +66,7 @@ def preview_of_graph(asked: object) -> dict:
       node: widgets of the node that shows the picture.
       local, global: widgets of the configs linked to it, or None.
       latent: widgets of UltraGen Empty Latent.
+      multigpu: widgets of the UltraGen MultiGPU through which the model is sampled, or None.
       model: the file that the model is loaded from.
       before: the pack's nodes between the loader and `node`, loader first, each with its `node`, `local` and `global`.
         If missing, the file is loaded with the rule that it was trained with.
@@ -81,7 +85,9 @@ def preview_of_graph(asked: object) -> dict:
         steps = steps if steps[0].get("local") or steps[0].get("global") else steps[1:]
     else:
         source = _source(asked.get("model"), None if "before" in asked else AS_TRAINED)
-    return as_ui(preview(_size(asked.get("latent")), source, [_patch(step) for step in steps]))
+    several = asked.get("multigpu")
+    gpus = ONE_GPU if several is None else _gpus(mapping("multigpu", several))
+    return as_ui(preview(_size(asked.get("latent")), source, [_patch(step) for step in steps], gpus))
 
 
 def _size(latent: object) -> VideoSize:
@@ -108,6 +114,11 @@ def _source(name: object, rule: str | None, attention_kernel: str = COMFYUI) -> 
         raise ValueError(f"Only its own loader can read {printable(name)}. Run UltraGen Plan to see the plan.")
     path = folder_paths.get_full_path("diffusion_models", name)
     return Source(name, Path(path) if path else None, rule, attention_kernel)
+
+
+def _gpus(values: Mapping) -> GPUs:
+    widgets = _widgets(UltraGenMultiGPU, values)
+    return gpus_here(widgets["gpus"], widgets["split"])
 
 
 def _patch(step: Mapping) -> Patch:

@@ -5,7 +5,8 @@ import { display, MARGIN } from "./display.js";
 // Shows the plan of a run on the nodes that determine it. Python plans and draws; this script describes the graph.
 
 const PATCHES = ["UltraGenApply", "UltraGenLoadModel"];
-const SHOWN_ON = [...PATCHES, "UltraGenPlan"];
+const MULTIGPU = "UltraGenMultiGPU";
+const SHOWN_ON = [...PATCHES, MULTIGPU, "UltraGenPlan"];
 const FOLLOWED = [...SHOWN_ON, "UltraGenLocalConfig", "UltraGenGlobalConfig", "UltraGenEmptyLatent"];
 const NAME = "ultragen.plan";
 const SETTING = "UltraGen.Plan.OnNodes";
@@ -115,7 +116,8 @@ function request(node) {
         local: values(sourceOf(patch, "ULTRAGEN_LOCAL")),
         global: values(sourceOf(patch, "ULTRAGEN_GLOBAL")),
     }));
-    return { ...asked, before: before.reverse(), model: file(end), latent: size(node, patches[0]) };
+    const multigpu = values(chain.find((other) => other.comfyClass === MULTIGPU));
+    return { ...asked, before: before.reverse(), model: file(end), latent: size(node, patches[0]), multigpu };
 }
 
 const file = (node) => ["checkpoint", "unet_name"].map((name) => values(node)?.[name]).find(Boolean) ?? null;

@@ -7,7 +7,7 @@ import torch
 from helpers import golden
 from helpers.members import joined, own_tokens, together
 from helpers.support import DATA, ToyAttention, dense_attention, relative_error, seeded
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -16,12 +16,19 @@ from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import dense_attention_, ultragen_attention
 from ultragen_core.attention.split import ultragen as split_ultragen
-from ultragen_core.attention.split.member import held_numbers, split_dense_attention_
+from ultragen_core.attention.split.member import (
+    dense_received,
+    everything,
+    held_numbers,
+    rectangle_moves,
+    split_dense_attention_,
+)
 from ultragen_core.attention.split.moves import Moves
-from ultragen_core.attention.split.rectangles import axis_parts, read_span, rectangles
-from ultragen_core.attention.split.t3 import split_t3_attention
-from ultragen_core.attention.split.ultragen import split_ultragen_attention
-from ultragen_core.attention.t3 import t3_attention
+from ultragen_core.attention.split.rectangles import axis_parts, fitting, read_span, rectangles
+from ultragen_core.attention.split.t3 import close_windows, shared_windows, split_t3_attention
+from ultragen_core.attention.split.t3_counts import t3_received
+from ultragen_core.attention.split.ultragen import block_shares, split_ultragen_attention, ultragen_received
+from ultragen_core.attention.t3 import cuts_coincide, t3_attention
 from ultragen_core.grid import Region, TokenGrid, cut_axis
 from ultragen_core.ops.resample import Part, part_to_windows, resize, resize_part, to_windows
 from ultragen_core.rules.ultragen import block_spec
@@ -96,6 +103,39 @@ def test_moves_bring_every_wanted_token_and_refuse_a_token_held_twice():
     assert Moves(held, held, grid.tokens).nothing and not moves.nothing
     with pytest.raises(ValueError, match="each of 70 tokens once"):
         Moves([held[0], *held[:3]], wanted, grid.tokens)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("changes", [{}, {"antialias": True}, {"hierarchical": False}], ids=str)
+def test_counted_tokens_are_those_that_the_moves_bring(count, changes):
+    grid, members = TokenGrid(2, 19, 22), range(count)
+    own, all_ = rectangles(grid, count), everything(grid, count)
+    assert dense_received(grid, count) == tuple(map(rectangle_moves(grid, own, all_).tokens_into, members))
+    for block, refined in ((0, True), (1, False)):
+        spec = block_spec(block, LocalConfig(**changes))
+        coarse = tuple((s, ratio) for s, ratio in ((spec.hierarchical, 2), (spec.global_, 4)) if s)
+        shares = block_shares(grid, count, spec.local, coarse, split_ultragen.REFINEMENT_HALO if refined else 0)
+        moves = [rectangle_moves(grid, own, shares.sources)]
+        moves += [rectangle_moves(each.grid, each.cells, each.sources) for each in shares.coarse]
+        counted = ultragen_received(grid, count, spec.local, coarse, refined)
+        assert counted == tuple(sum(each.tokens_into(member) for each in moves) for member in members)
+    assert len(set(counted)) > 1 or count == 2
+
+
+@given(st.tuples(*[st.integers(1, 4)] * 6), st.sampled_from((2, 3, 4, 8)))
+@settings(max_examples=60, deadline=None)
+def test_counted_tokens_of_t3_are_those_that_the_moves_bring(sizes, count):
+    windows, extent = sizes[:3], sizes[3:]
+    grid = TokenGrid(*(a * b for a, b in zip(windows, extent, strict=True)))
+    assume(fitting(grid, count) == count)
+    close, moves = close_windows(grid, count, windows), []
+    if close is not None:
+        moves.append(rectangle_moves(grid, rectangles(grid, count), close.wanted))
+    for strided in [False] * (close is None) + [True] * (not cuts_coincide(grid, windows)):
+        shares = shared_windows(grid, count, windows, strided)
+        moves += [shares.there, shares.back]
+    expected = tuple(sum(each.tokens_into(member) for each in moves) for member in range(count))
+    assert t3_received(grid, count, windows) == expected
 
 
 def engines():

@@ -9,14 +9,16 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from helpers.signatures import needs
 
 from tools import workflow
 from tools.server import ROOT
 from tools.templates import blueprint
 from tools.templates import write as templates
+from ultragen_core.host.compat import gpu_pool_class
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
-PLAN_SHOWN_ON = ("UltraGenApply", "UltraGenLoadModel", "UltraGenPlan")
+PLAN_SHOWN_ON = ("UltraGenApply", "UltraGenLoadModel", "UltraGenMultiGPU", "UltraGenPlan")
 OWN_NAME = "run_button"  # other tests may have saved with the template's name on this server
 
 OPENED = """() => {
@@ -205,6 +207,23 @@ def plan_says(canvas, kind: str, text: str) -> None:
 def test_plan_of_two_passes_is_that_of_the_second_for_its_loader(canvas):
     canvas.open(json.loads((ROOT / "workflows" / "ultragen_two_pass_1080p.json").read_text()))
     plan_says(canvas, "UltraGenLoadModel", "1920x1088, 81 frames: rule ultragen")
+
+
+@needs(gpu_pool_class() is not None, "a thread pool for GPUs")
+def test_plan_shows_the_rectangles_of_several_gpus(any_canvas):
+    """On UltraGen MultiGPU, by its widgets; the loader before it shows one GPU."""
+    any_canvas.open(json.loads((ROOT / "workflows" / "ultragen_multigpu_1080p.json").read_text()))
+    any_canvas.page.locator("svg", has_text="UltraGen MultiGPU finds 1 GPU on").wait_for(timeout=10_000)
+    any_canvas.run(SET, ["UltraGenMultiGPU", "gpus", 4])
+    picture = any_canvas.page.locator("svg", has_text="1 prompt (CFG 1): 4 GPUs share a prompt")
+    picture.wait_for(timeout=10_000)
+    asked = {"node": {"checkpoint": "ultragen_1080p.ckpt", "attention_rule": "auto"}}
+    expected = texts_of(any_canvas.server, {**asked, "multigpu": {"gpus": 4, "split": "auto"}})
+    assert texts(picture) == expected and picture.locator("rect[fill-opacity]").count() == 4 + 2
+    any_canvas.shoot("plan-gpus")
+    any_canvas.run(SET, ["UltraGenMultiGPU", "split", "prompts"])
+    any_canvas.page.locator("svg", has_text="each GPU computes whole prompts").wait_for(timeout=10_000)
+    plan_says(any_canvas, "UltraGenLoadModel", "1920x1088, 81 frames: rule ultragen")
 
 
 def test_plan_shows_what_would_run(canvas):

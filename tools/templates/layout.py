@@ -17,7 +17,7 @@ HEIGHTS = {
     "KSamplerSelect": 60, "LatentUpscaleBy": 100, "LoadImage": 320, "LoadVideo": 320, "LoraLoaderModelOnly": 100,
     "RandomNoise": 100, "RepeatImageBatch": 90, "SamplerCustomAdvanced": 130, "SplitSigmasDenoise": 90,
     "UNETLoader": 100, "UltraGenApply": 560, "UltraGenEmptyLatent": 210, "UltraGenLoadLatent": 100,
-    "UltraGenLoadModel": 415, "UltraGenMetrics": 380, "UltraGenModelSampling": 140, "UltraGenMultiGPU": 340,
+    "UltraGenLoadModel": 415, "UltraGenMetrics": 380, "UltraGenModelSampling": 140, "UltraGenMultiGPU": 420,
     "UltraGenPrompts": 560,
     "UltraGenResume": 150, "UltraGenVAETiling": 100, "VAEEncode": 80, "VAELoader": 60, "WanImageToVideo": 240,
 }  # fmt: skip

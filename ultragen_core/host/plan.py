@@ -15,6 +15,7 @@ from ..plan.flops import FLOPs, dense_layer_flops, layer_flops, rest_of_block_fl
 from ..plan.memory import MAX_PIECES, ActivationMemory
 from ..plan.report import DECODE_TILES, GatePoint, Plan
 from ..plan.speed import Speed
+from ..plan.split import GPUs, shares_of
 from ..rules.blocks import describe_dense
 from ..rules.groups import BlockGroup
 from ..rules.rule import Rule
@@ -24,12 +25,14 @@ from ..vae.parse import decoder_layers
 from ..wan import WanShape
 from .attention.kernels import OVERRIDE, Kernel
 from .attention.patch import require_wan, runtime_of
+from .multigpu.patch import gpus_of, models_on_one_gpu
 from .speed.records import current_speed
 from .vae.tile_size import decode_needs
 from .wan_model import shape_of, token_grid
 
 GATE_STEPS = 11
 ITEMSIZE = 2  # bytes per activation, in 16-bit formats
+ONE_GPU = GPUs()
 
 
 def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
@@ -48,13 +51,13 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
             " to UltraGen Empty Latent."
         )
     size = VideoSize(*pixels, 4 * latent_shape[2] - 3)
-    weights = sum(patcher.model_size() for patcher in (model, *model.get_nested_additional_models()))
+    weights = sum(patcher.model_size() for patcher in models_on_one_gpu(model))
     overridden = OVERRIDE in model.model_options.get("transformer_options", {})
     speed = None if overridden else current_speed()  # measured with the attention function that nobody has replaced
-    runtime = runtime_of(model)
+    runtime, others = runtime_of(model), {"speed": speed, "gpus": gpus_of(model)}
     if runtime is None:
-        return plan(None, shape, size, weights, speed=speed)
-    return plan(runtime.rule, shape, size, weights, runtime.percent, kernel=runtime.kernel, speed=speed)
+        return plan(None, shape, size, weights, **others)
+    return plan(runtime.rule, shape, size, weights, runtime.percent, kernel=runtime.kernel, **others)
 
 
 def plan(
@@ -66,24 +69,25 @@ def plan(
     gates_known: bool = True,
     kernel: Kernel | None = None,
     speed: Speed | None = None,
+    gpus: GPUs = ONE_GPU,
 ) -> Plan:
-    """The plan of one video under a rule; None is dense attention everywhere.
+    """The plan of one video under a rule; None is dense attention everywhere. Raises ValueError where the rule cannot
+    run at this size.
 
     weights: bytes of the model, 0 if unknown. percent: the part of the run in which the rule acts. gates_known: whether
     the rule's gates have their weights. kernel: of self-attention; None is ComfyUI's choice. speed: of this card, which
-    was measured in blocks under a rule, without a kernel. Raises ValueError where the rule cannot run at this size.
+    was measured in blocks under a rule, without a kernel. gpus: that sample the video.
     """
     latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
     grid = token_grid(latent)
     groups = tuple(rule.groups(grid)) if rule else ()
     flops, dense_flops = flops_of(groups, grid, model)
-    acts = rule is not None and bool(rule.blocks) and kernel is None
+    acts, advice = rule is not None and bool(rule.blocks) and kernel is None, rule.advice(grid) if rule else ()
     activations = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel.held_maps if kernel else 0)
-    named = f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention"
     return Plan(
         size=size,
         grid=grid,
-        rule=f"{named}, attention {kernel.name}" if kernel else named,
+        rule=_named(rule, model, kernel),
         dense=tuple(describe_dense(rule.dense)) if rule else (),
         groups=groups,
         flops=flops,
@@ -93,9 +97,15 @@ def plan(
         activations=(activations.needed(MAX_PIECES), activations.needed(1)),
         decode=_decode(latent[1:], model.uses_wan22_vae),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
-        warnings=(*rule.advice(grid), *_dense_outside(percent)) if rule else (),
+        warnings=(*advice, *_dense_outside(percent), *gpus.warnings),
         estimate=speed.estimate(flops, size, not model.uses_wan22_vae) if speed and acts else None,
+        shares=shares_of(rule, grid, model, gpus, ITEMSIZE),
     )
+
+
+def _named(rule: Rule | None, model: WanShape, kernel: Kernel | None) -> str:
+    named = f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention"
+    return f"{named}, attention {kernel.name}" if kernel else named
 
 
 def flops_of(groups: Sequence[BlockGroup], grid: TokenGrid, model: WanShape) -> tuple[FLOPs, FLOPs]:

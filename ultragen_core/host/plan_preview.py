@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..attention.extras import ExtrasShape, ExtrasSummary
 from ..plan.report import Plan
+from ..plan.split import GPUs
 from ..printable import printable
 from ..rules.choice import COMFYUI, Settings, choose_rule
 from ..rules.rule import Rule
@@ -21,7 +22,7 @@ from ..weights.published import Extras, describe, has_extras, split
 from ..weights.shards import shards_of
 from .attention.kernels import load_kernel
 from .attention.load import T3_NAME, check_kernel, rule_for, split_whole, trained_rule
-from .plan import plan
+from .plan import ONE_GPU, plan
 from .speed.records import current_speed
 
 PUBLISHED = ExtrasSummary(
@@ -53,8 +54,8 @@ class Patch(NamedTuple):
     extras: Path | None = None
 
 
-def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) -> Plan:
-    """Plan a video of the wanted size with the model of `source`, patched by `patches` in turn.
+def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = (), gpus: GPUs = ONE_GPU) -> Plan:
+    """Plan a video of the wanted size with the model of `source`, patched by `patches` in turn, on these GPUs.
 
     A missing file is planned as UltraGen's published weights on Wan 2.1 1.3B, with a warning. Raises ValueError for
     whatever the run itself would refuse.
@@ -75,7 +76,7 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = ()) ->
         kernel = load_kernel(settings.attention_kernel, shape)
     size = round_up(wanted, SPATIAL_RATIO[shape.out_channels])
     gates_known, speed = _gates_known(rule), current_speed()
-    made = plan(rule, shape, size, percent=percent, gates_known=gates_known, kernel=kernel, speed=speed)
+    made = plan(rule, shape, size, percent=percent, gates_known=gates_known, kernel=kernel, speed=speed, gpus=gpus)
     return replace(made, warnings=(*warning, *made.warnings))
 
 

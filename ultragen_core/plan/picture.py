@@ -1,5 +1,5 @@
-"""Draws a plan: windows over the frame, gates over the run, FLOPs and memory. SVG in the page's own text colour, so
-that it suits light and dark themes.
+"""Draws a plan: windows over the frame, rectangles of several GPUs, gates over the run, FLOPs and memory. SVG in the
+page's own text colour, so that it suits light and dark themes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from html import escape
 
 from ..rules.groups import BlockGroup, Branch
-from .report import GatePoint, Plan, gib, windows_text
+from .report import GatePoint, Plan, exchange_text, gib, windows_text
+from .split import Shares
 
 WIDTH, MARGIN, LINE = 420, 10, 14  # pixels
 LETTERS = 68  # per line
 FRAME_HEIGHT = 110
+SMALL_FRAME = 90, 48  # width and height, at most, of the frame with the rectangles of GPUs
 PLOT = 110, 60  # width and height of the gates' plot
 COLOURS = {
     "local": "#4a9eff",
@@ -27,11 +29,11 @@ COLOURS = {
 def picture(plan: Plan) -> str:
     """The whole drawing as an SVG document."""
     parts, y = [_text(MARGIN, LINE, f"{plan.size}: {plan.rule}", bold=True)], LINE + 8
-    for draw in (_frames, _costs):
+    for draw in (_frames, _all_shares, _costs):
         drawn, height = draw(plan, y)
         parts += drawn
         y += height
-    sentences = [(f"{plan.estimate}", "currentColor")] if plan.estimate else []
+    sentences = [(f"{plan.time_name}: {plan.estimate}", "currentColor")] if plan.estimate else []
     sentences += [(f"\N{WARNING SIGN} {warning}", "#e0a000") for warning in plan.warnings]
     for sentence, colour in sentences:
         for line in textwrap.wrap(sentence, LETTERS):
@@ -76,6 +78,31 @@ def _legend(branches: Sequence[Branch], y: float) -> list[str]:
         parts.append(_text(x, y, branch.name, COLOURS[branch.name]))
         x += 7 * len(branch.name) + MARGIN
     return parts
+
+
+def _all_shares(plan: Plan, y: float) -> tuple[list[str], float]:
+    """For each number of prompts the rectangles of the GPUs that share one, with what they exchange."""
+    parts, height = [], SMALL_FRAME[1] + MARGIN
+    for number, shares in enumerate(plan.shares):
+        parts += _shares(plan, shares, y + number * height)
+    return parts, len(plan.shares) * height
+
+
+def _shares(plan: Plan, shares: Shares, y: float) -> list[str]:
+    scale = min(SMALL_FRAME[0] / plan.grid.w, SMALL_FRAME[1] / plan.grid.h)
+    parts, received = [], zip(shares.rectangles, shares.received, strict=True)
+    for gpu, (rectangle, size) in enumerate(received):
+        x, top = MARGIN + scale * rectangle.left, y + scale * rectangle.top
+        title = f"rectangle {gpu}: {rectangle.grid(plan.grid.t)} tokens, {gib(size)} into its GPU in an evaluation"
+        parts.append(
+            f'<rect x="{x:.1f}" y="{top:.1f}" width="{scale * rectangle.width:.1f}"'
+            f' height="{scale * rectangle.height:.1f}" fill="{COLOURS["local"]}" fill-opacity="{0.15 + gpu % 2 / 4}"'
+            f' stroke="currentColor"><title>{title}</title></rect>'
+        )
+    left = SMALL_FRAME[0] + 2 * MARGIN
+    lines = textwrap.wrap(exchange_text(shares, plan.grid), LETTERS * (WIDTH - left) // WIDTH)
+    parts.append(_text(left, y + LINE - 4, shares.heading, bold=True))
+    return parts + [_text(left, y + LINE * row - 4, line) for row, line in enumerate(lines, 2)]
 
 
 def _costs(plan: Plan, y: float) -> tuple[list[str], float]:

@@ -10,6 +10,7 @@ from ..rules.groups import BlockGroup, Branch
 from ..sizes import VideoSize
 from .flops import FLOPs
 from .speed import Estimate
+from .split import Shares
 
 DECODE_TILES = 64, 512  # side in pixels
 GIB = 2**30
@@ -32,7 +33,8 @@ class Plan:
     flops, dense_flops: of one evaluation, as planned and with full attention everywhere. gates: over the run; empty
     where no gate acts or its weights are not loaded. weights: size of the model. activations: with as few tokens at a
     time as possible, and with all. decode: device memory with tiles of 64 and of 512 pixels. frames: host memory in 8
-    bits and as an IMAGE. estimate: of times; None where this card was not measured.
+    bits and as an IMAGE. estimate: of times; None where this card was not measured. shares: how several GPUs share the
+    prompts; empty for one GPU.
     """
 
     size: VideoSize
@@ -49,6 +51,7 @@ class Plan:
     frames: tuple[int, int]
     warnings: tuple[str, ...]
     estimate: Estimate | None = None
+    shares: tuple[Shares, ...] = ()
 
     def text(self) -> list[str]:
         """Sentences, most important first."""
@@ -59,8 +62,9 @@ class Plan:
         for group in self.groups:
             lines.append(f"{len(group.blocks)} {group.name}: {' + '.join(map(windows_text, group.branches))}")
         lines.append(f"one evaluation: {self.flops.total / 1e15:.3g} PFLOPs, {self.against_dense()}")
+        lines += [f"{shares.heading}: {exchange_text(shares, self.grid)}" for shares in self.shares]
         if self.estimate:
-            lines.append(f"time: {self.estimate}")
+            lines.append(f"{self.time_name}: {self.estimate}")
         loaded = f"weights {gib(self.weights)} and " if self.weights else ""
         lines.append(f"device memory to sample one video: {loaded}activations of {low} (least) to {high} (fastest)")
         lines.append(
@@ -70,6 +74,11 @@ class Plan:
         lines.append(f"host memory for the frames: {eight} with UltraGen Save Video, {image} as an IMAGE")
         return [*lines, *(f"Warning: {warning}" for warning in self.warnings)]
 
+    @property
+    def time_name(self) -> str:
+        """Cards are measured one at a time."""
+        return "time on one GPU" if self.shares else "time"
+
     def against_dense(self) -> str:
         ratio = self.dense_flops.total / self.flops.total
         return ("the same as" if ratio == 1 else f"{ratio:.1f} times fewer than") + " with dense attention"
@@ -77,6 +86,14 @@ class Plan:
 
 def gib(size: int) -> str:
     return f"{size / GIB:.2g} GiB" if size < 10 * GIB else f"{size / GIB:.0f} GiB"
+
+
+def exchange_text(shares: Shares, grid: TokenGrid) -> str:
+    if len(shares.rectangles) == 1:
+        return "nothing is exchanged"
+    largest = max((each.grid(grid.t) for each in shares.rectangles), key=lambda each: each.tokens)
+    most, every = gib(max(shares.received)), gib(sum(shares.received))
+    return f"rectangles of {largest} tokens; an evaluation moves {every} between GPUs, at most {most} into one"
 
 
 def windows_text(branch: Branch) -> str:

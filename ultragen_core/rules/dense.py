@@ -29,6 +29,9 @@ class DenseRule:
     ) -> dict[int, Callable[..., Tensor]]:
         return {}
 
+    def received(self, grid: TokenGrid, members: int) -> dict[int, tuple[int, ...]]:
+        return {}
+
     def groups(self, grid: TokenGrid) -> list[BlockGroup]:
         return []
 

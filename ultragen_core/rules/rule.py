@@ -42,6 +42,11 @@ class Rule(Protocol):
         where the rule cannot run on this grid.
         """
 
+    def received(self, grid: TokenGrid, members: int) -> dict[int, tuple[int, ...]]:
+        """For each of its blocks how many tokens, or compressed cells, each of `members` gets from others. Raises
+        ValueError where the rule cannot run on this grid.
+        """
+
     def groups(self, grid: TokenGrid) -> list[BlockGroup]:
         """What its blocks do on this grid. Raises ValueError where the rule cannot run on it."""
 

@@ -15,6 +15,7 @@ from ..attention.extras import BlockExtras
 from ..attention.gate import NO_GATES, Gates
 from ..attention.split.member import Member
 from ..attention.split.t3 import split_t3_attention
+from ..attention.split.t3_counts import t3_received
 from ..attention.t3 import Windows, cuts_coincide, t3_attention, window_grid
 from ..grid import TokenGrid
 from ..sizes import VideoSize
@@ -130,6 +131,10 @@ class T3Rule:
         table = self.published.table(grid)
         layer = partial(t3_attention, grid=grid) if member is None else partial(split_t3_attention, member=member)
         return {index: partial(layer, windows=table[index % len(table)]) for index in self.blocks}
+
+    def received(self, grid: TokenGrid, members: int) -> dict[int, tuple[int, ...]]:
+        table = self.published.table(grid)
+        return {index: t3_received(grid, members, table[index % len(table)]) for index in self.blocks}
 
     def groups(self, grid: TokenGrid) -> list[BlockGroup]:
         groups = []

@@ -16,7 +16,7 @@ from ..attention.gate import UNTRAINED_GATE, Gates, GateSources
 from ..attention.layer import ultragen_attention
 from ..attention.spec import BlockSpec, BranchSpec
 from ..attention.split.member import Member
-from ..attention.split.ultragen import split_ultragen_attention
+from ..attention.split.ultragen import split_ultragen_attention, ultragen_received
 from ..grid import TokenGrid
 from ..wan import WanShape
 from .advice import ultragen_advice
@@ -121,6 +121,14 @@ class UltraGenRule:
             index: partial(layer, spec=specs[index % 2], extras=extras[index], gates=gates[index])
             for index in self.blocks
         }
+
+    def received(self, grid: TokenGrid, members: int) -> dict[int, tuple[int, ...]]:
+        shape, counts = self.extras.shape, []
+        for spec in (self.spec(parity, grid) for parity in (0, 1)):
+            branches = (spec.hierarchical, shape.hierarchical_ratio), (spec.global_, shape.global_ratio)
+            coarse = tuple(branch for branch in branches if branch[0] is not None)
+            counts.append(ultragen_received(grid, members, spec.local, coarse, shape.refined))
+        return {index: counts[index % 2] for index in self.blocks}
 
     def groups(self, grid: TokenGrid) -> list[BlockGroup]:
         groups = []

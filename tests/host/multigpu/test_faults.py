@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 
 import comfy.model_management
 import pytest
@@ -14,7 +15,7 @@ from helpers.wan_models import KINDS, load
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ultragen_core.host.compat import gpu_pool_class
-from ultragen_core.host.multigpu.devices import Workers
+from ultragen_core.host.multigpu.devices import Workers, check_answers
 from ultragen_core.host.multigpu.evaluation import Part
 from ultragen_core.host.multigpu.group import Group
 from ultragen_core.host.multigpu.patch import use_gpus
@@ -74,8 +75,11 @@ def group(cpus, monkeypatch):
         with torch.no_grad():
             return group.evaluate(*given, {"sigmas": torch.tensor([0.5])}, {})
 
+    def warn(share: float) -> None:
+        """On a CPU that other programs use, too, any share may be measured."""
+
     with Workers(devices) as workers:
-        yield evaluate, lambda seconds=20.0: Group(devices, patchers, Run().runtime, workers, seconds)
+        yield evaluate, lambda seconds=20.0: Group(devices, patchers, Run().runtime, workers, warn, seconds)
 
 
 def raising(error):
@@ -115,6 +119,29 @@ def test_a_member_that_does_not_answer_is_named(group, member):
     with pytest.raises(RuntimeError, match=f"No answer from {name}.* while GPUs compute one video"):
         evaluate(chosen, member, 150, lambda: released.wait(10))
     timer.join()
+
+
+def refused(device: torch.device) -> bool:
+    try:
+        check_answers([device])
+    except RuntimeError:
+        return True
+    return False
+
+
+def test_a_gpu_that_still_hangs_is_refused_in_the_next_run(group):
+    """Its thread uses the clone's layers, and would take them off in the middle of that run."""
+    evaluate, made = group
+    released = threading.Event()
+    with pytest.raises(RuntimeError, match="No answer from cpu:0 .block [01]"):
+        evaluate(made(seconds=0.5), 1, 150, lambda: released.wait(20))
+    with pytest.raises(RuntimeError, match="cpu:0 has not answered since an earlier run. Restart ComfyUI"):
+        evaluate(made())
+    released.set()
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up and refused(torch.device("cpu", 0)):
+        time.sleep(0.01)
+    assert torch.equal(evaluate(made()), evaluate(made()))
 
 
 def test_an_interrupt_while_members_wait_reaches_the_user_once(group):

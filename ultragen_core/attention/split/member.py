@@ -9,11 +9,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ...built_once import built_once
 from ...grid import TokenGrid
 from ..engine import Engine
 from ..layer import Projections, dense_attention_
 from .moves import Moves
-from .rectangles import Rectangle, rectangles, token_numbers
+from .rectangles import Rectangle, received, rectangles, token_numbers
 
 Exchange = Callable[[Tensor, Moves], Tensor]
 """exchange(x (b, held tokens, c), moves) -> (b, wanted tokens, c). All members call it with the same moves at the same
@@ -44,17 +45,31 @@ class Member:
             raise ValueError(f"Member {self.index} holds {expected} tokens, got {x.shape[1]}.")
 
 
-@lru_cache(maxsize=16)
+@built_once(maxsize=16)
+@torch.inference_mode(False)
 def held_numbers(grid: TokenGrid, members: int) -> tuple[Tensor, ...]:
     """The numbers of the tokens that each member holds."""
     return tuple(token_numbers(rectangle, grid) for rectangle in rectangles(grid, members))
 
 
-@lru_cache(maxsize=16)
+@built_once(maxsize=64)
 @torch.inference_mode(False)
-def gather_moves(grid: TokenGrid, members: int) -> Moves:
-    """Every member gets all tokens."""
-    return Moves(held_numbers(grid, members), [torch.arange(grid.tokens)] * members, grid.tokens)
+def rectangle_moves(grid: TokenGrid, held: tuple[Rectangle, ...], wanted: tuple[Rectangle, ...]) -> Moves:
+    """The moves that bring each member its wanted rectangle of a grid of tokens or of compressed cells."""
+    numbers = ([token_numbers(rectangle, grid) for rectangle in some] for some in (held, wanted))
+    return Moves(*numbers, grid.tokens)
+
+
+@lru_cache(maxsize=16)
+def everything(grid: TokenGrid, members: int) -> tuple[Rectangle, ...]:
+    """What dense attention reads: every member gets all tokens."""
+    return (Rectangle(0, grid.h, 0, grid.w),) * members
+
+
+@lru_cache(maxsize=16)
+def dense_received(grid: TokenGrid, members: int) -> tuple[int, ...]:
+    """How many tokens each member gets from others in a layer of dense attention."""
+    return tuple(received(grid.t, rectangles(grid, members), everything(grid, members)))
 
 
 def split_dense_attention_(attn: Projections, x: Tensor, table: Tensor, member: Member, engine: Engine) -> Tensor:
@@ -65,9 +80,10 @@ def split_dense_attention_(attn: Projections, x: Tensor, table: Tensor, member: 
     to four members, works for any number of heads, and leaves the results where they belong.
     """
     member.check(x)
-    everything = member.moved(x, gather_moves(member.grid, member.count))
-    numbers = _numbers_on(member.grid, member.count, member.index, x.device)
-    return dense_attention_(attn, x, table.index_select(0, numbers), engine, (everything, table))
+    grid, count = member.grid, member.count
+    sequence = member.moved(x, rectangle_moves(grid, rectangles(grid, count), everything(grid, count)))
+    numbers = _numbers_on(grid, count, member.index, x.device)
+    return dense_attention_(attn, x, table.index_select(0, numbers), engine, (sequence, table))
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -60,6 +61,12 @@ class Rectangle(NamedTuple):
             max(self.top - by, 0), min(self.bottom + by, h), max(self.left - by, 0), min(self.right + by, w)
         )
 
+    def shared(self, other: Rectangle) -> int:
+        """How many tokens of a frame are in both."""
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        width = min(self.right, other.right) - max(self.left, other.left)
+        return max(height, 0) * max(width, 0)
+
     def joined(self, other: Rectangle) -> Rectangle:
         """The smallest rectangle that holds both; an empty one adds nothing."""
         if not other.height or not other.width:
@@ -97,6 +104,29 @@ def rectangles(grid: TokenGrid, members: int) -> tuple[Rectangle, ...]:
         for row_span in equal_spans(grid.h, rows)
         for column_span in equal_spans(grid.w, columns)
     )
+
+
+def fitting(grid: TokenGrid, count: int) -> int:
+    """The largest number of rectangles, at most `count`, into which the grid can be cut."""
+    while count > 1:
+        try:
+            rectangles(grid, count)
+            return count
+        except ValueError:
+            count -= 1
+    return 1
+
+
+def largest(grid: TokenGrid, count: int) -> Rectangle:
+    """The largest of the rectangles."""
+    return max(rectangles(grid, count), key=lambda each: each.height * each.width)
+
+
+def received(t: int, held: Sequence[Rectangle], wanted: Sequence[Rectangle]) -> list[int]:
+    """How many tokens of its wanted rectangle, in t frames, each member does not hold."""
+    return [
+        t * (needed.height * needed.width - needed.shared(own)) for own, needed in zip(held, wanted, strict=True)
+    ]
 
 
 def equal_spans(length: int, count: int) -> list[Span]:

@@ -9,21 +9,23 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ...built_once import built_once
 from ...grid import TokenGrid, cut_axis, window_partition, window_unpartition
 from ..engine import Engine
 from ..layer import Projections, attend
 from ..t3 import Windows, cuts_coincide, window_grid
-from .member import Member, held_numbers
+from .member import Member, held_numbers, rectangle_moves
 from .moves import Moves
 from .rectangles import (
     AxisPart,
     MapPart,
+    Rectangle,
+    Span,
     axis_parts,
     equal_spans,
     query_numbers,
     rectangles,
     region_rectangle,
-    token_numbers,
 )
 
 # Members attend from their own rectangles while the windows there hold at most so many tokens per query: keys and
@@ -35,7 +37,7 @@ def split_t3_attention(attn: Projections, x: Tensor, windows: Windows, member: M
     """The layer of `t3_attention` for a member's tokens: x (b, s, c) -> (b, s, c)."""
     member.check(x)
     engine = engine.for_layer(x)
-    close = _close(member.grid, member.count, windows)
+    close = close_windows(member.grid, member.count, windows)
     if close is None:
         y = _shared_out(attn, x, windows, False, member, engine)
     else:
@@ -46,15 +48,15 @@ def split_t3_attention(attn: Projections, x: Tensor, windows: Windows, member: M
 
 
 @dataclass(frozen=True)
-class _Close:
-    """The windows of neighbours that hold the tokens of each member's rectangle, and the moves that bring them."""
+class CloseWindows:
+    """The windows of neighbours that hold the tokens of each member's rectangle."""
 
     parts: tuple[MapPart, ...]
-    moves: Moves
+    wanted: tuple[Rectangle, ...]
 
 
-@lru_cache(maxsize=64)
-def _close(grid: TokenGrid, members: int, windows: Windows) -> _Close | None:
+@built_once(maxsize=64)
+def close_windows(grid: TokenGrid, members: int, windows: Windows) -> CloseWindows | None:
     """None where the windows are so large that they are shared out."""
     own = rectangles(grid, members)
     runs = cut_axis(grid.h, windows[1]), cut_axis(grid.w, windows[2])
@@ -64,16 +66,16 @@ def _close(grid: TokenGrid, members: int, windows: Windows) -> _Close | None:
     covered = max(part.windows.grid(1).tokens / each.grid(1).tokens for part, each in zip(parts, own, strict=True))
     if covered > MOST_COVERED:
         return None
-    wanted = [token_numbers(part.windows, grid) for part in parts]
-    return _Close(parts, Moves(held_numbers(grid, members), wanted, grid.tokens))
+    return CloseWindows(parts, tuple(part.windows for part in parts))
 
 
 def _in_own_rectangle(
-    attn: Projections, x: Tensor, windows: Windows, close: _Close, member: Member, engine: Engine
+    attn: Projections, x: Tensor, windows: Windows, close: CloseWindows, member: Member, engine: Engine
 ) -> Tensor:
     grid, part, (b, _, c) = member.grid, close.parts[member.index], x.shape
     own, wide, regions = member.rectangle, part.windows, part.regions()
-    source = member.moved(x, close.moves).unflatten(1, wide.grid(grid.t))
+    moves = rectangle_moves(grid, rectangles(grid, member.count), close.wanted)
+    source = member.moved(x, moves).unflatten(1, wide.grid(grid.t))
     out = x.new_empty(b, *own.grid(grid.t), c) if len(regions) > 1 else None
     for _, row, column in regions:
         rows, columns = region_rectangle(row, column).within(wide)
@@ -100,7 +102,7 @@ def _attend_to(
 
 
 @dataclass(frozen=True)
-class _Shares:
+class SharedWindows:
     """Windows shared out among members: each computes `whole` windows, and one run of the queries of `rest` windows.
 
     there, back: moves of the tokens to the members that compute them, and of the results to those that hold them.
@@ -108,14 +110,14 @@ class _Shares:
 
     whole: int
     rest: int
-    runs: tuple[tuple[int, int], ...]
+    runs: tuple[Span, ...]
     there: Moves
     back: Moves
 
 
-@lru_cache(maxsize=64)
+@built_once(maxsize=64)
 @torch.inference_mode(False)
-def _shares(grid: TokenGrid, members: int, windows: Windows, strided: bool) -> _Shares:
+def shared_windows(grid: TokenGrid, members: int, windows: Windows, strided: bool) -> SharedWindows:
     numbers = torch.arange(grid.tokens).view(1, *grid, 1)
     numbers = window_partition(numbers, windows, strided)[..., 0]  # (windows, tokens of a window)
     whole, rest = divmod(prod(windows), members)
@@ -127,14 +129,14 @@ def _shares(grid: TokenGrid, members: int, windows: Windows, strided: bool) -> _
         needed.append(torch.cat([own, shared.flatten()]))
         computed.append(torch.cat([own, shared[:, slice(*run)].flatten()]))
     held = held_numbers(grid, members)
-    return _Shares(whole, rest, tuple(runs), Moves(held, needed, grid.tokens), Moves(computed, list(held), grid.tokens))
+    return SharedWindows(whole, rest, tuple(runs), Moves(held, needed, grid.tokens), Moves(computed, held, grid.tokens))
 
 
 def _shared_out(
     attn: Projections, x: Tensor, windows: Windows, strided: bool, member: Member, engine: Engine
 ) -> Tensor:
     """Attention in windows of neighbours, or in strided ones, of a member's tokens (b, s, c) -> (b, s, c)."""
-    shares = _shares(member.grid, member.count, windows, strided)
+    shares = shared_windows(member.grid, member.count, windows, strided)
     extent, stride = window_grid(member.grid, windows), windows if strided else (1, 1, 1)
     tokens = member.moved(x, shares.there).unflatten(1, (-1, extent.tokens))  # (b, windows, tokens of a window, c)
     parts = []

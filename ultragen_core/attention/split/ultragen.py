@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...built_once import built_once
 from ...grid import TokenGrid, cut_axis, window_unpartition
 from ...ops.depthwise import compress
 from ...ops.resample import Part, part_to_windows, resize_part
@@ -17,8 +17,7 @@ from ..extras import BlockExtras, CoarseBranch
 from ..gate import Gates
 from ..layer import Projections, attend, blended_
 from ..spec import BlockSpec, BranchSpec
-from .member import Member, held_numbers
-from .moves import Moves
+from .member import Member, rectangle_moves
 from .rectangles import (
     MapPart,
     Rectangle,
@@ -26,8 +25,8 @@ from .rectangles import (
     axis_parts,
     query_numbers,
     read_span,
+    received,
     rectangles,
-    token_numbers,
 )
 
 REFINEMENT_HALO = 1  # rows and columns that the 3x3x3 convolution reads around the tokens that it computes
@@ -57,13 +56,15 @@ def split_ultragen_attention(
     shares = block_shares(grid, member.count, spec.local, tuple((s, c.ratio) for s, c, _ in branches), halo)
     own, local = member.rectangle, shares.local[member.index]
     outer, source = own.widened(halo, grid.h, grid.w), shares.sources[member.index]
-    x = member.moved(x, shares.moves).unflatten(1, source.grid(grid.t))
+    held = rectangles(grid, member.count)
+    x = member.moved(x, rectangle_moves(grid, held, shares.sources)).unflatten(1, source.grid(grid.t))
     y = _branch(attn, x, source, local, own, grid, spec.local, engine)
     y = _padded(y, own, outer)
     for (branch_spec, coarse, gate), branch in zip(branches, shares.coarse, strict=True):
         part, at = branch.parts[member.index], branch.sources[member.index]
         cells = _cells(x, source, branch.cells[member.index], grid, coarse, engine)
-        cells = member.moved(cells, branch.moves).unflatten(1, at.grid(grid.t))
+        moves = rectangle_moves(branch.grid, branch.cells, branch.sources)
+        cells = member.moved(cells, moves).unflatten(1, at.grid(grid.t))
         y = blended_(_branch(attn, cells, at, part, outer, grid, branch_spec, engine, coarse), coarse, y, gate, engine)
     rows, columns = own.within(outer)
     return attn.o(y[:, :, rows, columns].flatten(1, 3))
@@ -79,14 +80,14 @@ def _padded(y: Tensor, own: Rectangle, outer: Rectangle) -> Tensor:
 
 @dataclass(frozen=True)
 class CoarseShares:
-    """A coarse branch, by member. cells: tokens of the compressed map that it computes. sources: those that its windows
-    read. parts: its windows and queries on the resized map.
+    """A coarse branch, by member. grid: of the compressed map. cells: its tokens that the member computes. sources:
+    those that its windows read. parts: its windows and queries on the resized map.
     """
 
+    grid: TokenGrid
     cells: tuple[Rectangle, ...]
     sources: tuple[Rectangle, ...]
     parts: tuple[MapPart, ...]
-    moves: Moves
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,10 @@ class BlockShares:
 
     local: tuple[MapPart, ...]
     sources: tuple[Rectangle, ...]
-    moves: Moves
     coarse: tuple[CoarseShares, ...]
 
 
-@lru_cache(maxsize=64)
+@built_once(maxsize=64)
 @torch.inference_mode(False)
 def block_shares(
     grid: TokenGrid, members: int, local: BranchSpec, coarse: tuple[tuple[BranchSpec, int], ...], halo: int
@@ -115,8 +115,19 @@ def block_shares(
         sources = [
             source.joined(_of_cells(cells, grid, ratio)) for source, cells in zip(sources, share.cells, strict=True)
         ]
-    wanted = [token_numbers(source, grid) for source in sources]
-    return BlockShares(parts, tuple(sources), Moves(held_numbers(grid, members), wanted, grid.tokens), shares)
+    return BlockShares(parts, tuple(sources), shares)
+
+
+def ultragen_received(
+    grid: TokenGrid, members: int, local: BranchSpec, coarse: tuple[tuple[BranchSpec, int], ...], refined: bool
+) -> tuple[int, ...]:
+    """How many tokens and compressed cells each member gets from others in a layer. coarse: as in `block_shares`.
+    refined: whether the extras refine.
+    """
+    shares = block_shares(grid, members, local, coarse, REFINEMENT_HALO if refined and coarse else 0)
+    counts = [received(grid.t, rectangles(grid, members), shares.sources)]
+    counts += [received(grid.t, branch.cells, branch.sources) for branch in shares.coarse]
+    return tuple(map(sum, zip(*counts, strict=True)))
 
 
 def _coarse_shares(grid: TokenGrid, members: int, spec: BranchSpec, ratio: int, halo: int) -> CoarseShares:
@@ -131,8 +142,7 @@ def _coarse_shares(grid: TokenGrid, members: int, spec: BranchSpec, ratio: int, 
     computed = tuple(Rectangle.of(cells(each.rows, cells_grid.h), cells(each.columns, cells_grid.w)) for each in own)
     parts = tuple(_part(grid, spec, ratio, each.widened(halo, grid.h, grid.w)) for each in own)
     sources = tuple(_source(grid, spec, ratio, part) for part in parts)
-    held, wanted = ([token_numbers(each, cells_grid) for each in some] for some in (computed, sources))
-    return CoarseShares(computed, sources, parts, Moves(held, wanted, cells_grid.tokens))
+    return CoarseShares(cells_grid, computed, sources, parts)
 
 
 def _part(grid: TokenGrid, spec: BranchSpec, ratio: int, output: Rectangle) -> MapPart:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,6 +29,14 @@ class Copies:
     def streams_of(self, index: int) -> Iterator[None]:
         """Around a member's exchanges, in its thread."""
         yield
+
+    def moment(self, index: int):
+        """The member's present point in its work, for `seconds`."""
+        return time.perf_counter()
+
+    def seconds(self, start, stop) -> float:
+        """Between two moments of a member, after `synchronize`."""
+        return stop - start
 
     def packed(self, index: int, slot: int) -> None:
         """Note that the member has packed its buffer, after what was launched on its stream."""
@@ -73,6 +82,14 @@ class CudaCopies(Copies):
             for stream in before:
                 torch.cuda.set_stream(stream)
             torch.cuda.set_device(self._devices[index])
+
+    def moment(self, index: int) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._own[index])
+        return event
+
+    def seconds(self, start: torch.cuda.Event, stop: torch.cuda.Event) -> float:
+        return start.elapsed_time(stop) / 1000
 
     def packed(self, index: int, slot: int) -> None:
         self._packed[slot][index].record(self._own[index])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import comfy.model_management
@@ -12,6 +12,8 @@ import torch
 from ..compat import gpu_pool_class
 
 SECONDS_WITHOUT_ANSWER = 120
+
+_unanswered: dict[torch.device, Job] = {}  # calls that nobody waits for any more
 
 
 def gpus(count: int, first: torch.device) -> list[torch.device]:
@@ -59,6 +61,16 @@ class Job:
         return self._value
 
 
+def check_answers(devices: Iterable[torch.device]) -> None:
+    """Raise RuntimeError where a call of an earlier run is still inside a thread of one of these GPUs: it uses the same
+    model, and may wake up in the middle of the next run.
+    """
+    for device in devices:
+        if device in _unanswered and not _unanswered[device].wait(0):
+            raise RuntimeError(f"{device} has not answered since an earlier run. Restart ComfyUI.")
+        _unanswered.pop(device, None)
+
+
 class Workers:
     """Threads, one per GPU: a context manager around a pool of ComfyUI's.
 
@@ -77,16 +89,23 @@ class Workers:
             self._pool.shutdown()
 
     def start(self, device: torch.device, function: Callable[[], Any]) -> Job:
-        """Call the function in the thread of this GPU, after what was started there before."""
+        """Call the function in the thread of this GPU, after what was started there before. Raises RuntimeError where
+        a call of an earlier run is still inside it.
+        """
+        check_answers([device])
         job = Job(device, function)
         self._pool.submit(device, job.run)
         return job
 
     def finish(self, job: Job, seconds: float | None = None) -> bool:
-        """As `job.wait`, and take the job's answer from ComfyUI's pool. Call it once for every job, in order."""
+        """As `job.wait`, and take the job's answer from ComfyUI's pool. Call it once for every job, in order. A GPU
+        whose job has not ended gets no other.
+        """
         done = job.wait(seconds)
         if done:
             self._pool.get_result(job.device)
+        else:
+            _unanswered[job.device] = job
         return done
 
     def run(self, work: Mapping[torch.device, Callable[[], Any]]) -> dict[torch.device, Any]:

@@ -103,7 +103,7 @@ class Part:
             for name, value in inputs.others.items()
         }
         timestep, context, clip_fea = (_on(v, self.device) for v in (inputs.timestep, inputs.context, inputs.clip_fea))
-        with installed(layers), self.port.exchange.copies.streams_of(self.port.index):
+        with installed(layers), self.port.evaluation():
             return dm._forward(x, timestep, context, clip_fea, appended, options, **others)
 
     def _rectangle_of(self, latent: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import comfy.model_management
 import torch
@@ -38,6 +40,40 @@ class Port:
     def __call__(self, x: Tensor, moves: Moves) -> Tensor:
         return self.exchange.move(self.index, x, moves)
 
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Around the member's evaluation, in its thread."""
+        return self.exchange.copies.streams_of(self.index)
+
+
+class MeasuredPort(Port):
+    """A port that measures how long its member's exchanges take, waiting for others included."""
+
+    def __init__(self, exchange: Exchange, index: int):
+        super().__init__(exchange, index)
+        self._spans: list[tuple] = []
+        self._whole: tuple | None = None
+
+    def __call__(self, x: Tensor, moves: Moves) -> Tensor:
+        start = self._moment()
+        result = super().__call__(x, moves)
+        self._spans.append((start, self._moment()))
+        return result
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        with super().evaluation():
+            start = self._moment()
+            yield
+            self._whole = start, self._moment()
+
+    def share(self) -> float:
+        """The exchanges' share of the evaluation's time, from 0 to 1, after `Copies.synchronize`."""
+        seconds = self.exchange.copies.seconds
+        return sum(seconds(*span) for span in self._spans) / seconds(*self._whole)
+
+    def _moment(self):
+        return self.exchange.copies.moment(self.index)
+
 
 class Exchange:
     """The exchange of one group. seconds: how long a member waits for the others.
@@ -47,7 +83,7 @@ class Exchange:
 
     def __init__(self, devices: list[torch.device], seconds: float = SECONDS_WITHOUT_ANSWER):
         self.devices, self._seconds = devices, seconds
-        self.ports = [Port(self, index) for index in range(len(devices))]
+        self.new_ports(Port)
         self.copies: Copies = copies_for(devices)
         self.bytes_into = [0] * len(devices)
         self._meeting = threading.Condition()
@@ -55,6 +91,11 @@ class Exchange:
         # What each member has packed, by its turn.
         self._packed: list[list[Tensor | None]] = [[None] * len(devices) for _ in range(SLOTS)]
         self.restart()
+
+    def new_ports(self, port: type[Port]) -> list[Port]:
+        """Ports for one evaluation."""
+        self.ports = [port(self, index) for index in range(len(self.devices))]
+        return self.ports
 
     def restart(self) -> None:
         """Forget an evaluation that has ended, or that was aborted. No member may be inside."""

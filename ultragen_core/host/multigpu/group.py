@@ -17,7 +17,10 @@ from ..attention.runtime import EVALUATION, Evaluation, Runtime
 from ..memory import is_out_of_memory
 from .devices import SECONDS_WITHOUT_ANSWER, Job, Workers
 from .evaluation import Inputs, Part, latent_slices
-from .exchange import Aborted, Exchange
+from .exchange import Aborted, Exchange, MeasuredPort, Port
+
+MEASURED_EVALUATION = 2  # of a run; the first one also builds plans
+MOST_EXCHANGE = 0.5  # share of an evaluation
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +29,8 @@ class Group:
     """The first device leads: its thread calls `evaluate`, and computes a part of its own.
 
     patchers: the model's clones, one on each device. runtime: of a model without a rule. workers: the threads.
-    seconds: how long the members wait for one that does not answer.
+    warn: gets the exchange's share of an evaluation, from 0 to 1, where that is more than half. seconds: how long the
+    members wait for one that does not answer.
     """
 
     def __init__(
@@ -35,10 +39,12 @@ class Group:
         patchers: list,
         runtime: Runtime,
         workers: Workers,
+        warn: Callable[[float], None],
         seconds: float = SECONDS_WITHOUT_ANSWER,
     ):
         self.devices, self.patchers, self._runtime, self._workers = devices, patchers, runtime, workers
         self._seconds, self.exchange = seconds, Exchange(devices, seconds)
+        self._warn, self._evaluations = warn, 0
 
     def evaluate(
         self, x: Tensor, timestep: Tensor, context: Tensor, clip_fea, time_dim_concat, options: dict, others: dict
@@ -53,13 +59,18 @@ class Group:
             _padded(x), timestep, context, clip_fea, _padded(time_dim_concat), options, others, tuple(x.shape[-2:]),
             evaluation.t,
         )  # fmt: skip
+        self._evaluations += 1
+        measured = self._evaluations == MEASURED_EVALUATION
         while True:
+            ports = self.exchange.new_ports(MeasuredPort if measured else Port)
             parts = [
                 Part(patcher.model, device, evaluation.runtime, inputs, len(self.devices), port)
-                for patcher, device, port in zip(self.patchers, self.devices, self.exchange.ports, strict=True)
+                for patcher, device, port in zip(self.patchers, self.devices, ports, strict=True)
             ]
             error = self._attempt(parts)
             if error is None:
+                if measured:
+                    self._warn_of_exchange(ports)
                 return self._output(x, parts)
             self.exchange.restart()
             where, error = error
@@ -72,6 +83,13 @@ class Group:
             error = parts = None
             gc.collect()  # errors hold the tensors that filled the memory, in cycles
             comfy.model_management.soft_empty_cache()
+
+    def _warn_of_exchange(self, ports: list[MeasuredPort]) -> None:
+        self.exchange.copies.synchronize()
+        # The slowest member waits least for others: its exchanges are copies above all.
+        share = min(port.share() for port in ports)
+        if share > MOST_EXCHANGE:
+            self._warn(share)
 
     def _attempt(self, parts: list[Part]) -> tuple[torch.device, BaseException] | None:
         """Compute all parts. Returns the first error with its device, when all threads have ended."""
@@ -91,7 +109,8 @@ class Group:
         ]
         own = Job(parts[0].device, lambda: self._compute(parts[0]))
         own.run()
-        late = self._late(jobs)
+        # After an error members stop at their next exchange; else the exchange reports a late member first.
+        late = self._late(jobs, (1.1 if own.error is None else 0.1) * self._seconds)
         failed = [(job.device, job.error) for job in (own, *jobs) if job.error is not None]
         # Those that were aborted only tell that another failed.
         first = next((each for each in failed if not isinstance(each[1], Aborted)), failed[0] if failed else None)
@@ -106,9 +125,9 @@ class Group:
             self.exchange.abort(error)
             raise
 
-    def _late(self, jobs: list[Job]) -> RuntimeError | None:
+    def _late(self, jobs: list[Job], seconds: float) -> RuntimeError | None:
         """Wait for all jobs. Returns an error if one has not ended in time."""
-        late, give_up = None, time.monotonic() + 1.1 * self._seconds  # the exchange reports a late member first
+        late, give_up = None, time.monotonic() + seconds
         for job in jobs:
             if not self._workers.finish(job, max(give_up - time.monotonic(), 0)):
                 late = RuntimeError(f"No answer from {job.device} for {self._seconds:.0f} s. Restart ComfyUI.")

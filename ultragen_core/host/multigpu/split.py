@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from math import gcd
-from typing import Literal
 
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...attention.split.rectangles import Rectangle, rectangles
+from ...attention.split.rectangles import fitting, largest
 from ...grid import TokenGrid
+from ...plan.split import By, sharing
 from ...rules.dense import DenseRule
 from ...wan import PATCH
 from ..attention.runtime import GROUPS, Runtime
 from ..memory import estimated_memory
 from ..wan_model import activation_dtype, diffusion_model, token_grid
-from .devices import Workers
+from .devices import Workers, check_answers
 from .evaluation import gathered_bytes
 from .group import Group
 from .refusals import FORWARD_INPUTS, why_not_split
 
 KEY = "ultragen_multigpu"  # of our wrappers on a ModelPatcher
 CLONES, POOL = "multigpu_clones", "multigpu_thread_pool"  # ComfyUI's, in model_options
-
-By = Literal["auto", "prompts", "video"]
+OTHERS = "multigpu"  # ComfyUI's key of the clones on other GPUs among a model's additional models
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +55,7 @@ class Groups:
 class Split:
     """The wrappers of a model that several GPUs sample.
 
-    by: prompts: each GPU computes whole prompts, as ComfyUI's MultiGPU CFG Split does. video: all GPUs share every
-    prompt. auto: prompts first, then GPUs that are left share a prompt.
+    With `by` prompts, each GPU computes whole prompts, as ComfyUI's MultiGPU CFG Split does.
     """
 
     by: By
@@ -83,7 +80,9 @@ class Split:
     def prepare_sampling(self, executor, model, noise_shape, conds, *args, **kwargs):
         """Wraps the loading of the models: every GPU needs memory for its part alone, and for what it gathers."""
         base, grid = model.model, token_grid(noise_shape)
-        count = 1 + len(model.get_additional_models_with_key("multigpu"))
+        others = model.get_additional_models_with_key(OTHERS)
+        check_answers(other.load_device for other in others)
+        count = 1 + len(others)
         size = self._size(count, sum(map(len, conds.values())), grid)
         if size == 1 or why_not_split(base, [], model.model_options, model.load_device):
             return executor(model, noise_shape, conds, *args, **kwargs)
@@ -109,7 +108,7 @@ class Split:
             return executor(model, conds, x_in, timestep, model_options)
         self._prepare_hooks(model, conds, timestep, model_options)
         groups, devices = {}, list(clones)
-        for first in range(0, size * gcd(len(clones), prompts) if self.by == "auto" else size, size):
+        for first in range(0, size * (len(clones) // sharing(len(clones), prompts, self.by)), size):
             groups[devices[first]] = self._group(devices[first : first + size], clones, model_options)
         hidden = [patcher for device, patcher in clones.items() if device not in groups]
         for patcher in hidden:
@@ -118,10 +117,10 @@ class Split:
 
     def _size(self, count: int, prompts: int, grid: TokenGrid) -> int:
         """How many GPUs share a prompt."""
-        if self.by == "prompts" or count < 2 or not prompts:
+        if count < 2 or not prompts or self.by == "prompts":
             return 1
-        groups = gcd(count, prompts) if self.by == "auto" else 1
-        size, wanted = fitting(grid, count // groups), count // groups
+        wanted = sharing(count, prompts, self.by)
+        size, groups = fitting(grid, wanted), count // wanted
         if size < wanted:
             self.note(f"{size} of {wanted} GPUs share a prompt, because a frame has only {grid.h}x{grid.w} tokens")
         own = f"{groups} prompts x " if groups > 1 else ""
@@ -133,7 +132,8 @@ class Split:
         key = tuple(devices)
         if key not in self.run.groups:
             workers = Workers(list(clones), model_options[POOL])
-            self.run.groups[key] = Group(devices, [clones[device] for device in devices], self.run.runtime, workers)
+            patchers = [clones[device] for device in devices]
+            self.run.groups[key] = Group(devices, patchers, self.run.runtime, workers, self.warn_of_exchange)
         return self.run.groups[key]
 
     def _prepare_hooks(self, model, conds, timestep: Tensor, model_options: dict) -> None:
@@ -159,27 +159,16 @@ class Split:
         group = groups.leading(options)
         return group.evaluate(x, timestep, context, clip_fea, time_dim_concat, options, others)
 
-    def note(self, message: str, level: int = logging.WARNING) -> None:
-        """Log a message once a run."""
-        if message not in self.run.noted:
-            self.run.noted.add(message)
+    def note(self, message: str, level: int = logging.WARNING, subject: str = "") -> None:
+        """Log a message once a run, and one message on a subject."""
+        if (key := subject or message) not in self.run.noted:
+            self.run.noted.add(key)
             log.log(level, "UltraGen: %s.", message)
 
-
-def fitting(grid: TokenGrid, count: int) -> int:
-    """The largest number of rectangles, at most `count`, into which the grid can be cut."""
-    while count > 1:
-        try:
-            rectangles(grid, count)
-            return count
-        except ValueError:
-            count -= 1
-    return 1
-
-
-def largest(grid: TokenGrid, count: int) -> Rectangle:
-    """The largest of the rectangles."""
-    return max(rectangles(grid, count), key=lambda each: each.height * each.width)
+    def warn_of_exchange(self, share: float) -> None:
+        """share: of an evaluation that a group's exchange takes, from 0 to 1."""
+        what = f"GPUs that share a prompt spend {share:.0%} of their time on exchanging tokens"
+        self.note(f"{what}, more than on computing; set split to prompts, or use fewer GPUs", subject="exchange")
 
 
 def _with_leaders(model_options: dict, groups: Groups) -> dict:
