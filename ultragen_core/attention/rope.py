@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..built_once import built_once
 from ..grid import TokenGrid
 
 THETA = 10000.0
@@ -40,18 +41,19 @@ def rope_table(grid: TokenGrid, head_dim: int, device: torch.device, scale: Scal
 
 
 class RopeTables:
-    """The RoPE tables of one run, each computed once. The run owns them: up to 44 MiB at 4K are freed with it."""
+    """The RoPE tables of one run, each computed once for all devices. The run owns them: up to 44 MiB at 4K on the host
+    and on each device are freed with it.
+    """
 
     def __init__(self) -> None:
         self._tables: dict[tuple, Tensor] = {}
+        self._on_host = built_once(maxsize=64)(lambda *key: rope_table(*key[:2], torch.device("cpu"), key[2]))
 
     @torch.compiler.disable  # a compiled graph would compute the table in every call
     def table(self, grid: TokenGrid, head_dim: int, device: torch.device, scale: Scale) -> Tensor:
         """As `rope_table`."""
         key = grid, head_dim, device, scale
         if key not in self._tables:
-            self._tables[key] = rope_table(*key)
+            with torch.inference_mode(False):
+                self._tables[key] = self._on_host(grid, head_dim, scale).to(device)
         return self._tables[key]
-
-    def clear(self) -> None:
-        self._tables.clear()

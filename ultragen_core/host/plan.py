@@ -71,18 +71,17 @@ def plan(
     speed: Speed | None = None,
     gpus: GPUs = ONE_GPU,
 ) -> Plan:
-    """The plan of one video under a rule; None is dense attention everywhere. Raises ValueError where the rule cannot
-    run at this size.
+    """The plan of one video under a rule, None: dense attention. Raises ValueError where it cannot run at this size.
 
     weights: bytes of the model, 0 if unknown. percent: the part of the run in which the rule acts. gates_known: whether
-    the rule's gates have their weights. kernel: of self-attention; None is ComfyUI's choice. speed: of this card, which
-    was measured in blocks under a rule, without a kernel. gpus: that sample the video.
+    the rule's gates have their weights. kernel: of self-attention; None is ComfyUI's choice. speed: of this card,
+    measured in blocks under a rule without a kernel. gpus: that sample the video.
     """
     latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
     grid = token_grid(latent)
     groups = tuple(rule.groups(grid)) if rule else ()
     flops, dense_flops = flops_of(groups, grid, model)
-    acts, advice = rule is not None and bool(rule.blocks) and kernel is None, rule.advice(grid) if rule else ()
+    acts = rule is not None and bool(rule.blocks) and kernel is None
     activations = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel.held_maps if kernel else 0)
     return Plan(
         size=size,
@@ -97,7 +96,7 @@ def plan(
         activations=(activations.needed(MAX_PIECES), activations.needed(1)),
         decode=_decode(latent[1:], model.uses_wan22_vae),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
-        warnings=(*advice, *_dense_outside(percent), *gpus.warnings),
+        warnings=(*(rule.advice(grid) if rule else ()), *_dense_outside(percent), *gpus.warnings),
         estimate=speed.estimate(flops, size, not model.uses_wan22_vae) if speed and acts else None,
         shares=shares_of(rule, grid, model, gpus, ITEMSIZE),
     )

@@ -167,8 +167,8 @@ class Split:
 
     def warn_of_exchange(self, share: float) -> None:
         """share: of an evaluation that a group's exchange takes, from 0 to 1."""
-        what = f"GPUs that share a prompt spend {share:.0%} of their time on exchanging tokens"
-        self.note(f"{what}, more than on computing; set split to prompts, or use fewer GPUs", subject="exchange")
+        what = f"GPUs that share a prompt spend {share:.0%} of their time on exchanging tokens, more than on computing"
+        self.note(f"{what}; set split to prompts, or use fewer GPUs", subject="exchange")
 
 
 def _with_leaders(model_options: dict, groups: Groups) -> dict:
