@@ -4,7 +4,7 @@ from .attention.config import GlobalConfig, LocalConfig
 from .attention.engine import Engine
 from .attention.extras import ExtrasShape
 from .attention.gate import GateLine
-from .attention.module import T3Attention, UltraGenAttention, WanProjections
+from .attention.module import T3Attention, UltraGenAttention, UltraGenFeedForward, WanProjections
 from .grid import TokenGrid
 from .rules.ultragen import block_spec
 from .sampling import flow_sigmas
@@ -20,6 +20,7 @@ __all__ = [
     "T3Attention",
     "TokenGrid",
     "UltraGenAttention",
+    "UltraGenFeedForward",
     "WanProjections",
     "block_spec",
     "flow_sigmas",

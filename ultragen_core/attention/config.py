@@ -57,14 +57,15 @@ class LocalConfig:
 
 @dataclass(frozen=True)
 class GlobalConfig:
-    """The coarse side of a layer: compressed attention over the whole frame (section 4.1 of the paper), and which
-    blocks stay dense.
+    """The coarse side of a layer: compressed attention over the whole frame (section 4.1 of the paper), and what holds
+    for whole blocks: deltas on their feed-forward part, and which of them stay dense.
 
     enabled: whether the global branch runs.
     compress_ratio: tokens per axis that become one. None is as trained, which is the only choice with trained weights,
         and 4 without.
     lora_strength: factor on its domain-aware low-rank deltas; 0 is the paper's ablation without them.
     gate: share of local and hierarchical branch together against the global branch. None is the trained gate.
+    ffn_lora_strength: factor on the low-rank deltas of the feed-forward part, where the extras have them.
     dense_blocks: indices of blocks that keep full attention. None: every block without extras; without trained weights
         the outer tenth at either end.
 
@@ -75,6 +76,7 @@ class GlobalConfig:
     compress_ratio: int | None = None
     lora_strength: float = 1.0
     gate: GateLine | None = None
+    ffn_lora_strength: float = 1.0
     dense_blocks: frozenset[int] | None = None
 
     def __post_init__(self):
@@ -84,6 +86,7 @@ class GlobalConfig:
             raise ValueError(f"dense_blocks must be block indices from 0, got {sorted(self.dense_blocks)}.")
         _check_switches(self, "enabled")
         _check_strength(self, "lora_strength")
+        _check_strength(self, "ffn_lora_strength")
         check_gate(self.gate)
 
 

@@ -13,65 +13,114 @@ from .gate import BlockGates
 
 
 class LowRankDelta(nn.Module):
-    """Domain-aware LoRA: (..., c) -> (..., c), B(A(x)), both factors with bias, no scaling."""
+    """Domain-aware LoRA of a linear layer: (..., inputs) -> (..., outputs), B(A(x)), factors with bias, no scaling."""
 
-    def __init__(self, channels: int, rank: int, operations=nn, **factory):
+    def __init__(self, inputs: int, outputs: int, rank: int, operations=nn, **factory):
         super().__init__()
-        self.lora_A = operations.Linear(channels, rank, **factory)
-        self.lora_B = operations.Linear(rank, channels, **factory)
+        self.lora_A = operations.Linear(inputs, rank, **factory)
+        self.lora_B = operations.Linear(rank, outputs, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.lora_B(self.lora_A(x))
 
 
+def with_delta(y: Tensor, delta: LowRankDelta | None, x: Tensor, strength: float, overwrite: bool = False) -> Tensor:
+    """The output y of a linear layer of x with its delta: y + strength * delta(x), or y itself without a delta.
+
+    overwrite: y may be overwritten with the result, where no backward pass needs it.
+    """
+    if delta is None or strength == 0:
+        return y
+    if overwrite and not torch.is_grad_enabled():
+        return y.add_(delta(x), alpha=strength)
+    return torch.add(y, delta(x), alpha=strength)
+
+
 @dataclass(frozen=True)
 class ExtrasShape:
-    """Sizes of a checkpoint's extras. rank: of the low-rank deltas, 0 without. refined: with 3x3x3 convolutions."""
+    """Sizes of a checkpoint's extras.
+
+    rank: of the low-rank deltas, 0 without. refined: with 3x3x3 convolutions. ffn_channels: hidden channels of the
+    feed-forward part, whose linear layers have deltas too; 0 without those.
+    """
 
     channels: int
     rank: int = 0
     global_ratio: int = 4
     hierarchical_ratio: int = 2
     refined: bool = False
+    ffn_channels: int = 0
+
+    @property
+    def deltas(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """All linear layers that have a delta: by part of `BlockExtras` and name, (inputs, outputs)."""
+        c, hidden = self.channels, self.ffn_channels
+        parts = {branch: dict.fromkeys("qkv", (c, c)) for branch in ("global_branch", "hierarchical_branch")}
+        if hidden:
+            parts["ffn"] = {"0": (c, hidden), "2": (hidden, c)}
+        return parts if self.rank else {}
+
+
+def add_deltas(module: nn.Module, part: str, shape: ExtrasShape, operations=nn, **factory) -> None:
+    """Give `module` a `LowRankDelta` under the name of every linear layer of this part that has one."""
+    for name, (inputs, outputs) in shape.deltas.get(part, {}).items():
+        module.add_module(name, LowRankDelta(inputs, outputs, shape.rank, operations, **factory))
 
 
 class CoarseBranch(nn.Module):
     """Extras of the global or the hierarchical branch: compression, low-rank deltas of q, k and v, refinement."""
 
-    def __init__(self, shape: ExtrasShape, ratio: int, operations=nn, **factory):
+    def __init__(self, part: str, shape: ExtrasShape, ratio: int, operations=nn, **factory):
         super().__init__()
         c = shape.channels
         self.ratio = ratio
         self.compress = operations.Conv2d(c, c, ratio, stride=ratio, groups=c, **factory)
         self.refine = operations.Conv3d(c, c, 3, padding=1, groups=c, **factory) if shape.refined else None
-        for name in ("q", "k", "v"):
-            setattr(self, name, LowRankDelta(c, shape.rank, operations, **factory) if shape.rank else None)
+        add_deltas(self, part, shape, operations, **factory)
 
 
-class BlockExtras(nn.Module):
-    """The extras of one block that all tokens pass through; its gates are `BlockGates`."""
+class FeedForwardExtras(nn.Module):
+    """Extras of a block's feed-forward part: low-rank deltas of its linear layers, under the layers' names 0 and 2."""
 
     def __init__(self, shape: ExtrasShape, operations=nn, **factory):
         super().__init__()
-        self.global_branch = CoarseBranch(shape, shape.global_ratio, operations, **factory)
-        self.hierarchical_branch = CoarseBranch(shape, shape.hierarchical_ratio, operations, **factory)
+        add_deltas(self, "ffn", shape, operations, **factory)
+
+
+class BlockExtras(nn.Module):
+    """The extras of one block that all tokens pass through; its gates are `BlockGates`. ffn: None without deltas."""
+
+    def __init__(self, shape: ExtrasShape, operations=nn, **factory):
+        super().__init__()
+        self.global_branch = CoarseBranch("global_branch", shape, shape.global_ratio, operations, **factory)
+        self.hierarchical_branch = CoarseBranch(
+            "hierarchical_branch", shape, shape.hierarchical_ratio, operations, **factory
+        )
+        self.ffn = FeedForwardExtras(shape, operations, **factory) if "ffn" in shape.deltas else None
+
+
+def initial_deltas(shape: ExtrasShape, part: str) -> dict[str, Tensor]:
+    """State of this part's deltas before training: they add nothing, because B is zero, as in the paper."""
+    state, r = {}, shape.rank
+    for name, (inputs, outputs) in shape.deltas.get(part, {}).items():
+        state[f"{name}.lora_A.weight"] = torch.randn(r, inputs) * inputs**-0.5
+        state[f"{name}.lora_A.bias"] = torch.zeros(r)
+        state[f"{name}.lora_B.weight"] = torch.zeros(outputs, r)
+        state[f"{name}.lora_B.bias"] = torch.zeros(outputs)
+    return state
 
 
 def initial_block(shape: ExtrasShape) -> dict[str, Tensor]:
     """State of a `BlockExtras` before training, as in the paper: averaging convolutions, zero deltas."""
-    c, r = shape.channels, shape.rank
-    state = {}
+    c, state = shape.channels, {}
     for branch, ratio in (("global_branch", shape.global_ratio), ("hierarchical_branch", shape.hierarchical_ratio)):
         state[f"{branch}.compress.weight"] = torch.full((c, 1, ratio, ratio), ratio**-2)
         state[f"{branch}.compress.bias"] = torch.zeros(c)
         if shape.refined:
             state[f"{branch}.refine.weight"] = torch.full((c, 1, 3, 3, 3), 1 / 27)
             state[f"{branch}.refine.bias"] = torch.zeros(c)
-        for name in ("q", "k", "v") if r else ():
-            state[f"{branch}.{name}.lora_A.weight"] = torch.randn(r, c) * c**-0.5
-            state[f"{branch}.{name}.lora_A.bias"] = torch.zeros(r)
-            state[f"{branch}.{name}.lora_B.weight"] = torch.zeros(c, r)
-            state[f"{branch}.{name}.lora_B.bias"] = torch.zeros(c)
+    for part in shape.deltas:
+        state |= {f"{part}.{key}": tensor for key, tensor in initial_deltas(shape, part).items()}
     return state
 
 

@@ -16,7 +16,7 @@ from ..ops.depthwise import blend, compress, refine_blend_
 from ..ops.norm_rope import norm_rope_
 from ..ops.resample import from_windows_, to_windows
 from .engine import Engine, in_pieces, pieces
-from .extras import BlockExtras, CoarseBranch
+from .extras import BlockExtras, CoarseBranch, with_delta
 from .gate import Gates
 from .spec import BlockSpec, BranchSpec
 
@@ -136,9 +136,7 @@ def _projected(
         return norm_rope_(x, norm, engine.weight, table, attn.num_heads, engine.triton)
 
     def delta(name: str, y: Tensor, x: Tensor) -> Tensor:
-        adapter = getattr(coarse, name, None)
-        without = adapter is None or spec.lora_strength == 0
-        return y if without else torch.add(y, adapter(x), alpha=spec.lora_strength)
+        return with_delta(y, getattr(coarse, name, None), x, spec.lora_strength)
 
     asking, query_table = x, table
     if queries is not None:

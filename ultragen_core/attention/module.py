@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..grid import TokenGrid
 from .engine import Engine
-from .extras import BlockExtras, ExtrasShape, initial_block, initial_gates
+from .extras import BlockExtras, ExtrasShape, FeedForwardExtras, initial_block, initial_deltas, initial_gates
+from .feed_forward import feed_forward
 from .gate import BlockGates, Gates
 from .layer import ultragen_attention
 from .spec import BlockSpec
@@ -46,13 +49,13 @@ class UltraGenAttention(_OverProjections):
     """UltraGen's layer (arXiv 2510.18775, section 4) with extras and gates as before training.
 
     attn: a Wan self-attention, ComfyUI's or `WanProjections`, whose modules are used, not copied. spec: the branches,
-    from `block_spec`. shape: of the extras. engine: None is PyTorch's attention; layers that share one share RoPE
-    tables.
+    from `block_spec`. shape: of the extras; deltas on the feed-forward part belong to `UltraGenFeedForward`. engine:
+    None is PyTorch's attention; layers that share one share RoPE tables.
     """
 
     def __init__(self, attn: nn.Module, spec: BlockSpec, shape: ExtrasShape, engine: Engine | None = None):
         super().__init__(attn, engine)
-        self.spec = spec
+        self.spec, shape = spec, replace(shape, ffn_channels=0)
         self.extras, self.gates = BlockExtras(shape), BlockGates(shape.channels)
         self.extras.load_state_dict(initial_block(shape))
         self.gates.load_state_dict(initial_gates(shape.channels))
@@ -62,6 +65,25 @@ class UltraGenAttention(_OverProjections):
         with torch.autocast(x.device.type, enabled=False):
             gates = Gates(self.gates.hierarchical_gate(t), self.gates.global_gate(t))
         return ultragen_attention(self, x, grid, self.spec, self.extras, gates, self.engine)
+
+
+class UltraGenFeedForward(nn.Module):
+    """Wan's feed-forward part with low-rank deltas on its linear layers, which add nothing before training.
+
+    ffn: that of a Wan block, ComfyUI's or an `nn.Sequential` of linear layer, GELU and linear layer, whose modules are
+    used under their own names, not copied. shape: of the extras, with its ffn_channels.
+    """
+
+    def __init__(self, ffn: nn.Module, shape: ExtrasShape, strength: float = 1.0):
+        super().__init__()
+        for name, module in ffn.named_children():
+            self.add_module(name, module)
+        self.strength, self.extras = strength, FeedForwardExtras(shape)
+        self.extras.load_state_dict(initial_deltas(shape, "ffn"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, s, c) -> (b, s, c)."""
+        return feed_forward(self, x, self.extras, self.strength)
 
 
 class T3Attention(_OverProjections):

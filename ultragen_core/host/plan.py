@@ -11,7 +11,7 @@ import comfy.ldm.wan.vae2_2
 import torch
 
 from ..grid import TokenGrid
-from ..plan.flops import FLOPs, dense_layer_flops, layer_flops, rest_of_block_flops
+from ..plan.flops import FLOPs, dense_layer_flops, feed_forward_delta_flops, layer_flops, rest_of_block_flops
 from ..plan.memory import MAX_PIECES, ActivationMemory
 from ..plan.report import DECODE_TILES, GatePoint, Plan
 from ..plan.speed import Speed
@@ -110,7 +110,11 @@ def _named(rule: Rule | None, model: WanShape, kernel: Kernel | None) -> str:
 def flops_of(groups: Sequence[BlockGroup], grid: TokenGrid, model: WanShape) -> tuple[FLOPs, FLOPs]:
     """FLOPs of one evaluation, with the rule in these groups of blocks and with full attention everywhere."""
     dense = dense_layer_flops(grid, model.channels)
-    layers = {index: layer_flops(group.branches, grid, model.channels) for group in groups for index in group.blocks}
+    layers = {}
+    for group in groups:
+        layer = layer_flops(group.branches, grid, model.channels)
+        layer += feed_forward_delta_flops(grid.tokens, model, group.ffn_rank)
+        layers |= dict.fromkeys(group.blocks, layer)
     attentions = [*range(model.blocks), *model.fed_by_vace]
     rest = rest_of_block_flops(grid.tokens, model) * len(attentions)
     return sum((layers.get(index, dense) for index in attentions), rest), dense * len(attentions) + rest

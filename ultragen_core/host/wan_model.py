@@ -49,9 +49,9 @@ def all_blocks(dm: wan.WanModel) -> list[torch.nn.Module]:
     return [*dm.blocks, *getattr(dm, "vace_blocks", ())]
 
 
-def self_attentions(dm: wan.WanModel, index: int) -> list[wan.WanSelfAttention]:
-    """The self-attention of a block, and that of the VACE block that feeds it."""
-    attentions = [dm.blocks[index].self_attn]
+def blocks_at(dm: wan.WanModel, index: int) -> list[torch.nn.Module]:
+    """A block, and the VACE block that feeds it."""
+    blocks = [dm.blocks[index]]
     if (vace := getattr(dm, "vace_layers_mapping", {}).get(index)) is not None:
-        attentions.append(dm.vace_blocks[vace].self_attn)
-    return attentions
+        blocks.append(dm.vace_blocks[vace])
+    return blocks

@@ -39,9 +39,9 @@ def projection_flops(tokens: int, channels: int, count: int = 1) -> FLOPs:
     return FLOPs(products=count * 2.0 * tokens * channels**2)
 
 
-def delta_flops(tokens: int, channels: int, rank: int) -> FLOPs:
-    """Low-rank deltas of q, k and v."""
-    return FLOPs(products=3 * 4.0 * tokens * channels * rank)
+def delta_flops(tokens: int, rank: int, channels: int) -> FLOPs:
+    """Low-rank deltas of linear layers. channels: inputs and outputs of all of them together."""
+    return FLOPs(products=2.0 * tokens * rank * channels)
 
 
 def dense_layer_flops(grid: TokenGrid, channels: int) -> FLOPs:
@@ -59,7 +59,7 @@ def layer_flops(branches: Iterable[Branch], grid: TokenGrid, channels: int) -> F
         tokens = sum(branch.windows)
         total += attention_flops(branch.windows, channels)
         total += projection_flops(tokens, channels, branch.projections)
-        total += delta_flops(tokens, channels, branch.rank)
+        total += delta_flops(tokens, branch.rank, 3 * 2 * channels)  # q, k and v
     return total
 
 
@@ -67,3 +67,8 @@ def rest_of_block_flops(tokens: int, model: WanShape) -> FLOPs:
     """Cross-attention to a text of full length (without its keys and values), and the feed-forward layers."""
     cross = FLOPs(attention=4.0 * model.channels * tokens * TEXT_TOKENS) + projection_flops(tokens, model.channels, 2)
     return cross + FLOPs(products=4.0 * tokens * model.channels * model.ffn_channels)
+
+
+def feed_forward_delta_flops(tokens: int, model: WanShape, rank: int) -> FLOPs:
+    """Low-rank deltas of both linear layers of a block's feed-forward part."""
+    return delta_flops(tokens, rank, 2 * (model.channels + model.ffn_channels))

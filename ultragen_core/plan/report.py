@@ -60,7 +60,8 @@ class Plan:
         eight, image = (gib(size) for size in self.frames)
         lines = [f"{self.size}: {self.grid} = {self.grid.tokens:,} tokens; {', '.join((self.rule, *self.dense))}"]
         for group in self.groups:
-            lines.append(f"{len(group.blocks)} {group.name}: {' + '.join(map(windows_text, group.branches))}")
+            deltas = f"; deltas of rank {group.ffn_rank} on the feed-forward part" if group.ffn_rank else ""
+            lines.append(f"{len(group.blocks)} {group.name}: {' + '.join(map(windows_text, group.branches))}{deltas}")
         lines.append(f"one evaluation: {self.flops.total / 1e15:.3g} PFLOPs, {self.against_dense()}")
         lines += [f"{shares.heading}: {exchange_text(shares, self.grid)}" for shares in self.shares]
         if self.estimate:

@@ -100,6 +100,11 @@ def _check_fit(model: WanShape, global_: GlobalConfig, extras: ExtrasSummary) ->
             f" {max(extras.blocks)}, the model has {model.channels} channels and {model.blocks} blocks. UltraGen's"
             " published extras are for Wan 2.1 1.3B."
         )
+    if shape.ffn_channels not in (0, model.ffn_channels):
+        raise ValueError(
+            f"The extras do not fit the model: their deltas are for {shape.ffn_channels} channels of the feed-forward"
+            f" part, the model has {model.ffn_channels}. Use the model that they were trained with."
+        )
     if global_.compress_ratio not in (None, shape.global_ratio):
         raise ValueError(
             f"The extras were trained with a compress ratio of {shape.global_ratio}, the global config asks for"

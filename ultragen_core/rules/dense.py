@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention.extras import BlockExtras
 from ..attention.gate import NO_GATES, Gates
@@ -27,6 +27,9 @@ class DenseRule:
         grid: TokenGrid,
         member: Member | None = None,
     ) -> dict[int, Callable[..., Tensor]]:
+        return {}
+
+    def feed_forwards(self, extras: Mapping[int, BlockExtras]) -> dict[int, Callable[[nn.Module, Tensor], Tensor]]:
         return {}
 
     def received(self, grid: TokenGrid, members: int) -> dict[int, tuple[int, ...]]:

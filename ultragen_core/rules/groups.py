@@ -36,11 +36,15 @@ class Branch(NamedTuple):
 
 
 class BlockGroup(NamedTuple):
-    """Blocks that do the same: their indices, and the branches of one layer."""
+    """Blocks that do the same: their indices, and the branches of one layer.
+
+    ffn_rank: of the deltas on the feed-forward part, 0 without.
+    """
 
     name: str
     blocks: tuple[int, ...]
     branches: tuple[Branch, ...]
+    ffn_rank: int = 0
 
 
 def enabled_branches(spec: BlockSpec, extras: ExtrasShape) -> dict[str, tuple[BranchSpec, int]]:

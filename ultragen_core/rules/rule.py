@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention.extras import BlockExtras, ExtrasSummary
 from ..attention.gate import Gates, GateSources
@@ -41,6 +41,9 @@ class Rule(Protocol):
         timesteps. member: the one of several whose part of the video x is; None: x is all of it. Raises ValueError
         where the rule cannot run on this grid.
         """
+
+    def feed_forwards(self, extras: Mapping[int, BlockExtras]) -> dict[int, Callable[[nn.Module, Tensor], Tensor]]:
+        """For each of its blocks whose feed-forward part has deltas feed_forward(module, x)."""
 
     def received(self, grid: TokenGrid, members: int) -> dict[int, tuple[int, ...]]:
         """For each of its blocks how many tokens, or compressed cells, each of `members` gets from others. Raises

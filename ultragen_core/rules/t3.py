@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import product
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention.config import DEFAULT_GLOBAL, DEFAULT_LOCAL, GlobalConfig, LocalConfig
 from ..attention.extras import BlockExtras
@@ -131,6 +131,9 @@ class T3Rule:
         table = self.published.table(grid)
         layer = partial(t3_attention, grid=grid) if member is None else partial(split_t3_attention, member=member)
         return {index: partial(layer, windows=table[index % len(table)]) for index in self.blocks}
+
+    def feed_forwards(self, extras: Mapping[int, BlockExtras]) -> dict[int, Callable[[nn.Module, Tensor], Tensor]]:
+        return {}
 
     def received(self, grid: TokenGrid, members: int) -> dict[int, tuple[int, ...]]:
         table = self.published.table(grid)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention.config import DEFAULT_GLOBAL, DEFAULT_LOCAL, GlobalConfig, LocalConfig
 from ..attention.extras import BlockExtras, ExtrasSummary
+from ..attention.feed_forward import feed_forward
 from ..attention.gate import UNTRAINED_GATE, Gates, GateSources
 from ..attention.layer import ultragen_attention
 from ..attention.spec import BlockSpec, BranchSpec
@@ -122,6 +123,18 @@ class UltraGenRule:
             for index in self.blocks
         }
 
+    def feed_forwards(self, extras: Mapping[int, BlockExtras]) -> dict[int, Callable[[nn.Module, Tensor], Tensor]]:
+        if not self.ffn_rank:
+            return {}
+        strength = self.global_.ffn_lora_strength
+        return {i: partial(feed_forward, extras=extras[i].ffn, strength=strength) for i in self.blocks}
+
+    @property
+    def ffn_rank(self) -> int:
+        """Rank of the deltas that act on the feed-forward part, 0 without."""
+        shape = self.extras.shape
+        return shape.rank if "ffn" in shape.deltas and self.global_.ffn_lora_strength else 0
+
     def received(self, grid: TokenGrid, members: int) -> dict[int, tuple[int, ...]]:
         shape, counts = self.extras.shape, []
         for spec in (self.spec(parity, grid) for parity in (0, 1)):
@@ -134,12 +147,14 @@ class UltraGenRule:
         groups = []
         for parity, name in enumerate(("even blocks", "odd blocks")):
             if blocks := [index for index in self.blocks if index % 2 == parity]:
-                groups.append(ultragen_group(name, blocks, grid, self.spec(parity, grid), self.extras.shape))
+                group = ultragen_group(name, blocks, grid, self.spec(parity, grid), self.extras.shape)
+                groups.append(group._replace(ffn_rank=self.ffn_rank))
         return groups
 
     def describe(self, grid: TokenGrid, block_count: int) -> list[str]:
         parts = [f"rule ultragen in {len(self.blocks)} of {block_count} blocks ({format_blocks(self.blocks)})"]
         parts += [f"{group.name} {' + '.join(map(str, group.branches))}" for group in self.groups(grid)]
+        parts += ["deltas on the feed-forward part of these blocks"] if self.ffn_rank else []
         return [*parts, *describe_dense(self.dense)]
 
     def advice(self, grid: TokenGrid) -> list[str]:

@@ -18,17 +18,19 @@ from ..printable import printable
 from .errors import SOURCE, WeightsError
 from .files import StateDict
 
-# Our module name -> published name, under blocks.N.self_attn.
+# Our module name -> published name, under blocks.N. Published files have no deltas on the feed-forward part: the names
+# of those are ours, in the same manner.
 EXTRA_NAMES = {
-    **{f"global_branch.{name}": f"{name}_lora_1" for name in "qkv"},
-    "global_branch.compress": "downsample_conv",
-    "global_branch.refine": "upsample_conv",
-    **{f"hierarchical_branch.{name}": f"{name}_lora_2" for name in "qkv"},
-    "hierarchical_branch.compress": "downsample_conv_hierachcal",
-    "hierarchical_branch.refine": "upsample_conv_hierachcal",
+    **{f"global_branch.{name}": f"self_attn.{name}_lora_1" for name in "qkv"},
+    "global_branch.compress": "self_attn.downsample_conv",
+    "global_branch.refine": "self_attn.upsample_conv",
+    **{f"hierarchical_branch.{name}": f"self_attn.{name}_lora_2" for name in "qkv"},
+    "hierarchical_branch.compress": "self_attn.downsample_conv_hierachcal",
+    "hierarchical_branch.refine": "self_attn.upsample_conv_hierachcal",
+    **{f"ffn.{name}": f"ffn.{name}_lora" for name in "02"},
 }
 GATE_NAMES = {
-    f"{gate}.{ours}": f"alpha_time_{layer.format(suffix)}"
+    f"{gate}.{ours}": f"self_attn.alpha_time_{layer.format(suffix)}"
     for gate, suffix in (("global_gate", ""), ("hierarchical_gate", "2"))
     for ours, layer in (
         ("embedding_in", "embedding{}.0"),
@@ -38,7 +40,7 @@ GATE_NAMES = {
 }
 _OURS = {published: ours for ours, published in (EXTRA_NAMES | GATE_NAMES).items()}
 _EXTRA_KEY = re.compile(
-    r"blocks\.(\d{1,4})\.self_attn\.("
+    r"blocks\.(\d{1,4})\.("
     + "|".join(re.escape(name) for name in sorted(_OURS, key=len, reverse=True))
     + r")\.(.+)"
 )
@@ -100,12 +102,7 @@ def split(state_dict: StateDict, name: str) -> tuple[StateDict, Extras]:
         )
     per_block = dict(sorted(per_block.items()))
     shape = _validate(per_block, name)
-    width = base.get("blocks.0.self_attn.q.weight")
-    if width is not None and width.shape[0] != shape.channels:
-        raise WeightsError(
-            f"{name} mixes two models: its extras are for {shape.channels} channels, its base for"
-            f" {width.shape[0]}. Get a complete checkpoint from {SOURCE}."
-        )
+    _check_widths(base, shape, name)
     extras = Extras(
         shape,
         blocks={i: {k: v for k, v in keys.items() if "_gate." not in k} for i, keys in per_block.items()},
@@ -127,7 +124,7 @@ def _published(index: int, key: str) -> str:
     """Return the published key for our key of a block."""
     names = EXTRA_NAMES | GATE_NAMES
     module = next(module for module in names if key.startswith(module + "."))
-    return f"blocks.{index}.self_attn.{names[module]}.{key.removeprefix(module + '.')}"
+    return f"blocks.{index}.{names[module]}.{key.removeprefix(module + '.')}"
 
 
 def fingerprint(base: StateDict, blocks: list[int]) -> dict[int, list[float]]:
@@ -157,7 +154,8 @@ def describe(state_dict: StateDict) -> str:
 
 def _validate(per_block: dict[int, StateDict], name: str) -> ExtrasShape:
     """Return the shape that all blocks share; the modules define its keys and sizes. Raises WeightsError."""
-    shape = _shape_of(next(iter(per_block.values())))
+    # What a block lacks is then missed there, whichever block has it.
+    shape = _shape_of({key: tensor for keys in reversed(per_block.values()) for key, tensor in keys.items()})
     with torch.device("meta"):
         expected = BlockExtras(shape).state_dict() | BlockGates(shape.channels).state_dict()
     for index, found in per_block.items():
@@ -166,9 +164,21 @@ def _validate(per_block: dict[int, StateDict], name: str) -> ExtrasShape:
             if sizes[0] != sizes[1]:
                 raise WeightsError(
                     f"{name} is not a complete UltraGen checkpoint: {_published(index, key)} should be {sizes[0]},"
-                    f" found {sizes[1]}. Get a complete one from {SOURCE}."
+                    f" found {sizes[1]}. Get the complete file where it comes from; the published one is {SOURCE}."
                 )
     return shape
+
+
+def _check_widths(base: StateDict, shape: ExtrasShape, name: str) -> None:
+    """Raise WeightsError where the extras do not fit the base that comes with them."""
+    widths = {"self_attn.q": ("channels", shape.channels), "ffn.0": ("feed-forward channels", shape.ffn_channels)}
+    for layer, (unit, expected) in widths.items():
+        weight = base.get(f"blocks.0.{layer}.weight")
+        if expected and weight is not None and weight.shape[0] != expected:
+            raise WeightsError(
+                f"{name} mixes two models: its extras are for {expected} {unit}, its base for {weight.shape[0]}. Get a"
+                f" complete checkpoint, such as {SOURCE}."
+            )
 
 
 def _shape_of(keys: StateDict) -> ExtrasShape:
@@ -183,4 +193,5 @@ def _shape_of(keys: StateDict) -> ExtrasShape:
         global_ratio=size("global_branch.compress.weight", -1),
         hierarchical_ratio=size("hierarchical_branch.compress.weight", -1),
         refined=True,
+        ffn_channels=size("ffn.0.lora_B.weight", 0) if any(key.startswith("ffn.") for key in keys) else 0,
     )

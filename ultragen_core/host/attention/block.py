@@ -91,12 +91,17 @@ def can_fuse(block: nn.Module) -> bool:
 
 def fused_feed_forward(ffn: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The forward of a feed-forward part with its first layer's GELU fused; None where it is not Wan's own."""
-    if type(ffn) not in (nn.Sequential, getattr(wan, "WanFeedForward", None)) or len(ffn) != 3:
+    if not is_wans_feed_forward(ffn):
         return None
     linear = all(isinstance(layer, comfy.ops.disable_weight_init.Linear) for layer in (ffn[0], ffn[2]))
     if not linear or type(ffn[1]) is not nn.GELU or ffn[1].approximate != "tanh" or ffn[0].bias is None:
         return None
     return None if any(map(_changed, (ffn, *ffn))) else partial(_feed_forward, ffn, ffn.forward)
+
+
+def is_wans_feed_forward(ffn: nn.Module) -> bool:
+    """Whether this is linear layer, activation and linear layer in turn, with ComfyUI's forward."""
+    return type(ffn) in (nn.Sequential, getattr(wan, "WanFeedForward", None)) and len(ffn) == 3 and _own_forward(ffn)
 
 
 def _feed_forward(ffn: nn.Sequential, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -110,7 +115,11 @@ def _feed_forward(ffn: nn.Sequential, original: Callable[[Tensor], Tensor], x: T
 
 def _changed(module: nn.Module) -> bool:
     """Whether somebody has replaced this module's forward, or looks on."""
-    return "forward" in vars(module) or _hooked(module)
+    return not _own_forward(module) or _hooked(module)
+
+
+def _own_forward(module: nn.Module) -> bool:
+    return "forward" not in vars(module)
 
 
 def _hooked(module: nn.Module) -> bool:

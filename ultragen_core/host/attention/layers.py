@@ -6,9 +6,10 @@ compiled graphs see plain attributes of their module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import MethodType
 
 import comfy.ldm.wan.model as wan
@@ -19,8 +20,8 @@ from ...attention.engine import Engine, in_pieces
 from ...attention.layer import dense_attention_
 from ...attention.rope import RopeTables
 from ..compat import attention_operands, preferred_attention
-from ..wan_model import all_blocks, uncompiled
-from .block import FusedBlockLayer, can_fuse, fused_feed_forward
+from ..wan_model import all_blocks, blocks_at, uncompiled
+from .block import FusedBlockLayer, can_fuse, fused_feed_forward, is_wans_feed_forward
 from .kernels import OVERRIDE, KernelOverride
 from .parameters import managed_parameters
 
@@ -112,6 +113,23 @@ class TokenWiseLayer:
 
 
 @dataclass
+class FeedForwardLayer(TokenWiseLayer):
+    """On a feed-forward part whose linear layers have deltas. with_deltas: feed_forward(module, x); `original` computes
+    the part without them, for blocks that stay dense because extra tokens joined the video's.
+    """
+
+    with_deltas: Callable[[nn.Module, Tensor], Tensor]
+    tokens: int
+
+    @staticmethod
+    def forward(module, x: Tensor) -> Tensor:
+        layer: FeedForwardLayer = module.ultragen_layer
+        if x.shape[1] != layer.tokens:
+            return TokenWiseLayer.forward(module, x)
+        return in_pieces(partial(layer.with_deltas, module), x, 1, layer.tokens_at_a_time)
+
+
+@dataclass
 class EmbeddingLayer:
     """On the patch embedding: frame by frame, in the activations' dtype and channel-last, so that ComfyUI neither holds
     the float32 map nor copies the tokens into order.
@@ -154,6 +172,29 @@ def bounded_layers(
         own = getattr(block.forward, "__func__", None) in OWN_FORWARDS
         if own and not keep_dense and type(block.self_attn) is wan.WanSelfAttention:
             layers[block.self_attn] = DenseLayer(tokens_at_a_time)
+    return layers
+
+
+def delta_layers(
+    dm: wan.WanModel,
+    feed_forwards: Mapping[int, Callable[[nn.Module, Tensor], Tensor]],
+    others: Mapping[nn.Module, object],
+    tokens: int,
+    tokens_at_a_time: int | None,
+    note: Callable[[str], None],
+) -> dict[nn.Module, FeedForwardLayer]:
+    """Layers for the feed-forward parts whose linear layers have deltas.
+
+    feed_forwards: by block, from the rule. others: layers of the whole model, without deltas.
+    """
+    layers: dict[nn.Module, FeedForwardLayer] = {}
+    for index, feed_forward in feed_forwards.items():
+        for ffn in (block.ffn for block in blocks_at(dm, index)):
+            if is_wans_feed_forward(ffn):
+                plain = others[ffn].original if ffn in others else ffn.forward
+                layers[ffn] = FeedForwardLayer(plain, tokens_at_a_time, feed_forward, tokens)
+            else:
+                note("a feed-forward part that another pack has replaced has no deltas")
     return layers
 
 

@@ -29,11 +29,11 @@ from ...rules.choice import COMFYUI
 from ...rules.rule import Rule
 from ..compat import free_memory
 from ..memory import estimated_memory, is_out_of_memory
-from ..wan_model import activation_dtype, diffusion_model, self_attentions, shape_of, token_grid
+from ..wan_model import activation_dtype, blocks_at, diffusion_model, shape_of, token_grid
 from .backend import AttentionChoice, choose_attention
 from .extras import LoadedExtras, extras_on
 from .kernels import OVERRIDE, Kernel
-from .layers import RuleLayer, bounded_layers, fused_layers, installed, rope_scale
+from .layers import RuleLayer, bounded_layers, delta_layers, fused_layers, installed, rope_scale
 
 # Keys of transformer_options: the groups of GPUs of a run, and the Evaluation that a patched model hands to them.
 GROUPS, EVALUATION = "ultragen_groups", "ultragen_evaluation"
@@ -193,8 +193,11 @@ class Runtime:
             layers = bounded_layers(dm, dtype, at_a_time, keep_dense)
         if dispatch.triton_for(torch.empty(0, dtype=dtype, device=device), dispatch.BLOCK_KERNEL_MODULES):
             layers |= fused_layers(dm, at_a_time)
+        if attentions:
+            deltas = self.rule.feed_forwards(extras_on(base))
+            layers |= delta_layers(dm, deltas, layers, grid.tokens, at_a_time, self.note)
         for index, attention in attentions.items():
-            for attn in self_attentions(dm, index):
+            for attn in (block.self_attn for block in blocks_at(dm, index)):
                 bounded = layers.get(attn)
                 layers[attn] = RuleLayer(
                     functools.partial(bounded.forward, attn) if bounded else attn.forward,
