@@ -196,6 +196,7 @@ class UltraGenGlobalConfig(Node):
                 ),
                 lora_strength_input("lora_strength", "the global branch"),
                 *gate_inputs("local and hierarchical together", "the global branch"),
+                lora_strength_input("ffn_lora_strength", "the feed-forward part (the published weights have none)"),
                 io.String.Input(
                     "dense_blocks",
                     default="auto",
@@ -211,7 +212,7 @@ class UltraGenGlobalConfig(Node):
 
     @classmethod
     def execute(
-        cls, enabled, compress_ratio, lora_strength, gate, gate_at_noise, gate_at_end, dense_blocks
+        cls, enabled, compress_ratio, lora_strength, gate, gate_at_noise, gate_at_end, ffn_lora_strength, dense_blocks
     ) -> io.NodeOutput:
         return io.NodeOutput(
             GlobalConfig(
@@ -219,6 +220,7 @@ class UltraGenGlobalConfig(Node):
                 compress_ratio=compress_ratio or None,
                 lora_strength=lora_strength,
                 gate=gate_line(gate, gate_at_noise, gate_at_end),
+                ffn_lora_strength=ffn_lora_strength,
                 dense_blocks=parse_blocks(dense_blocks),
             )
         )

@@ -33,7 +33,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 SET = StateDictOptions(full_state_dict=True, strict=False)
 KEPT = 2
 _STATE = re.compile(r"state-(\d{6,})\.pt")
-_PART = re.compile(r"(?:wan\.)?blocks\.(\d+)\.self_attn\.(extras|gates)\.(.+)")
+_PART = re.compile(r"(?:wan\.)?blocks\.(\d+)\.(self_attn|ffn)\.(extras|gates)\.(.+)")
 
 
 class States:
@@ -103,7 +103,8 @@ def _split(state: StateDict, model: Velocity) -> tuple[StateDict, Extras]:
     parts: dict[str, dict[int, StateDict]] = {"extras": {}, "gates": {}}
     for key, tensor in state.items():
         if match := _PART.fullmatch(key):
-            parts[match[2]].setdefault(int(match[1]), {})[match[3]] = tensor
+            key = f"ffn.{match[4]}" if match[2] == "ffn" else match[4]
+            parts[match[3]].setdefault(int(match[1]), {})[key] = tensor
         else:
             base[key] = tensor
     blocks = parts["extras"]

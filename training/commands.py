@@ -75,6 +75,8 @@ def _fields(group, settings: type) -> None:
             accepted = {"nargs": "*", "choices": typing.get_args(typing.get_args(types[field.name])[0])}
         elif choices := typing.get_args(types[field.name]):
             accepted = {"choices": choices}
+        elif types[field.name] is bool:
+            accepted = {"action": "store_true"}
         name = f"--{field.name.replace('_', '-')}"
         group.add_argument(name, default=field.default, help=field.metadata["help"], **accepted)
 

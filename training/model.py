@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from tools.console import Trouble
 from ultragen_core.attention.config import GlobalConfig
 from ultragen_core.attention.engine import Engine
-from ultragen_core.attention.extras import ExtrasShape, initial_block, initial_gates
-from ultragen_core.attention.module import T3Attention, UltraGenAttention, sdpa
+from ultragen_core.attention.extras import ExtrasShape, LowRankDelta
+from ultragen_core.attention.module import T3Attention, UltraGenAttention, UltraGenFeedForward, sdpa
 from ultragen_core.attention.t3 import t3_attention
 from ultragen_core.host.attention.backend import OVERRIDE
 from ultragen_core.host.wan_model import shape_of, token_grid
@@ -26,6 +26,7 @@ from ultragen_core.rules.t3 import PublishedWindows, t3_rule
 from ultragen_core.weights.files import StateDict
 from ultragen_core.weights.published import Extras, has_extras, split
 
+from .extras import initial_extras, with_ffn_deltas
 from .recipe import Recipe
 
 TIMESTEP, GRID = "ultragen_timestep", "ultragen_grid"
@@ -119,6 +120,8 @@ def build(state: StateDict, name: str, recipe: Recipe, recomputed: bool = False)
     shape = None
     if recipe.rule == "ultragen":
         extras = extras or initial_extras(recipe, model.dim, len(model.blocks))
+        if recipe.ffn_deltas and not extras.shape.ffn_channels:
+            extras = with_ffn_deltas(extras, model.ffn_dim, recipe.seed)
         shape = extras.shape
         _install_ultragen(model, extras, recipe)
     elif recipe.rule == "t3":
@@ -131,11 +134,15 @@ def build(state: StateDict, name: str, recipe: Recipe, recomputed: bool = False)
 
 def _install_ultragen(model: wan.WanModel, extras: Extras, recipe: Recipe) -> None:
     engine = Engine(sdpa)
-    for index, block_state in extras.blocks.items():
-        attn = TrainedAttention(model.blocks[index].self_attn, recipe.spec(index), extras.shape, engine)
-        attn.extras.load_state_dict(block_state)
-        attn.gates.load_state_dict(extras.gates[index])
-        model.blocks[index].self_attn = attn
+    for index, state in extras.blocks.items():
+        block, attn_state = model.blocks[index], {key: x for key, x in state.items() if not key.startswith("ffn.")}
+        block.self_attn = TrainedAttention(block.self_attn, recipe.spec(index), extras.shape, engine)
+        block.self_attn.extras.load_state_dict(attn_state)
+        block.self_attn.gates.load_state_dict(extras.gates[index])
+        if extras.shape.ffn_channels:
+            block.ffn = UltraGenFeedForward(block.ffn, extras.shape, recipe.delta_strength)
+            ffn_state = {key.removeprefix("ffn."): x for key, x in state.items() if key not in attn_state}
+            block.ffn.extras.load_state_dict(ffn_state)
 
 
 def _install_t3(model: wan.WanModel, recipe: Recipe) -> None:
@@ -157,26 +164,19 @@ def _wan_model(base: StateDict, name: str) -> wan.WanModel:
     return model.float()
 
 
-def initial_extras(recipe: Recipe, channels: int, blocks: int) -> Extras:
-    """Where training starts: average pooling, deltas of zero, gates open by `recipe.gate`, for the paper half."""
-    shape = ExtrasShape(channels, recipe.rank, refined=True)
-    hierarchical = recipe.hierarchical_blocks(blocks)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        extras = {index: initial_block(shape) for index in hierarchical}
-        gates = {index: initial_gates(channels, recipe.gate) for index in hierarchical}
-    return Extras(shape, extras, gates)
-
-
 def set_learning(model: wan.WanModel, recipe: Recipe) -> None:
     """What learns and what does not; nothing learns in a branch that is switched off."""
     model.requires_grad_(recipe.trains == "full")
     for module in model.modules():
+        if isinstance(module, (TrainedAttention, UltraGenFeedForward)):
+            module.extras.requires_grad_(recipe.trains != "lora")
         if isinstance(module, TrainedAttention):
-            for part in (module.extras, module.gates):
-                part.requires_grad_(recipe.trains != "lora")
+            module.gates.requires_grad_(recipe.trains != "lora")
             for part in _switched_off(module, recipe):
                 part.requires_grad_(False)
+    for module in model.modules() if "delta" in recipe.without else ():
+        if isinstance(module, LowRankDelta):
+            module.requires_grad_(False)
     if recipe.trains == "lora":
         from peft import LoraConfig, inject_adapter_in_model
 
@@ -191,10 +191,7 @@ def _switched_off(attn: TrainedAttention, recipe: Recipe) -> list[nn.Module]:
         "hierarchical": (attn.extras.hierarchical_branch, attn.gates.hierarchical_gate),
         "global": (attn.extras.global_branch, attn.gates.global_gate),
     }
-    off = [part for name, parts in branches.items() if name in recipe.without for part in parts]
-    if "delta" in recipe.without:
-        off += [getattr(branch, name) for branch, _ in branches.values() for name in "qkv"]
-    return off
+    return [part for name, parts in branches.items() if name in recipe.without for part in parts]
 
 
 def random_base(channels: int, blocks: int, ffn_channels: int, seed: int) -> StateDict:

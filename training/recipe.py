@@ -30,6 +30,9 @@ class Recipe:
         "ultragen", "t3: T3-Video's windows, which need no extras; dense: Wan's full attention, to train a base"
     )
     rank: int = option(64, "rank of the low-rank deltas of new extras, and of a LoRA")
+    ffn_deltas: bool = option(
+        False, "low-rank deltas on the feed-forward part too, as in the paper; the published weights have none there"
+    )
     dense_blocks: str = option(
         "auto", "blocks with full attention, such as 0-2,27-29; auto: a tenth at either end, with the rule t3 none"
     )
@@ -49,10 +52,11 @@ class Recipe:
     seed: int = option(0, "seed of all random numbers")
 
     def __post_init__(self):
-        if self.trains == "extras" and self.rule != "ultragen":
-            raise Trouble(
-                f"Only the rule ultragen has extras, got --trains extras with --rule {self.rule}. Change one of them."
-            )
+        for given, chosen in (("--trains extras", self.trains == "extras"), ("--ffn-deltas", self.ffn_deltas)):
+            if chosen and self.rule != "ultragen":
+                raise Trouble(
+                    f"Only the rule ultragen has extras, got {given} with --rule {self.rule}. Change one of them."
+                )
         for name, least in (("rank", 1), ("steps", 1), ("batch", 1), ("warmup", 0)):
             if getattr(self, name) < least:
                 raise Trouble(f"{name} must be at least {least}, got {getattr(self, name)}.")
@@ -78,9 +82,13 @@ class Recipe:
         dense = outer_blocks(blocks) if chosen is None else chosen
         return [index for index in range(blocks) if index not in dense]
 
+    @property
+    def delta_strength(self) -> float:
+        return 0.0 if "delta" in self.without else 1.0
+
     def spec(self, block_index: int) -> BlockSpec:
         """Return what a block computes, with the quirks of the published weights, which belong to their format."""
-        strength = 0.0 if "delta" in self.without else 1.0
+        strength = self.delta_strength
         local = LocalConfig(
             cross_window=self.cross_window,
             hierarchical="hierarchical" not in self.without,

@@ -10,13 +10,15 @@ from tools.console import Trouble
 from ultragen_core.storage.files import finished_file
 
 
-def agree(path: Path, settings: Mapping[str, object], may_change: Collection[str] = ()) -> None:
+def agree(
+    path: Path, settings: Mapping[str, object], may_change: Collection[str] = (), defaults: Mapping[str, object] = {}
+) -> None:
     """Write `settings` to `path`. Raises Trouble if the file there holds other values.
 
-    may_change: names whose values need not be the same.
+    may_change: names whose values need not be the same. defaults: of settings that are newer than the file.
     """
     wanted = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else wanted
+    held = {**defaults, **json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else wanted
     changed = [
         f"{name} {held.get(name)} -> {value}"
         for name, value in wanted.items()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from helpers.support import seeded
@@ -17,8 +19,9 @@ _DELTA = re.compile(r"blocks\.\d+\.ffn\.[02]_lora\..+")
 
 def random_deltas(shape: ExtrasShape, seed: int) -> dict[str, Tensor]:
     """State of a `FeedForwardExtras` as after training."""
-    start = initial_deltas(shape, "ffn").items()
-    return {key: value + 0.1 * seeded(*value.shape, seed=seed + n) for n, (key, value) in enumerate(start)}
+    sizes = {key: value.shape for key, value in initial_deltas(shape, "ffn").items()}
+    scales = {key: size[-1] ** -0.5 if key.endswith("A.weight") else 0.1 for key, size in sizes.items()}
+    return {key: scales[key] * seeded(*sizes[key], seed=seed + n) for n, key in enumerate(sizes)}
 
 
 def with_deltas(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,8 +54,9 @@ def random_extras(shape: ExtrasShape, blocks: range) -> Extras:
     """Extras of these blocks as after training, the same with deltas on the feed-forward part as without those."""
 
     def block(index: int) -> dict[str, Tensor]:
-        state = {key: value for key, value in initial_block(shape).items() if not key.startswith("ffn.")}
-        state = {key: value + 0.1 * seeded(*value.shape, seed=index) for key, value in state.items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(index)
+            state = initial_block(replace(shape, ffn_channels=0))
         return state | {f"ffn.{key}": value for key, value in random_deltas(shape, 10 * index).items()}
 
     return Extras(shape, {i: block(i) for i in blocks}, {i: initial_gates(shape.channels) for i in blocks})

@@ -35,6 +35,7 @@ global_configs = st.builds(
     enabled=st.booleans(),
     lora_strength=st.sampled_from([0.0, 1.0]) | st.floats(0, 2),
     gate=gates,
+    ffn_lora_strength=st.sampled_from([0.0, 1.0]) | st.floats(0, 2),
 )
 
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from helpers.comfy_run import spied, velocity
+from helpers.deltas import with_deltas
 from helpers.support import seeded
 from helpers.wan_models import KINDS, load
 from safetensors.torch import load_file, save_file
@@ -17,11 +18,13 @@ import ultragen_core.host.speed.records as records
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.attention.load import load_extras_file, load_model
-from ultragen_core.host.attention.patch import Settings, apply
+from ultragen_core.host.attention.patch import Settings, apply, runtime_of
 from ultragen_core.host.plan import plan, plan_of
 from ultragen_core.host.plan_preview import AS_TRAINED, Patch, Source, preview, shapes_of
 from ultragen_core.host.speed.records import write_speed
 from ultragen_core.host.speed.setup import setup_of
+from ultragen_core.host.wan_model import shape_of
+from ultragen_core.plan.flops import feed_forward_delta_flops
 from ultragen_core.plan.picture import picture
 from ultragen_core.plan.speed import DecodeTime, EvaluationTime, Speed
 from ultragen_core.rules.t3 import t3_rule
@@ -83,6 +86,23 @@ def test_a_file_gives_the_plan_of_the_model_that_is_loaded_from_it(tiny, dense, 
         for extras in (None, tiny_path) if rule == "auto" else (None,):
             assert facts(preview(SIZE, source, [Patch(settings, extras)])) == facts(loaded)
     assert facts(preview(SIZE, source._replace(rule="dense"))) == facts(plan_of(dense, SHAPE))
+
+
+def test_deltas_on_the_feed_forward_part_are_planned(tiny, tiny_path, tmp_path):
+    """As in the model that is loaded; their FLOPs are those that the layers count."""
+    path = tmp_path / "deltas.safetensors"
+    save_file(with_deltas(load_file(tiny_path)), path)
+    model, source = load_model(path, model_options={"dtype": torch.float32}), Source(path.name, path, "auto")
+    for strength, rank in ((1.0, 8), (0.0, 0)):
+        settings = Settings(global_=GlobalConfig(ffn_lora_strength=strength))
+        planned = plan_of(apply(model, settings), SHAPE)
+        assert facts(preview(SIZE, source, [Patch(settings)])) == facts(planned)
+        shape = shape_of(model.model.diffusion_model)
+        more = planned.flops.products - plan_of(tiny, SHAPE).flops.products
+        assert more == 2 * feed_forward_delta_flops(planned.grid.tokens, shape, rank).products
+        assert ("; deltas of rank 8 on the feed-forward part" in " ".join(planned.text())) == bool(rank)
+        described = runtime_of(apply(model, settings)).rule.describe(planned.grid, 4)
+        assert ("deltas on the feed-forward part of these blocks" in described) == bool(rank)
 
 
 def facts(made):

@@ -11,11 +11,14 @@ from helpers.support import DATA, relative_error, seeded
 from safetensors.torch import load_file
 
 from tools.console import Trouble
+from training.checkpoint import publish
+from training.extras import initial_extras
 from training.model import build, random_base
 from ultragen_core.attention.config import GlobalConfig
 from ultragen_core.host.attention.load import load_extras_file, load_model
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.weights.files import read_state_dict
+from ultragen_core.weights.published import published_items
 
 X, TEXT = seeded(2, 16, 2, 8, 10), 0.1 * seeded(2, 512, 4096, seed=1)
 T = torch.tensor([900.0, 20.0])
@@ -47,9 +50,10 @@ def test_velocities_of_the_published_model(tiny_path, recipe):
             assert relative_error(model(x, torch.tensor([431.0]), text), plain.get(key, golden[key])) < 5e-6
 
 
-@pytest.mark.parametrize("trains", ["full", "extras", "lora"])
+@pytest.mark.parametrize("trains", ["full", "extras", "lora", "extras with ffn_deltas"])
 def test_what_is_published_paints_the_same_in_comfyui(training, base, trains, tmp_path):
-    run = training(tmp_path, trains=trains)
+    trains, ffn_deltas = trains.removesuffix(" with ffn_deltas"), "ffn" in trains
+    run = training(tmp_path, trains=trains, ffn_deltas=ffn_deltas)
     run.run()
     path = tmp_path / f"{trains}-000003.safetensors"
     if trains == "full":
@@ -61,7 +65,7 @@ def test_what_is_published_paints_the_same_in_comfyui(training, base, trains, tm
         loaded = _with_lora(base, path, run)
     with run.averages.applied(), torch.no_grad():
         trained = run.bare(X[:1], T[:1], TEXT[:1])
-    assert relative_error(velocity(loaded, X[:1], TEXT[:1], 0.9), trained) < 5e-6
+    assert relative_error(velocity(loaded, X[:1], TEXT[:1], 0.9), trained) < (1e-6 if ffn_deltas else 5e-6)
     untrained = build(read_state_dict(base), base.name, run.recipe)
     with torch.no_grad():
         assert relative_error(trained, untrained(X[:1], T[:1], TEXT[:1])) > 1e-3, "nothing was learnt"
@@ -71,7 +75,6 @@ def _with_lora(base, path, run):
     """ComfyUI's LoRA loader on the base with the extras that the LoRA was trained on."""
     import comfy.sd
 
-    from training.model import initial_extras
     from ultragen_core.weights.extras_file import save_extras
 
     save_extras(initial_extras(run.recipe, 128, 4), path.with_name("initial.safetensors"))
@@ -103,7 +106,9 @@ def test_t3_refuses_to_train_at_a_size_that_has_no_windows(model):
 
 @pytest.mark.parametrize("changes", [
     {}, {"rule": "dense"}, {"rule": "t3"}, {"trains": "extras"}, {"trains": "lora"}, {"without": ("global",)},
-    {"without": ("delta", "hierarchical")}, {"trains": "extras", "without": ("delta",)},
+    {"without": ("delta", "hierarchical")}, {"trains": "extras", "without": ("delta",)}, {"ffn_deltas": True},
+    {"ffn_deltas": True, "trains": "extras"}, {"ffn_deltas": True, "trains": "lora"},
+    {"ffn_deltas": True, "without": ("delta",)},
 ])  # fmt: skip
 def test_all_that_learns_gets_gradients_and_nothing_else_does(model, changes):
     """Processes that share a run wait for every gradient: a weight without one would stop them."""
@@ -115,6 +120,10 @@ def test_all_that_learns_gets_gradients_and_nothing_else_does(model, changes):
     trains = changes.get("trains", "full")
     assert kinds == {"extras": trains != "lora" and "rule" not in changes, "lora": trains == "lora"}
     assert (trains == "full") == ("wan.head.head.weight" in learning)
+    if changes.get("ffn_deltas") and trains != "lora" and "without" not in changes:
+        assert sum(".ffn.extras." in name for name in learning) == 2 * 2 * 4
+        start = {name: gradient.any() for name, gradient in got.items() if ".ffn.extras." in name}
+        assert {name for name, moved in start.items() if moved} == {name for name in start if ".lora_B." in name}
     for name in changes.get("without", ()):
         parts = BRANCHES.get(name, "lora_").split("|")
         assert not [key for key in learning for part in parts if part in key]
@@ -129,6 +138,38 @@ def test_extras_start_as_the_paper_says(model):
     assert torch.all(attn.gates.global_gate(T) == 0.5) and torch.all(attn.gates.hierarchical_gate(T) == 0.5)
     near_local = model(gate=0.9).wan.blocks[1].self_attn.gates
     assert torch.allclose(near_local.global_gate(T), torch.tensor(0.9))
+
+
+def test_deltas_on_the_feed_forward_part(training, base, recipe, tmp_path):
+    """They begin as nothing, lower the loss on their own, and a checkpoint that has them keeps them."""
+    plain, begun = (build(read_state_dict(base), "x", recipe(ffn_deltas=ffn)) for ffn in (False, True))
+    with torch.no_grad():
+        assert torch.equal(begun(X, T, TEXT), plain(X, T, TEXT))
+    learning = [p for name, p in begun.requires_grad_(False).named_parameters() if ".ffn.extras." in name]
+    optimizer, losses = torch.optim.AdamW([p.requires_grad_() for p in learning], 1e-2), []
+    for _ in range(8):
+        losses.append((begun(X, T, TEXT) - X).square().mean())
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.99 * losses[0]
+
+
+def test_a_checkpoints_extras_get_them_and_keep_them(base, recipe, tmp_path):
+    """Of UltraGen's checkpoint they are the only new weights; one that has them needs no option."""
+    state = dict(read_state_dict(base))
+    state |= published_items(initial_extras(recipe(rank=2), 128, 4))
+    plain, extended = (build(state, "x", recipe(ffn_deltas=ffn)) for ffn in (False, True))
+    assert extended.shape == replace(plain.shape, ffn_channels=64) and plain.shape.rank == 2
+    with torch.no_grad():
+        assert torch.equal(extended(X, T, TEXT), plain(X, T, TEXT))
+    for name, parameter in extended.named_parameters():
+        parameter.data.add_(0.1 if ".ffn.extras." in name else 0)
+    publish(tmp_path, 1, extended, extended, recipe(trains="full"), True)
+    again = build(read_state_dict(tmp_path / "full-000001.safetensors"), "x", recipe())
+    assert again.shape == extended.shape
+    with torch.no_grad():
+        assert torch.equal(again(X, T, TEXT), extended(X, T, TEXT))
 
 
 def test_recomputed_activations_give_the_same_gradients(model):

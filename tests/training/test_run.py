@@ -71,11 +71,12 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(training, base, cache,
     assert steps[0] == steps[1] and len(steps[0]) == 12
 
 
-def test_a_run_whose_time_is_up_ends_in_order_and_goes_on(training, tmp_path):
-    run = training(tmp_path / "cut", keeping={"minutes": 1e-6})
+@pytest.mark.parametrize("changes", [{}, {"ffn_deltas": True}], ids=str)
+def test_a_run_whose_time_is_up_ends_in_order_and_goes_on(training, tmp_path, changes):
+    run = training(tmp_path / "cut", keeping={"minutes": 1e-6}, **changes)
     assert not run.run() and run.step == 1
     assert (tmp_path / "cut" / "state-000001.pt").is_file() and not list((tmp_path / "cut").glob("full-*"))
-    assert training(tmp_path / "cut").run() and training(tmp_path / "whole").run()
+    assert training(tmp_path / "cut", **changes).run() and training(tmp_path / "whole", **changes).run()
     assert_near(weights(tmp_path / "cut", 3), weights(tmp_path / "whole", 3), 0)
 
 

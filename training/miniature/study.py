@@ -17,6 +17,7 @@ TRAINED: dict[str, dict] = {
     "without hierarchical": {"without": ("hierarchical",)},
     "without cross-window": {"cross_window": "off"},
     "without deltas": {"without": ("delta",)},
+    "ffn deltas": {"ffn_deltas": True},
     "Swin": {"cross_window": "swin"},
 }
 DENSE, FINISHED, UNTRAINED = "dense, as trained low", "full, to the end", "UltraGen without weights"

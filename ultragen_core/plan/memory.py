@@ -43,7 +43,7 @@ class ActivationMemory:
         """
         tokens = batch * grid.tokens
         rotations = grid.tokens * shape.channels // shape.heads // 2 * 16  # ComfyUI's, 2x2 float32 matrices
-        # The feed-forward part has its hidden map twice, before and after the activation.
+        # The feed-forward part has its hidden map twice, before and after the activation, or next to its delta.
         transient = tokens * itemsize * (2 * shape.ffn_channels + 2 * shape.channels)
         latents = LATENT_COPIES * tokens * 4 * math.prod(PATCH) * shape.out_channels
         maps = HELD_MAPS + (HELD_MAPS_VACE if shape.vace_blocks else 0) + kernel_maps

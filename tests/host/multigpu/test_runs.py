@@ -11,11 +11,14 @@ import torch
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode
-from helpers.comfy_run import lora, patched, run_node, sample, with_lora
+from helpers.comfy_run import TINY, lora, patched, run_node, sample, with_lora
+from helpers.deltas import merged, with_deltas
 from helpers.signatures import needs
 from helpers.support import relative_error, seeded
 from helpers.wan_models import KINDS, H, T, W, load
+from safetensors.torch import load_file, save_file
 
+from ultragen_core.host.attention.load import load_model
 from ultragen_core.host.compat import gpu_pool_class
 from ultragen_core.host.multigpu.evaluation import Part
 from ultragen_core.host.multigpu.patch import use_gpus
@@ -58,6 +61,17 @@ def test_ksampler_gives_the_video_of_one_gpu(dense, rule, count, cfg, by, device
     assert {device for device, _ in parts} == (set(map(str, devices)) if devices_of_a_prompt else set())
     assert len({rectangle for _, rectangle in parts}) == devices_of_a_prompt
     assert torch.equal(run(model, cfg=cfg), one), "the incoming model samples on one GPU, with the same bits"
+
+
+def test_deltas_on_the_feed_forward_part(cpus, parts, tmp_path):
+    cpus(2)
+    state, models = with_deltas(load_file(TINY)), []
+    for content in (state, merged(state)):
+        save_file(content, tmp_path / "model.safetensors")
+        models.append(load_model(tmp_path / "model.safetensors", model_options={"dtype": torch.float32}))
+        if len(models) == 1:
+            several = run(use_gpus(models[0], 0, "video"), cfg=1.0)
+    assert relative_error(several, run(models[1], cfg=1.0)) < 1e-5 and len(parts) == 4
 
 
 def eased(model):
