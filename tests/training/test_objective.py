@@ -109,6 +109,7 @@ def test_rates_rise_and_fall():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"trains": "extras", "rule": "dense"}, "Only the rule ultragen has extras, .* with --rule dense"),
     ({"trains": "extras", "rule": "t3"}, "Only the rule ultragen has extras, .* with --rule t3"),
+    ({"ffn_deltas": True, "rule": "dense"}, "Only the rule ultragen has extras, got --ffn-deltas with --rule dense"),
     ({"batch": 0}, "batch must be at least 1, got 0"),
     ({"dense_blocks": "3-1"}, "from the lower to the higher index"),
     ({"gate": 1.0}, "gate must be between 0 and 1, got 1.0"),
