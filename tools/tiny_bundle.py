@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from tools import tiny_seedvr2
 from tools.tiny_weights import DIM, dit_weight, vae_weight
 from tools.workflow import KEPT_LATENT
 from training.miniature import WEIGHTS
@@ -53,7 +54,7 @@ def write_trained(base: Path) -> None:
 
 def write(base: Path, random: bool = False) -> None:
     """Write every file under `base`, a ComfyUI base directory. Needs ComfyUI on sys.path."""
-    _write(base, GENERATED | (RANDOM if random else TRAINED))
+    _write(base, GENERATED | (SEEDVR2 if tiny_seedvr2.exists() else {}) | (RANDOM if random else TRAINED))
 
 
 def _write(base: Path, made: Mapping[str, tuple[Callable, Callable]]) -> None:
@@ -208,6 +209,10 @@ GENERATED = {
     LATENT: (latent, save_file),
     IMAGE: (image, lambda picture, file: picture.save(file, format="png")),
     VIDEO: (video, save_video),
+}
+SEEDVR2 = {
+    "models/diffusion_models/seedvr2_3b_int8_convrot.safetensors": (tiny_seedvr2.model, save_file),
+    "models/vae/seedvr2_ema_vae_fp16.safetensors": (tiny_seedvr2.vae, save_file),
 }
 
 

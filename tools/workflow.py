@@ -10,6 +10,10 @@ from tools.server import ROOT
 
 KEPT_LATENT = "kept.latent"  # in the input folder, small
 LEFT_OUT = ("CLIPLoader", "CLIPVisionLoader", "CLIPVisionEncode")
+VAES = {
+    "wan2.2_vae.safetensors": "UltraGenDemoVAE22",
+    "seedvr2_ema_vae_fp16.safetensors": "UltraGenDemoSeedVR2VAE",
+}
 SHIPPED = ROOT / "workflows" / "ultragen_t2v_1080p.json"
 
 
@@ -36,6 +40,7 @@ def make_small(graph: dict, width: int, height: int, frames: int, steps: int, se
             "WanImageToVideo": {"width": width, "height": height, "length": frames},
             "UltraGenModelSampling": {"steps": steps},
             "RandomNoise": {"noise_seed": seed},
+            "PrimitiveInt": {"value": seed},
             "UltraGenPrompts": {"seed": seed},
             "UltraGenLoadLatent": {"latent": KEPT_LATENT},
             "UltraGenSaveVideo": {"crop": "keep"},
@@ -50,7 +55,8 @@ def make_small(graph: dict, width: int, height: int, frames: int, steps: int, se
 def with_stand_ins(graph: dict) -> dict:
     """Copy a graph without the models that are too large for the demo.
 
-    The demo's nodes stand in for the text encoder and Wan 2.2's VAE. Image-to-video runs without CLIP vision.
+    The demo's nodes stand in for the text encoder, and for the loaders of Wan 2.2's VAE and of SeedVR2.
+    Image-to-video runs without CLIP vision.
     """
     kept = {key: copy.deepcopy(node) for key, node in graph.items() if node["class_type"] not in LEFT_OUT}
     for node in kept.values():
@@ -59,8 +65,11 @@ def with_stand_ins(graph: dict) -> dict:
             del node["inputs"]["clip"]
         elif node["class_type"] == "WanImageToVideo":
             del node["inputs"]["clip_vision_output"]
-        elif node["inputs"].get("vae_name") == "wan2.2_vae.safetensors":
-            node["class_type"] = "UltraGenDemoVAE22"
+        elif node["inputs"].get("vae_name") in VAES:
+            node["class_type"] = VAES[node["inputs"]["vae_name"]]
+        elif node["inputs"].get("unet_name", "").startswith("seedvr2"):
+            node["class_type"] = "UltraGenDemoSeedVR2"
+            del node["inputs"]["weight_dtype"]
     return kept
 
 

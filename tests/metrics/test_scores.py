@@ -80,9 +80,15 @@ def test_only_what_is_wanted_is_measured_and_shown(scores):
 def test_the_report_names_every_metric_with_its_value(scores):
     found = json.loads(json.dumps(numbers(scores)))
     lines = text(scores).splitlines()
-    assert lines[0] == "2 videos: 17 frames of 460x224" and len(lines) == 2 + len(METRICS)
-    for metric, line in zip(METRICS, lines[2:], strict=True):
-        assert line.startswith(LABELS[metric].name) and f"{found[metric]:.{LABELS[metric].digits}f}" in line
+    assert lines[0] == "2 videos: 17 frames of 460x224"
+    rows = iter(lines[2:])
+    for metric in METRICS:
+        line, digits = next(rows), LABELS[metric].digits
+        assert line.startswith(LABELS[metric].name) and f"{found[metric]:.{digits}f}" in line
+        if metric != "hd_fvd":  # which is one number over all videos
+            each = ", ".join(f"{video[metric]:.{digits}f}" for video in found["videos"])
+            assert next(rows) == f"  videos 1 to 2: {each}"
+    assert list(rows) == []
     image = picture(scores)
     assert image.shape[0] == 1 and image.shape[3] == 3 and 0 <= image.min() < 0.5 and image.max() == 1
 
@@ -94,6 +100,20 @@ def test_a_curve_is_drawn_between_its_lowest_and_highest_value(scores, curve):
     blue = ((drawn[..., 2] - drawn[..., 0]) > 0.4).nonzero()
     assert len(blue) > 300
     assert (blue[:, 0].max() - blue[:, 0].min() > 50) == (len(set(curve)) > 1)
+
+
+def test_each_of_a_few_videos_has_its_value_and_its_colour():
+    def drawn(count: int) -> tuple[int, set[tuple[int, ...]]]:
+        videos = [VideoScores(2, 64, 64, {"hd_mse": torch.tensor([index, 2.0])}, {}, None) for index in range(count)]
+        pixels = (255 * picture(score(videos, []))[0]).round().int().flatten(0, 1).unique(dim=0).tolist()
+        return len(text(score(videos, [])).splitlines()), {tuple(pixel) for pixel in pixels}
+
+    blue, red = (31, 119, 180), (214, 39, 40)
+    lines, colours = drawn(1)
+    assert lines == 3 and blue in colours and red not in colours
+    lines, colours = drawn(2)
+    assert lines == 4 and {blue, red} <= colours
+    assert drawn(11)[0] == 3
 
 
 @pytest.mark.parametrize(

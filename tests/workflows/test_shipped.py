@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import av
 import pytest
+import torch
+from helpers.signatures import skip_without_nodes
 
 from tools import contact_sheet, workflow
 from tools.demo import saved_videos
 from tools.server import ROOT, Refused
+from tools.templates.layout import AUTOGROW, MATCHTYPE
 from tools.tiny_bundle import AUDIO_RATE, FRAMES, HEIGHT, VIDEO, VIDEO_FPS, VIDEO_FRAMES, WIDTH
+from ultragen_core.metrics.detail import hd_mse
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 UI_ONLY = {"MarkdownNote", "Note"}
+COMPARE = ROOT / "workflows" / "ultragen_compare_1080p.json"
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +32,28 @@ def object_info(server):
 @pytest.fixture(params=FILES, ids=lambda file: file.stem)
 def file(request) -> Path:
     return request.param
+
+
+@pytest.fixture
+def graph(file, object_info) -> dict:
+    """The template in API format."""
+    types = [node["type"] for node in json.loads(file.read_text())["nodes"]]
+    skip_without_nodes([each for each in types if each not in UI_ONLY], object_info)
+    return workflow.to_api(file, object_info)
+
+
+@pytest.fixture(scope="module")
+def run_small(server):
+    """`run_small(name, graph)`: run a template at 96x64, 5 frames, 5 steps, once; return (graph, outputs, log)."""
+
+    @cache
+    def run(name: str, graph: str) -> tuple[dict, dict, str]:
+        small = workflow.make_small(json.loads(graph), width=96, height=64, frames=5, steps=5, seed=1)
+        small, begin = workflow.with_stand_ins(small), len(server.log.read_text())
+        outputs = server.run(small)
+        return small, outputs, server.log.read_text()[begin:]
+
+    return lambda name, graph: run(name, json.dumps(graph))
 
 
 def test_links_join_what_they_name(file):
@@ -45,51 +73,58 @@ def test_links_join_what_they_name(file):
     assert sorted(named) == sorted([link[0] for link in content["links"]] * 2)
 
 
-def test_nodes_have_the_slots_that_the_schema_has(file, object_info):
+def inputs_of(schema: dict) -> dict:
+    return schema["input"].get("required", {}) | schema["input"].get("optional", {})
+
+
+def test_nodes_have_the_slots_that_the_schema_has(file, graph, object_info):
     for node in json.loads(file.read_text())["nodes"]:
         if node["type"] in UI_ONLY:
             continue
         schema = object_info[node["type"]]
-        accepted = schema["input"].get("required", {}) | schema["input"].get("optional", {})
+        accepted = inputs_of(schema)
         for slot in node["inputs"]:
-            assert accepted[slot["name"]][0] == slot["type"]
-        assert [output["type"] for output in node["outputs"]] == schema["output"][: len(node["outputs"])]
+            grows = accepted[slot["name"].partition(".")[0]][0] == AUTOGROW
+            assert grows or accepted[slot["name"]][0] == slot["type"]
+        for output, type_ in zip(node["outputs"], schema["output"], strict=False):
+            assert output["type"] == type_ or type_ == MATCHTYPE
+        assert len(node["outputs"]) <= len(schema["output"])
 
 
-def test_conversion_keeps_every_widget(file, object_info):
+def test_conversion_keeps_every_widget(graph, object_info):
     """One value too many or too few in `widgets_values` would shift all that follow."""
-    graph = workflow.to_api(file, object_info)
     for node in graph.values():
         schema = object_info[node["class_type"]]["input"]
-        missing = schema.get("required", {}).keys() - node["inputs"].keys()
+        required = {name for name, (kind, *_) in schema.get("required", {}).items() if kind != AUTOGROW}
+        missing = required - node["inputs"].keys()
         assert not missing, f"{node['class_type']} lacks {missing}"
 
 
-def test_choices_are_among_the_options(file, object_info):
+def test_choices_are_among_the_options(graph, object_info):
     """The server checks this too, but ComfyUI 0.3.75 does not check the choices of V3 nodes."""
-    for node in workflow.to_api(file, object_info).values():
-        schema = object_info[node["class_type"]]["input"]
-        accepted = schema.get("required", {}) | schema.get("optional", {})
+    for node in graph.values():
+        accepted = inputs_of(object_info[node["class_type"]])
         for name, value in node["inputs"].items():
-            kind, settings = (*accepted[name], {})[:2]
+            kind, settings = (*accepted[name.partition(".")[0]], {})[:2]
             options = kind if isinstance(kind, list) else settings.get("options") if kind == "COMBO" else None
             assert options is None or value in options, f"{node['class_type']}.{name}"
 
 
-def test_server_accepts_every_value(file, object_info, server):
+def test_server_accepts_every_value(graph, server):
     """ComfyUI validates all nodes before it runs any: with one bad value it reports that alone and runs nothing.
 
     Metrics are left out: ComfyUI would run one that does not need the refused node. Each template's run has them.
     """
-    graph = workflow.to_api(file, object_info)
     graph = {key: node for key, node in graph.items() if node["class_type"] != "UltraGenMetrics"}
-    (save,) = (key for key, node in graph.items() if node["class_type"] == "UltraGenSaveVideo")
-    graph[save]["inputs"]["crf"] = 0
+    saves = nodes_of(graph, "UltraGenSaveVideo")
+    for save in saves:
+        graph[save]["inputs"]["crf"] = 0
     with pytest.raises(Refused) as refused:
         server.queue(graph)
     complaints = refused.value.error["node_errors"]
-    assert list(complaints) == [save]
-    assert [error["type"] for error in complaints[save]["errors"]] == ["value_smaller_than_min"]
+    assert sorted(complaints) == sorted(saves)
+    for save in saves:
+        assert [error["type"] for error in complaints[save]["errors"]] == ["value_smaller_than_min"]
 
 
 def test_model_links_name_the_chosen_files(file):
@@ -131,6 +166,7 @@ RULES = {
     "ultragen_two_pass_1080p": [ULTRAGEN],
     "ultragen_refine_1080p": [ULTRAGEN],
     "ultragen_multigpu_1080p": [ULTRAGEN],
+    "ultragen_compare_1080p": [ULTRAGEN, ULTRAGEN],  # c and d
     "ultragen_batch_1080p": [ULTRAGEN],  # a run
     "ultragen_decode_only": [],
 }
@@ -142,20 +178,24 @@ SIZES = {
 }
 
 
-def test_workflow_makes_videos_with_its_attention(file, object_info, server, tmp_path):
-    graph = workflow.to_api(file, object_info)
-    (rate,) = (node["inputs"]["fps"] for node in graph.values() if node["class_type"] == "UltraGenSaveVideo")
-    rate = float(VIDEO_FPS) if isinstance(rate, list) else rate
-    graph = workflow.with_stand_ins(workflow.make_small(graph, width=96, height=64, frames=5, steps=5, seed=1))
-    said = len(server.log.read_text())
-    videos = saved_videos(server, server.run(graph))
+def test_workflow_makes_videos_with_its_attention(file, graph, run_small, server, tmp_path):
+    saves = nodes_of(graph, "UltraGenSaveVideo")
+    (rate,) = {node["inputs"]["fps"] for key, node in graph.items() if key in saves and not is_link(node, "fps")} or {
+        float(VIDEO_FPS)
+    }
+    _, outputs, log = run_small(file.stem, graph)
+    videos = saved_videos(server, outputs)
 
-    assert re.findall(r"rule (.*? blocks \(.*?\))", server.log.read_text()[said:]) == RULES[file.stem]
-    assert len(videos) == max(len(RULES[file.stem]), 1)
+    assert re.findall(r"rule (.*? blocks \(.*?\))", log) == RULES[file.stem]
+    assert len(videos) == (len(saves) if len(saves) > 1 else max(len(RULES[file.stem]), 1))
     size = SIZES.get(file.stem, (96, 64, 5))
     for video_file in videos:
         video = contact_sheet.draw(video_file, tmp_path / "sheet.png")
         assert (video.codec, video.fps, video.width, video.height, video.frames) == ("h264", rate, *size)
+
+
+def is_link(node: dict, name: str) -> bool:
+    return isinstance(node["inputs"][name], list)
 
 
 def test_a_refined_video_keeps_length_rate_and_sound_and_tells_what_changed(object_info, server):
@@ -188,6 +228,47 @@ def test_a_video_without_sound_is_refined_too(object_info, server, tmp_path):
     (refined,) = saved_videos(server, server.run(graph))
     with av.open(str(refined)) as made:
         assert not made.streams.audio and sum(1 for _ in made.decode(video=0)) == 9
+
+
+@pytest.mark.parametrize("file", [COMPARE], ids=["compare"], indirect=True)
+def test_four_videos_of_one_prompt_and_seed_are_measured_and_shown_side_by_side(file, graph, run_small, server):
+    """SeedVR2 is ComfyUI's own class, tiny and random, because ComfyUI's sizes are fixed and too large here.
+
+    Only the two loaders' constants are replaced (tools/tiny_seedvr2.py); its nodes, sampling and VAE are ComfyUI's.
+    """
+    small, outputs, log = run_small(file.stem, graph)
+    assert "Traceback" not in log
+    (noise,), (restored,) = nodes_of(small, "RandomNoise"), nodes_of(small, "KSampler")
+    assert small[noise]["inputs"]["noise_seed"] == small[restored]["inputs"]["seed"]
+    assert all(small[key]["inputs"]["noise"] == [noise, 0] for key in nodes_of(small, "SamplerCustomAdvanced"))
+
+    listed, (table,) = nodes_of(small, "CreateList")[0], nodes_of(small, "UltraGenMetrics")
+    saves = [small[listed]["inputs"][f"inputs.input{index}"][0] for index in range(4)]
+    videos = [pixels(saved_videos(server, {key: outputs[key]})[0]) for key in saves]
+    shown = re.search(r"videos 1 to 4: (.*)", "\n".join(outputs[table]["text"])).group(1).split(", ")
+    assert len(set(shown)) == 4
+    for video, value in zip(videos, shown, strict=True):
+        mean = torch.stack([hd_mse(frame.movedim(-1, 0)).sum() for frame in video]).mean()
+        assert float(value) == pytest.approx(mean.item(), abs=0.01)
+
+    (saved,) = (outputs[key]["images"][0] for key in nodes_of(small, "SaveVideo"))
+    whole = pixels(server.base / "output" / saved["subfolder"] / saved["filename"])
+    assert whole.shape == videos[0].shape == (5, 64, 96, 3)
+    quarters = [part for half in whole.chunk(2, dim=1) for part in half.chunk(2, dim=2)]
+    for index, quarter in enumerate(quarters):
+        errors = [(quarter - halved(video)).abs().mean().item() for video in videos]
+        assert errors[index] == min(errors) < 0.1
+
+
+def pixels(file: Path) -> torch.Tensor:
+    """Return a file's frames, (t, h, w, 3) in 0..1."""
+    with av.open(str(file)) as container:
+        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    return torch.stack(frames) / 255
+
+
+def halved(video: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.avg_pool2d(video.movedim(-1, 1), 2).movedim(1, -1)
 
 
 def nodes_of(graph: dict, class_type: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Stand-ins for models that are too large for the demo (UMT5-XXL, Wan 2.2's VAE), and a faster convolution on CPUs.
+"""Stand-ins for models that are too large for the demo (UMT5-XXL, Wan 2.2's VAE, SeedVR2), and a faster convolution on
+CPUs.
 
 Linked into the custom_nodes of the demo and the tests only.
 """

@@ -1,4 +1,4 @@
-"""Nodes that stand in for the text encoder and for Wan 2.2's VAE."""
+"""Nodes that stand in for the text encoder, and for the loaders of Wan 2.2's VAE and of SeedVR2."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import folder_paths
 from comfy.ldm.wan import vae2_2
 from comfy_api.latest import ComfyExtension, io
 
+from tools import tiny_seedvr2
 from training.miniature.scenes import understood
 from training.miniature.text import word_vectors
 
@@ -53,6 +54,41 @@ class UltraGenDemoVAE22(io.ComfyNode):
             return io.NodeOutput(comfy.sd.VAE(sd=weights))
 
 
+class UltraGenDemoSeedVR2(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenDemoSeedVR2",
+            display_name="Demo SeedVR2 (stand-in for its loader)",
+            category="UltraGen/demo",
+            description="ComfyUI's class for SeedVR2's model, tiny and random.",
+            inputs=[io.Combo.Input("unet_name", options=folder_paths.get_filename_list("diffusion_models"))],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, unet_name):
+        path = folder_paths.get_full_path_or_raise("diffusion_models", unet_name)
+        return io.NodeOutput(tiny_seedvr2.load_model(path))
+
+
+class UltraGenDemoSeedVR2VAE(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="UltraGenDemoSeedVR2VAE",
+            display_name="Demo VAE (stand-in for the loader of SeedVR2's)",
+            category="UltraGen/demo",
+            description="ComfyUI's class for SeedVR2's VAE, tiny and random.",
+            inputs=[io.Combo.Input("vae_name", options=folder_paths.get_filename_list("vae"))],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae_name):
+        return io.NodeOutput(tiny_seedvr2.load_vae(folder_paths.get_full_path_or_raise("vae", vae_name)))
+
+
 class DemoExtension(ComfyExtension):
     async def get_node_list(self):
-        return [UltraGenDemoText, UltraGenDemoVAE22]
+        return [UltraGenDemoText, UltraGenDemoVAE22, UltraGenDemoSeedVR2, UltraGenDemoSeedVR2VAE]

@@ -62,12 +62,24 @@ def multigpu() -> Image.Image:
     return image
 
 
+def compare() -> Image.Image:
+    """Show one scene in four quarters, which the names of the four ways mark."""
+    image = landscape("clear dawn lake peaks left", 23)
+    draw = ImageDraw.Draw(image)
+    draw.line((WIDTH // 2, 0, WIDTH // 2, HEIGHT), "white", 2)
+    draw.line((0, HEIGHT // 2, WIDTH, HEIGHT // 2), "white", 2)
+    for index, name in enumerate(("full attention", "SeedVR2", "two passes", "UltraGen")):
+        tag(image, name, 12 + index % 2 * WIDTH // 2, 10 + index // 2 * HEIGHT // 2)
+    return image
+
+
 DRAWINGS = {
     "ultragen_t3_4k_wan21_1_3b": t3_wan21,
     "ultragen_t3_4k_wan22_5b": t3_wan22,
     "ultragen_i2v_1080p": i2v,
     "ultragen_two_pass_1080p": two_pass,
     "ultragen_multigpu_1080p": multigpu,
+    "ultragen_compare_1080p": compare,
 }
 
 
@@ -116,9 +128,9 @@ def halves(left: Image.Image, right: Image.Image, *names: str) -> Image.Image:
     return whole
 
 
-def tag(image: Image.Image, text: str, x: int) -> None:
-    """Write a word at the top of the picture, on a dark ground."""
+def tag(image: Image.Image, text: str, x: int, y: int = 10) -> None:
+    """Write a word on a dark ground."""
     draw, font = ImageDraw.Draw(image, "RGBA"), ImageFont.load_default(15)
-    left, top, right, bottom = draw.textbbox((x, 10), text, font)
+    left, top, right, bottom = draw.textbbox((x, y), text, font)
     draw.rectangle((left - 6, top - 4, right + 6, bottom + 4), (0, 0, 0, 130))
-    draw.text((x, 10), text, "white", font)
+    draw.text((x, y), text, "white", font)

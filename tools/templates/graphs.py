@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tools.templates.comparing import compare_1080p
 from tools.templates.layout import Layout, ModelFile
 from tools.templates.parts import (
     CAUSVID,
@@ -235,6 +236,7 @@ TEMPLATES: dict[str, Callable[[Layout], str]] = {
     "ultragen_two_pass_1080p": two_pass_1080p,
     "ultragen_refine_1080p": refine_1080p,
     "ultragen_multigpu_1080p": multigpu_1080p,
+    "ultragen_compare_1080p": compare_1080p,
     "ultragen_batch_1080p": batch_1080p,
     "ultragen_decode_only": decode_only,
 }

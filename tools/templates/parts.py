@@ -20,7 +20,10 @@ VAE22 = ModelFile(_WAN22 + "vae/wan2.2_vae.safetensors", "vae")
 CAUSVID = ModelFile(
     _HUB + "Kijai/WanVideo_comfy/resolve/main/Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors", "loras"
 )
-FILES = [ULTRAGEN, T3_WAN21, T3_WAN22, WAN_T2V, WAN_I2V, UMT5, CLIP_H, VAE21, VAE22, CAUSVID]
+_SEEDVR2 = _HUB + "Comfy-Org/SeedVR2/resolve/main/"
+SEEDVR2 = ModelFile(_SEEDVR2 + "diffusion_models/seedvr2_3b_int8_convrot.safetensors", "diffusion_models")
+SEEDVR2_VAE = ModelFile(_SEEDVR2 + "vae/seedvr2_ema_vae_fp16.safetensors", "vae")
+FILES = [ULTRAGEN, T3_WAN21, T3_WAN22, WAN_T2V, WAN_I2V, UMT5, CLIP_H, VAE21, VAE22, CAUSVID, SEEDVR2, SEEDVR2_VAE]
 
 VIDEO = "example.mp4"  # in the input folder
 PRESET_1080P, PRESET_4K = "1080P x 81 (1920x1088)", "4K x 81 (3840x2176)"

@@ -34,7 +34,9 @@ LABELS = {
 }
 
 _WIDTH, _ROW, _MARGIN, _PLOT = 960, 96, 24, 520
-_INK, _FAINT, _LINE = (20, 20, 20), (120, 120, 120), (31, 119, 180)
+_INK, _FAINT = (20, 20, 20), (120, 120, 120)
+_LINES = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189))  # colours of the curves, in turn
+_LISTED = 10  # longer lists show means alone
 
 
 def numbers(scores: Scores) -> dict:
@@ -59,16 +61,21 @@ def _number(value: float) -> float | None:
 
 
 def text(scores: Scores) -> str:
-    """Return a table: metric, value, which direction is better, and a remark."""
-    rows = [
-        f"{LABELS[metric].name:<22}{value:>10.{LABELS[metric].digits}f}  {LABELS[metric].better:<8}{remark}".rstrip()
-        for metric, value, remark in _found(scores)
-    ]
+    """Return a table: metric, value, which direction is better, and a remark; then the values of 2 to 10 videos."""
+    rows = []
+    for metric, value, remark in _found(scores):
+        label = LABELS[metric]
+        rows.append(f"{label.name:<22}{value:>10.{label.digits}f}  {label.better:<8}{remark}".rstrip())
+        if each := _each(scores, metric):
+            rows.append(f"  videos 1 to {len(each)}: {', '.join(each)}")
     return "\n".join([_title(scores), f"{'metric':<22}{'value':>10}  better", *rows])
 
 
 def picture(scores: Scores) -> Tensor:
-    """Draw the table as an IMAGE, (1, height, width, 3) in 0..1, with a curve over the frames for each video."""
+    """Draw the table as an IMAGE, (1, height, width, 3) in 0..1, with a curve over the frames for each video.
+
+    The values of 2 to 10 videos have the colours of their curves.
+    """
     rows = list(_found(scores))
     image = Image.new("RGB", (_WIDTH, _MARGIN * 3 + _ROW * len(rows)), "white")
     draw = ImageDraw.Draw(image)
@@ -79,10 +86,20 @@ def picture(scores: Scores) -> Tensor:
         draw.text((_MARGIN, top), f"{label.name} ({label.better} is better)", _INK, small)
         draw.text((_MARGIN, top + 22), f"{value:.{label.digits}f}", _INK, large)
         draw.text((_MARGIN, top + 56), remark, _FAINT, small)
+        _draw_each(draw, _each(scores, metric), top + 76)
         curves = [video.curves[metric] for video in scores.videos if metric in video.curves]
         if curves:
             _plot(draw, curves, (_WIDTH - _MARGIN - _PLOT, top + 6), label.digits, small)
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
+
+
+def _draw_each(draw: ImageDraw.ImageDraw, values: list[str], y: int) -> None:
+    """Write the values of all videos in a line, in the colours of their curves."""
+    font, x = ImageFont.load_default(13), _MARGIN
+    for number, value in enumerate(values):
+        written = f"{number + 1}: {value}  "
+        draw.text((x, y), written, _LINES[number % len(_LINES)], font)
+        x += draw.textlength(written, font)
 
 
 def _plot(draw: ImageDraw.ImageDraw, curves: list[Tensor], corner: tuple[int, int], digits: int, font) -> None:
@@ -94,11 +111,12 @@ def _plot(draw: ImageDraw.ImageDraw, curves: list[Tensor], corner: tuple[int, in
     span = highest - lowest or 1.0
     right = left + _PLOT - legend
     draw.line([(left, top + height), (right, top + height)], (220, 220, 220))
-    for curve in curves:
+    for number, curve in enumerate(curves):
         xs = np.linspace(left, right, len(curve))
         ys = top + height * (1 - (curve.numpy() - lowest) / span)
         points = list(zip(xs.tolist(), ys.tolist(), strict=True))
-        draw.line(points if len(points) > 1 else [(left, points[0][1]), (right, points[0][1])], _LINE, 2)
+        line = points if len(points) > 1 else [(left, points[0][1]), (right, points[0][1])]
+        draw.line(line, _LINES[number % len(_LINES)], 2)
     draw.text((right + 8, top - 8), f"{highest:.{digits}f}", _FAINT, font)
     draw.text((right + 8, top + height - 12), f"{lowest:.{digits}f}", _FAINT, font)
 
@@ -115,6 +133,13 @@ def _found(scores: Scores) -> Iterator[tuple[str, float, str]]:
         value = scores.mean(metric)
         if value is not None:
             yield metric, value, _remark(scores, metric, label.digits)
+
+
+def _each(scores: Scores, metric: str) -> list[str]:
+    """Return the value of each of 2 to 10 videos as text; none for other numbers, and for HD-FVD, which has no such."""
+    videos = [video for video in scores.videos if metric in video.curves]
+    wanted = 1 < len(videos) <= _LISTED
+    return [f"{video.mean(metric):.{LABELS[metric].digits}f}" for video in videos] if wanted else []
 
 
 def _remark(scores: Scores, metric: str, digits: int) -> str:
