@@ -43,11 +43,16 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class Clip:
-    """latent: (c, t, h, w) float32. text: (tokens, text channels) bfloat16, up to the caption's end."""
+    """latent: (c, t, h, w) float32. text: (tokens, text channels) bfloat16, up to the caption's end.
+
+    condition: (20, t, h, w) float32, the input of an image-to-video model besides noise: a mask and the start
+    image's latent.
+    """
 
     latent: Tensor
     text: Tensor
     caption: str
+    condition: Tensor | None = None
 
 
 class Cache:

@@ -65,7 +65,7 @@ class Training:
         vae=None,
         cuda_graph: bool = False,
     ):
-        model.check_size(cache.latent_shape())
+        model.check(cache)
         self.recipe, self.keeping, self.bare, self.cache, self.vae = recipe, keeping, model, cache, vae
         self.micro_batch, self.accelerator = micro_batch, _accelerator()
         self.accelerator.gradient_accumulation_steps = self._accumulated(self.accelerator.num_processes)
@@ -166,9 +166,9 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for _ in range(self.accelerator.gradient_accumulation_steps):
-            numbers, latents, texts = (part.to(self.accelerator.device) for part in next(batches))
+            numbers, latents, texts, *condition = (part.to(self.accelerator.device) for part in next(batches))
             with self.accelerator.accumulate(self.model):
-                losses.append(self._backward(numbers, latents, padded(texts)))
+                losses.append(self._backward(numbers, latents, padded(texts), *condition))
                 if self.accelerator.sync_gradients:
                     # All parameters: accelerate recognises a sharded model by its complete list.
                     norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
@@ -179,12 +179,12 @@ class Training:
         loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
         return Row(self.step + 1, loss, rate, float(norm), time.perf_counter() - started)
 
-    def _backward(self, numbers: Tensor, latents: Tensor, texts: Tensor) -> Tensor:
+    def _backward(self, numbers: Tensor, latents: Tensor, texts: Tensor, *condition: Tensor) -> Tensor:
         """Return the detached loss; the parameters hold its gradients."""
         if self.graphed_loss:
-            return self.graphed_loss(*noisy_inputs(numbers, latents, self.recipe), texts)
+            return self.graphed_loss(*noisy_inputs(numbers, latents, self.recipe), texts, *condition)
         with self.accelerator.autocast():
-            loss = loss_of(self.model, numbers, latents, texts, self.recipe)
+            loss = loss_of(self.model, numbers, latents, texts, self.recipe, *condition)
         self.accelerator.backward(loss)
         return loss.detach()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import comfy.ldm.wan.model as wan
 import comfy.model_detection
@@ -26,6 +26,7 @@ from ultragen_core.rules.t3 import PublishedWindows, t3_rule
 from ultragen_core.weights.files import StateDict
 from ultragen_core.weights.published import Extras, has_extras, split
 
+from .cache import Cache
 from .extras import initial_extras, with_ffn_deltas
 from .recipe import Recipe
 
@@ -85,6 +86,7 @@ class TrainedT3Attention(T3Attention):
 class Velocity(nn.Module):
     """What is trained: x (b, c, t, h, w), t (b,) = 1000 * sigma, text (b, 512, text channels) -> velocity like x.
 
+    Image-to-video models also take a condition (b, 20, t, h, w).
     dtype: of the base's file, which what is published keeps. shape: of the extras; None is a model without.
     """
 
@@ -92,9 +94,17 @@ class Velocity(nn.Module):
         super().__init__()
         self.wan, self.dtype, self.shape = model, dtype, shape
 
-    def check_size(self, latent_shape: Sequence[int]) -> None:
-        """Raise Trouble if the rule cannot divide a video of this latent (c, t, h, w) into windows."""
-        grid = token_grid((1, *latent_shape))
+    def check(self, cache: Cache) -> None:
+        """Raise Trouble if the model cannot learn from these clips."""
+        condition = cache.clip(0).condition
+        given = cache.latent_shape()[0] + (0 if condition is None else len(condition))
+        taken = self.wan.patch_embedding.in_channels
+        if given != taken:
+            raise Trouble(
+                f"The model takes {taken} channels, the clips of {cache.folder} have {given}. Start images, which"
+                " image-to-video models take, are encoded only by the miniature."
+            )
+        grid = token_grid((1, *cache.latent_shape()))
         for block in self.wan.blocks:
             if isinstance(block.self_attn, TrainedT3Attention):
                 try:
@@ -102,7 +112,8 @@ class Velocity(nn.Module):
                 except ValueError as refusal:
                     raise Trouble(str(refusal)) from None
 
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = x if condition is None else torch.cat((x, condition), dim=1)
         options = {TIMESTEP: t, GRID: token_grid(x.shape), OVERRIDE: core_attention}
         return self.wan(x, t, text, transformer_options=options)
 

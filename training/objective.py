@@ -27,11 +27,15 @@ def generator(device: torch.device, *what: object) -> torch.Generator:
 
 
 class Sample(NamedTuple):
-    """number: counts the run's samples from 0. latent: (c, t, h, w). text: (tokens, text channels)."""
+    """number: counts the run's samples from 0. latent: (c, t, h, w). text: (tokens, text channels).
+
+    condition: (20, t, h, w) for image-to-video models.
+    """
 
     number: int
     latent: Tensor
     text: Tensor
+    condition: Tensor | None = None
 
 
 def padded(texts: Tensor) -> Tensor:
@@ -53,13 +57,16 @@ class Samples(torch.utils.data.Dataset):
         order = torch.randperm(len(self.cache.names), generator=self._random("order", epoch))
         clip = self.cache.clip(int(order[position]))
         dropped = torch.rand(1, generator=self._random("caption", number)).item() < self.recipe.caption_dropout
-        return Sample(number, clip.latent, self.empty if dropped else clip.text)
+        return Sample(number, clip.latent, self.empty if dropped else clip.text, clip.condition)
 
     @staticmethod
-    def together(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-        """Collate: numbers (b,), latents (b, c, t, h, w), texts (b, tokens of the longest, text channels)."""
-        numbers, latents, texts = zip(*samples, strict=True)
-        return torch.tensor(numbers), torch.stack(latents), pad_sequence(texts, batch_first=True)
+    def together(samples: Sequence[Sample]) -> tuple[Tensor, ...]:
+        """Collate: numbers (b,), latents (b, c, t, h, w), texts (b, tokens of the longest, text channels), and if the
+        samples have conditions, these (b, 20, t, h, w).
+        """
+        numbers, latents, texts, conditions = zip(*samples, strict=True)
+        batch = torch.tensor(numbers), torch.stack(latents), pad_sequence(texts, batch_first=True)
+        return batch if conditions[0] is None else (*batch, torch.stack(conditions))
 
     def _random(self, *what: object) -> torch.Generator:
         return generator(torch.device("cpu"), self.recipe.seed, *what)
@@ -70,12 +77,15 @@ def shifted(s: Tensor, shift: float) -> Tensor:
     return shift * s / (1 + (shift - 1) * s)
 
 
-def loss_of(model: nn.Module, numbers: Sequence[int], latents: Tensor, texts: Tensor, recipe: Recipe) -> Tensor:
+def loss_of(
+    model: nn.Module, numbers: Sequence[int], latents: Tensor, texts: Tensor, recipe: Recipe, *condition: Tensor
+) -> Tensor:
     """Return the mean squared error of the predicted velocity against noise - latent.
 
-    model: velocity(x, t, text). numbers: the samples' (b,). latents: (b, c, t, h, w). texts: (b, 512, text channels).
+    model: velocity(x, t, text, *condition). numbers: the samples' (b,). latents: (b, c, t, h, w). texts: (b, 512, text
+    channels). condition: nothing, or for image-to-video models one tensor (b, 20, t, h, w).
     """
-    return velocity_loss(model, *noisy_inputs(numbers, latents, recipe), texts)
+    return velocity_loss(model, *noisy_inputs(numbers, latents, recipe), texts, *condition)
 
 
 def noisy_inputs(numbers: Sequence[int], latents: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,5 +98,7 @@ def noisy_inputs(numbers: Sequence[int], latents: Tensor, recipe: Recipe) -> tup
     return (1 - share) * latents + share * noise, 1000 * sigma, noise - latents
 
 
-def velocity_loss(model: nn.Module, noisy: Tensor, t: Tensor, target: Tensor, texts: Tensor) -> Tensor:
-    return F.mse_loss(model(noisy, t, texts).float(), target)
+def velocity_loss(
+    model: nn.Module, noisy: Tensor, t: Tensor, target: Tensor, texts: Tensor, *condition: Tensor
+) -> Tensor:
+    return F.mse_loss(model(noisy, t, texts, *condition).float(), target)

@@ -6,12 +6,16 @@ from pathlib import Path
 
 from xdist.scheduler import LoadScopeScheduling
 
-# Folders whose tests share something costly. tests/browser: the pages. The others: one ComfyUI server.
-BROWSER, SERVER = "the browser", "the server"
+# Folders whose tests share something costly. tests/browser: the pages. tests/training/miniature:
+# the toy models. The others: one ComfyUI server.
+BROWSER, SERVER, MINIATURE = "the browser", "the server", "the miniature"
 TOGETHER = {
     "tests/browser/": BROWSER,
     "tests/nodes/": SERVER,
     "tests/workflows/": SERVER,
+    "tests/training/miniature/test_making.py": MINIATURE,
+    "tests/training/miniature/test_models.py": MINIATURE,
+    "tests/training/miniature/test_search.py": MINIATURE,
     "tests/tools/test_demo.py": SERVER,
     "tests/tools/test_templates.py": SERVER,
     "tests/tools/test_workflow.py": SERVER,
@@ -23,7 +27,7 @@ LONGEST = (
     "tests/host/attention/test_companions_compile.py",
     "tests/host/resume/test_resume.py",
     "tests/training/test_run.py",
-    "tests/training/miniature/test_making.py",
+    MINIATURE,
     "tests/tools/test_endurance.py",
     "tests/vae/test_exact.py",
     "tests/host/vae/test_vae.py",
@@ -58,5 +62,5 @@ class Groups(LoadScopeScheduling):
 
 def missing(root: Path) -> list[str]:
     """Return the names above that no file or folder has any more."""
-    names = [*TOGETHER, *(name for name in LONGEST if name not in (SERVER, BROWSER))]
+    names = [*TOGETHER, *(name for name in LONGEST if name not in (SERVER, BROWSER, MINIATURE))]
     return [name for name in names if not (root / name).exists()]

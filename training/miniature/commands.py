@@ -10,19 +10,28 @@ import torch
 
 from tools.console import say
 
+from . import search_variants
 from .ablation import Ablation
-from .make import Making, Miniature
+from .make import MAIN, PARTS, Making, Miniature
+from .scoring import Scoring
+from .search import Search
 from .study import FULL, VARIANTS, Study
 from .table import table
 
 
 def add_to(commands: argparse._SubParsersAction) -> None:
-    _add(commands, "miniature", miniature)
-    parser = _add(commands, "ablation", ablation)
+    parser = _add(commands, "miniature", miniature)
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=Study.seeds, help="seeds to run; several processes may share them"
+        "--parts", nargs="+", default=MAIN, choices=PARTS, help="what to make; t3 and i2v start from the dense model"
     )
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="variants to train and judge")
+    parser.add_argument(
+        "--files", type=int, nargs="+", help="with --parts latents: files to encode, from 0; processes may share them"
+    )
+    _add_shared(_add(commands, "ablation", ablation), list(VARIANTS))
+    parser = _add(commands, "search", search)
+    _add_shared(parser, list(search_variants.VARIANTS))
+    parser.add_argument("--start-image", action="store_true", help="on the image-to-video model, from start images")
+    parser.add_argument("--videos", type=int, default=Scoring.videos, help="videos of each variant and seed")
 
 
 def _add(commands: argparse._SubParsersAction, name: str, run: Callable) -> argparse.ArgumentParser:
@@ -35,20 +44,37 @@ def _add(commands: argparse._SubParsersAction, name: str, run: Callable) -> argp
     return parser
 
 
+def _add_shared(parser: argparse.ArgumentParser, variants: list[str]) -> None:
+    """Add options for processes that share a comparison."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=Scoring.seeds, help="seeds to run")
+    parser.add_argument("--variants", nargs="+", default=variants, choices=variants, help="variants to compare")
+
+
 def _making(options: argparse.Namespace) -> Making:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Making(Miniature(), options.out, device, options.minutes)
+    return Making(Miniature(), options.out, device, options.minutes, getattr(options, "files", None))
 
 
 def miniature(options: argparse.Namespace) -> None:
     """Train the demo's small VAE and models on painted landscapes, or continue."""
-    _making(options).run()
+    _making(options).run(options.parts)
 
 
 def ablation(options: argparse.Namespace) -> None:
     """Run the ablation of UltraGen's parts on the finished miniature, or continue."""
-    study = Ablation(Study(tuple(options.variants), seeds=tuple(options.seeds)), _making(options))
+    study = Ablation(Study(tuple(options.seeds), variants=tuple(options.variants)), _making(options))
     if study.run() and set(options.variants) == set(VARIANTS):
         study.draw(options.out / "ablation.jpg")
     if results := study.results():
         say(table(results, VARIANTS, FULL))
+
+
+def search(options: argparse.Namespace) -> None:
+    """Compare settings for UltraGen's attention without trained weights, on the miniature's dense model."""
+    scoring = Scoring(tuple(options.seeds), options.videos)
+    variants = {name: search_variants.VARIANTS[name] for name in options.variants}
+    searched = Search(_making(options), scoring, variants, options.start_image)
+    if searched.run():
+        searched.draw(searched.folder / f"seed-{options.seeds[0]}.jpg")
+    if results := searched.results():
+        say(table(results, list(search_variants.VARIANTS), search_variants.DENSE))

@@ -22,9 +22,9 @@ from ultragen_core.sizes import SPATIAL_RATIO, VideoSize
 from ultragen_core.video.frames import quantise
 
 from . import clip_vae
-from .judge import CFG
 from .latents import Latents, raw
 from .painter import paint
+from .sampling import CFG
 from .vae_training import BETAS, distance
 
 RATIO = SPATIAL_RATIO[clip_vae.CHANNELS]  # pixels per latent pixel

@@ -10,24 +10,24 @@ import functools
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import comfy.model_management
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.miniature.scenes import CHECKED, scene
-from training.objective import generator, loss_of, padded
-from training.preview import sample
+from training.objective import loss_of, padded
 from training.recipe import Recipe
+from ultragen_core.grid import window_borders
 from ultragen_core.metrics.scores import HD_FVD, Networks, VideoScores, score_video
 from ultragen_core.sizes import SPATIAL_RATIO, VideoSize
 
 from . import clip_vae
 from .latents import raw, words
 from .painter import paint
+from .sampling import Paint
 
 HELD_OUT = 1_000_000  # scenes from this number on are never trained on
-CFG, AT_ONCE = 3.0, 8
+AT_ONCE = 8  # videos that are sampled together
 TOKEN = 2 * SPATIAL_RATIO[clip_vae.CHANNELS]  # pixels
 
 
@@ -36,48 +36,10 @@ def held_out(count: int, first: int = 0) -> range:
 
 
 @torch.no_grad()
-def videos(
-    model: Callable,
-    vae: nn.Module,
-    numbers: Sequence[int],
-    shape: Sequence[int],
-    schedule: tuple[int, float],
-    device: torch.device,
-) -> Iterator[Tensor]:
-    """Paint the captions of scenes: yields (frames, height, width, 3) in 0..1.
-
-    model: velocity(x, t, text), as training.model.Velocity. numbers: of the scenes. shape: of a latent, (c, t, h, w).
-    schedule: steps and shift. The noise depends on the scene's number, so all models start from the same.
-    """
+def videos(paint: Paint, vae: nn.Module, numbers: Sequence[int]) -> Iterator[Tensor]:
+    """Paint the captions of scenes: yields (frames, height, width, 3) in 0..1. numbers: of the scenes."""
     for start in range(0, len(numbers), AT_ONCE):
-        some = numbers[start : start + AT_ONCE]
-        noise = torch.stack(
-            [torch.randn(*shape, generator=generator(device, "noise", number), device=device) for number in some]
-        )
-        texts = nn.utils.rnn.pad_sequence([words(scene(number).caption) for number in some], batch_first=True)
-        texts = padded(texts.to(device))
-        latents = sample(model, noise, texts, torch.zeros_like(texts), *schedule, CFG)
-        yield from decoded(vae, latents)
-
-
-class Patched:
-    """velocity(x, t, text) of a patched ComfyUI model, as a sampler evaluates it."""
-
-    def __init__(self, model):
-        self._model = model
-        comfy.model_management.load_models_gpu([model, *model.get_nested_additional_models()])
-
-    def __call__(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        model, sigma = self._model, (t / 1000)[:, None, None, None, None]
-        options = {**model.model_options.get("transformer_options", {}), "wrappers": model.wrappers}
-        model.pre_run()
-        try:
-            # ComfyUI chooses the model's precision itself.
-            with torch.autocast(x.device.type, enabled=False):
-                denoised = model.model.apply_model(x, t / 1000, c_crossattn=text, transformer_options=options)
-        finally:
-            model.cleanup()
-        return (x - denoised) / sigma
+        yield from decoded(vae, paint(numbers[start : start + AT_ONCE]))
 
 
 @torch.no_grad()
@@ -89,17 +51,18 @@ def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(
-    model: Callable, latents: Sequence[Tensor], numbers: Sequence[int], levels: int, recipe: Recipe
+    model: Callable, clips: Sequence[Sequence[Tensor]], numbers: Sequence[int], levels: int, recipe: Recipe
 ) -> float:
-    """Return the mean loss of a model on the latents (1, c, t, h, w) of these scenes, each at `levels` noise levels.
+    """Return the mean loss of a model on the clips of these scenes, each at `levels` noise levels.
 
-    model: velocity(x, t, text). Noise and levels depend on the clips' order alone.
+    model: velocity(x, t, text), or velocity(x, t, text, condition). clips: for each scene its latent (1, c, t, h, w),
+    and for an image-to-video model its condition. Noise and levels depend on the clips' order alone.
     """
     losses = []
-    for index, (number, latent) in enumerate(zip(numbers, latents, strict=True)):
+    for index, (number, (latent, *condition)) in enumerate(zip(numbers, clips, strict=True)):
         text = padded(words(scene(number).caption)[None].to(latent.device))
         places = range(index * levels, (index + 1) * levels)
-        losses += [loss_of(model, [place], latent, text, recipe).item() for place in places]
+        losses += [loss_of(model, [place], latent, text, recipe, *condition).item() for place in places]
     return statistics.mean(losses)
 
 
@@ -109,13 +72,20 @@ def agreement(seen: Sequence[dict[str, str]], numbers: Iterable[int]) -> dict[st
     return {name: sum(shown[name] == getattr(said, name) for shown, said in pairs) / len(pairs) for name in CHECKED}
 
 
+def borders(columns: int, cuts: Iterable[tuple[int, bool]]) -> set[int]:
+    """Return the token columns where windows meet. cuts: each block's windows per axis, and whether shifted."""
+    return set().union(*(window_borders(columns, *cut) for cut in cuts)) - {0, columns}
+
+
 def seam_ratio(frames: Tensor, borders: set[int]) -> float:
     """Return how much more pixels differ across `borders`, columns of tokens, than across other token borders.
 
     frames: (frames, height, width, 3). Compare a model's videos with the painted clips of the same captions: those of
     640x352 have 1.20, not 1 (the mean of 96), because the sun stands where windows meet. Rows are left out because
-    horizons run along them.
+    horizons run along them. Without borders the ratio is 1.
     """
+    if not borders:
+        return 1.0
     differences = frames.diff(dim=2).abs().mean((0, 1, 3)).tolist()  # [i]: from column i to i + 1
     others = set(range(1, frames.shape[2] // TOKEN)) - borders
     seams, elsewhere = (

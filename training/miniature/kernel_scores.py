@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from training.miniature.scenes import CHECKED
-from ultragen_core.grid import window_borders
 from ultragen_core.host.attention.load import load_model
 from ultragen_core.sizes import SPATIAL_RATIO, VideoSize, latent_shape
 
@@ -18,6 +17,7 @@ from . import WEIGHTS, clip_vae, judge
 from .latents import encoded, normalised
 from .make import Miniature
 from .reading import read
+from .sampling import Patched, Sampler
 
 MEASURES = {"loss": "held-out loss", **{name: f"caption: {name}" for name in CHECKED}, "seam_ratio": "seam ratio"}
 
@@ -39,19 +39,20 @@ class Scoring:
 def scores(kernel: str, scoring: Scoring, device: torch.device) -> list[dict[str, float]]:
     """Return the measures of each seed. kernel: a value of attention_kernel. Raises ValueError where it is missing."""
     recipe = Miniature()
-    velocity = judge.Patched(load_model(WEIGHTS / "ultragen.safetensors", attention_kernel=kernel))
+    velocity = Patched(load_model(WEIGHTS / "ultragen.safetensors", attention_kernel=kernel))
     vae = clip_vae.new_vae(recipe.vae.width)
     vae.load_state_dict(load_file(WEIGHTS / "vae.safetensors"))
     vae = vae.to(device).eval().requires_grad_(False)
     shape = latent_shape(scoring.size, 1, clip_vae.CHANNELS, SPATIAL_RATIO[clip_vae.CHANNELS])[1:]
-    schedule, borders, rows = (scoring.sampling_steps, recipe.shift), _borders(scoring.size), []
+    sampler = Sampler(velocity, shape, scoring.sampling_steps, recipe.shift, device)
+    borders, rows = _borders(scoring.size), []
     for seed in scoring.seeds:
         clips = judge.held_out(scoring.held_out, seed * scoring.held_out)
         numbers = judge.held_out(scoring.videos, seed * scoring.videos)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            latents = [normalised(x) for x in encoded(vae, clips, scoring.size, device, batch=1)]
+            latents = [(normalised(x),) for x in encoded(vae, clips, scoring.size, device, batch=1)]
             row = {"loss": judge.held_out_loss(velocity, latents, clips, scoring.levels, recipe.ultragen)}
-            videos = list(judge.videos(velocity, vae, numbers, shape, schedule, device))
+            videos = list(judge.videos(sampler, vae, numbers))
         seams = statistics.mean(judge.seam_ratio(video, borders) for video in videos)
         rows.append(row | judge.agreement([read(video) for video in videos], numbers) | {"seam_ratio": seams})
     return rows
@@ -83,4 +84,4 @@ def _borders(size: VideoSize) -> set[int]:
     """Return the token columns where windows of the miniature meet."""
     recipe, columns = Miniature(), size.width // judge.TOKEN
     specs = [recipe.ultragen.spec(index).local for index in recipe.ultragen.hierarchical_blocks(recipe.blocks)]
-    return set().union(*(window_borders(columns, s.num_windows, s.shifted) for s in specs)) - {0, columns}
+    return judge.borders(columns, [(spec.num_windows, spec.shifted) for spec in specs])

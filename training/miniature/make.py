@@ -1,14 +1,15 @@
 """Make the miniature from scratch.
 
 In turn: a VAE, a dense model at low resolution, UltraGen's layers at high resolution, and the VAE's decoder again, on
-what that model paints. Each part continues where it stopped, and is skipped if its result exists. One folder holds all
-results, with recipes and losses.
+what that model paints. On demand also two models that start from the dense one: with T3-Video's windows at high
+resolution, and image-to-video at low. Each part continues where it stopped, and is skipped if its result exists. One
+folder holds all results, with recipes and losses.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tools.console import say
+from tools.console import Trouble, say
 from training.loop import Keeping, Training
 from training.model import build, random_base
 from training.recipe import Recipe
@@ -28,12 +29,19 @@ from . import clip_vae, latents
 from .decoder_training import DecoderRecipe, repainted, tuned
 from .vae_training import VAERecipe, VAETraining
 
+PARTS = ("vae", "dense", "ultragen", "decoder", "latents", "t3", "i2v")
+MAIN = PARTS[:4]
+MODELS = ("dense", "ultragen", "t3", "i2v")
+
 
 @dataclass(frozen=True)
 class Miniature:
     """channels, blocks, ffn_channels: of the transformer. low, high: the two sizes; low_clips, high_clips: how many
-    clips of each. dense, ultragen: recipes at low and at high resolution. measured: clips of each size from which the
-    latents' means and deviations are taken. shift: flow shift when painting. vae, decoder: recipes of the VAE.
+    clips of each. clips_per_file: of latents. dense, ultragen: recipes at low and at high resolution. measured: clips
+    of each size from which the latents' means and deviations are taken. shift: flow shift when painting. vae, decoder:
+    recipes of the VAE.
+    t3, i2v: recipes of the models with T3-Video's windows, at high resolution, and of image-to-video, at low.
+    i2v_clips: how many of the low clips have start images.
     """
 
     vae: VAERecipe = VAERecipe()
@@ -48,20 +56,39 @@ class Miniature:
     )
     high: VideoSize = VideoSize(640, 352, 17)
     high_clips: int = 8192
+    clips_per_file: int = 1024
     ultragen: Recipe = Recipe(
         rank=16, dense_blocks="0,5", gate=0.9, steps=18000, batch=16, shift=1.5, learning_rate=1e-3, warmup=200,
         decay="cosine",
     )  # fmt: skip
     shift: float = 3.0
     decoder: DecoderRecipe = DecoderRecipe()
+    t3: Recipe = Recipe(
+        rule="t3", steps=6000, batch=16, shift=1.5, learning_rate=1e-3, warmup=200, decay="cosine"
+    )  # fmt: skip
+    i2v: Recipe = Recipe(
+        rule="dense", steps=2000, batch=64, shift=3.0, learning_rate=6e-4, warmup=100, decay="cosine"
+    )  # fmt: skip
+    i2v_clips: int = 4096
 
 
 class Making:
-    """Makes the parts in order, for `minutes` at most."""
+    """Makes parts in order, for `minutes` at most.
 
-    def __init__(self, recipe: Miniature, folder: Path, device: torch.device, minutes: float):
+    files: which of the files of latents the part "latents" encodes, by their place; None: all. Several processes may
+    share them.
+    """
+
+    def __init__(
+        self,
+        recipe: Miniature,
+        folder: Path,
+        device: torch.device,
+        minutes: float,
+        files: Sequence[int] | None = None,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-        self.recipe, self.folder, self.device = recipe, folder, device
+        self.recipe, self.folder, self.device, self.files = recipe, folder, device, files
         self._ends = time.monotonic() + 60 * minutes
 
     @property
@@ -72,17 +99,20 @@ class Making:
     def finished_vae_file(self) -> Path:
         return self.folder / "vae-finished.safetensors"
 
-    def latents_file(self, size: VideoSize) -> Path:
-        return self.folder / f"latents-{size.width}x{size.height}.safetensors"
+    def model_file(self, model: str) -> Path:
+        """Return the file of the finished model, one of MODELS."""
+        return self.folder / model / f"full-{getattr(self.recipe, model).steps:06}.safetensors"
 
-    def model_file(self, recipe: Recipe) -> Path:
-        return self.folder / recipe.rule / f"full-{recipe.steps:06}.safetensors"
-
-    def run(self) -> bool:
-        """Run all parts. Returns whether everything is done."""
-        done = self._vae() and self._dense() and self._ultragen() and self._decoder()
+    def run(self, parts: Sequence[str] = MAIN) -> bool:
+        """Run these of PARTS. Returns whether everything is done."""
+        done = all(getattr(self, f"_{part}")() for part in parts)
         say(f"Everything is in {self.folder}." if done else "The time is up. Run the same command to continue.")
         return done
+
+    def latents(self, size: VideoSize) -> latents.Latents:
+        """Load the clips of a size; encode those that are missing."""
+        clips = self.recipe.low_clips if size == self.recipe.low else self.recipe.high_clips
+        return self._encoded(size, clips)
 
     def vae(self) -> nn.Module:
         """Load the VAE, with the retrained decoder if it exists. The encoder is the same."""
@@ -106,36 +136,80 @@ class Making:
     def _dense(self) -> bool:
         recipe = self.recipe
         base = random_base(recipe.channels, recipe.blocks, recipe.ffn_channels, recipe.dense.seed)
-        return self._train(recipe.dense, recipe.low, recipe.low_clips, half(base))
+        return self._train("dense", half(base), lambda: self.latents(recipe.low))
 
     def _ultragen(self) -> bool:
+        return self._train("ultragen", read_state_dict(self.finished("dense")), lambda: self.latents(self.recipe.high))
+
+    def _t3(self) -> bool:
+        return self._train("t3", read_state_dict(self.finished("dense")), lambda: self.latents(self.recipe.high))
+
+    def _i2v(self) -> bool:
         recipe = self.recipe
-        base = read_state_dict(self.model_file(recipe.dense))
-        return self._train(recipe.ultragen, recipe.high, recipe.high_clips, base)
+        base = image_to_video(read_state_dict(self.finished("dense")))
+        return self._train("i2v", base, lambda: self._encoded(recipe.low, recipe.i2v_clips, start_images=True))
+
+    def _latents(self) -> bool:
+        """Encode the files of latents of the high resolution that this process was given."""
+        missing = self._missing(self.recipe.high, self.recipe.high_clips)
+        for place, (file, numbers) in missing.items():
+            if self.files is None or place in self.files:
+                latents.write(file, self.vae(), numbers, self.recipe.high, self.device)
+                if self.is_up():
+                    return False
+        return True
+
+    def finished(self, model: str) -> Path:
+        """Return the file of a finished model, one of MODELS. Raises Trouble if there is none."""
+        file = self.model_file(model)
+        if not file.is_file():
+            raise Trouble(
+                f"The miniature's part {model} is needed, {file} is missing. Make it with `python3 -m training"
+                f" miniature --out {self.folder} --parts {model}` first."
+            )
+        return file
 
     def _decoder(self) -> bool:
         """Train the decoder again. This takes a few minutes and ignores the time limit."""
         if self.finished_vae_file.is_file():
             return True
         recipe, vae = self.recipe, self.vae()
-        state = read_state_dict(self.model_file(recipe.ultragen))
-        model = build(state, recipe.ultragen.rule, recipe.ultragen).to(self.device).eval()
-        clips = latents.Latents(self.latents_file(recipe.high))
+        state = read_state_dict(self.model_file("ultragen"))
+        model = build(state, "ultragen", recipe.ultragen).to(self.device).eval()
+        clips = self.latents(recipe.high)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             pairs = repainted(model, clips, recipe.decoder, recipe.shift, self.device)
         state = tuned(vae, pairs, range(recipe.decoder.clips), recipe.high, recipe.decoder)
         _save(half(state), self.finished_vae_file)
         return True
 
-    def _train(self, recipe: Recipe, size: VideoSize, clips: int, base: StateDict) -> bool:
-        if self.model_file(recipe).is_file():
+    def _train(self, model: str, base: StateDict, load: Callable[[], latents.Latents]) -> bool:
+        """Train a model of MODELS, or continue. load: returns its clips."""
+        if self.model_file(model).is_file():
             return True
-        if not self.latents_file(size).is_file():
-            latents.write(self.latents_file(size), self.vae(), range(clips), size, self.device)
-        keeping = Keeping(self.folder / recipe.rule, minutes=self.minutes_left(), state_every=1000)
-        model = build(base, recipe.rule, recipe)
-        clips = latents.Latents(self.latents_file(size))
-        return Training(recipe, keeping, model, clips, recipe.batch, cuda_graph=True).run()
+        recipe, clips = getattr(self.recipe, model), load()
+        keeping = Keeping(self.folder / model, minutes=self.minutes_left(), state_every=1000)
+        return Training(recipe, keeping, build(base, model, recipe), clips, recipe.batch, cuda_graph=True).run()
+
+    def _encoded(self, size: VideoSize, clips: int, start_images: bool = False) -> latents.Latents:
+        for file, numbers in self._missing(size, clips, start_images).values():
+            latents.write(file, self.vae(), numbers, size, self.device, start_images)
+        return latents.Latents(list(self._files(size, clips, start_images)))
+
+    def _missing(self, size: VideoSize, clips: int, start_images: bool = False) -> dict[int, tuple[Path, range]]:
+        """Return the files of latents to write, by their place: the file and the numbers of its clips."""
+        files = enumerate(self._files(size, clips, start_images).items())
+        return {place: (file, numbers) for place, (file, numbers) in files if not file.is_file()}
+
+    def _files(self, size: VideoSize, clips: int, start_images: bool) -> dict[Path, range]:
+        name = f"{'starts' if start_images else 'latents'}-{size.width}x{size.height}"
+        count = self.recipe.clips_per_file
+        parts = [range(clips)[first : first + count] for first in range(0, clips, count)]
+        return {self.folder / f"{name}-{part.start:05}.safetensors": part for part in parts}
+
+    def is_up(self) -> bool:
+        """Whether the minutes are over."""
+        return time.monotonic() >= self._ends
 
     def minutes_left(self) -> float:
         """Return the minutes left, never 0, so that every part that begins makes a step."""
@@ -147,6 +221,16 @@ def _statistics(groups: Iterable[Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
     flat = [torch.cat([x.transpose(0, 1).flatten(1) for x in group], dim=1) for group in groups]
     mean, square = (torch.stack([power.mean(1) for power in powers]).mean(0) for powers in (flat, [x**2 for x in flat]))
     return mean, (square - mean**2).sqrt()
+
+
+def image_to_video(state: StateDict) -> StateDict:
+    """Widen a text-to-video model's input to 36 channels, as Wan 2.2's image-to-video models have it.
+
+    The new channels have no effect yet: their weights are zero.
+    """
+    weight = state["patch_embedding.weight"]
+    added = weight.new_zeros(len(weight), latents.CONDITION_CHANNELS, *weight.shape[2:])
+    return state | {"patch_embedding.weight": torch.cat((weight, added), dim=1)}
 
 
 def half(state: StateDict) -> StateDict:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ultragen_core.attention.config import LocalConfig
-from ultragen_core.metrics.scores import HD_FVD, HD_LPIPS, HD_MSE
+
+from .scoring import Scoring
 
 FULL = "full"
 # Variants to train, as changes of the recipe of the miniature's own layers.
@@ -19,22 +20,20 @@ TRAINED: dict[str, dict] = {
     "without deltas": {"without": ("delta",)},
     "ffn deltas": {"ffn_deltas": True},
     "Swin": {"cross_window": "swin"},
+    "t3": {"rule": "t3"},
 }
 DENSE, FINISHED, UNTRAINED = "dense, as trained low", "full, to the end", "UltraGen without weights"
 VARIANTS = (DENSE, FINISHED, UNTRAINED, *TRAINED)
 # Windows about as large as the base's training frames, as UltraGen Apply chooses them for Wan models.
 NEAR_BASE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2))
-PICTURED = 4  # videos of each model in the picture, by their middle frames
 TIMED = 0.1  # share of the steps from which the time of a step is taken
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Scoring):
     """variants: of `VARIANTS`, in their order.
     dense_blocks, shift, learning_rate: of training, instead of the miniature's own; one dense block shows more.
     steps: of the comparison at equal steps; the comparison at equal time uses the full layer's time for them.
-    videos: per model and seed, sampled in `sampling_steps`. held_out: clips for the loss, each at `levels` noise
-    levels. metrics: names of metrics.scores, with stand-ins for their networks.
     """
 
     variants: tuple[str, ...] = VARIANTS
@@ -42,15 +41,9 @@ class Study:
     shift: float = 3.0
     steps: int = 600
     learning_rate: float = 5e-4
-    seeds: tuple[int, ...] = (0, 1, 2)
-    videos: int = 32
-    sampling_steps: int = 20
-    held_out: int = 64
-    levels: int = 4
-    metrics: tuple[str, ...] = (HD_MSE, HD_LPIPS, HD_FVD)
 
 
-class Judged(NamedTuple):
+class Scored(NamedTuple):
     """A model after `steps` of training, and the comparisons it belongs to."""
 
     variant: str

@@ -1,4 +1,4 @@
-"""The ablation's results as a Markdown table."""
+"""Results of the ablation or the search as a Markdown table."""
 
 from __future__ import annotations
 
@@ -31,24 +31,23 @@ def table(results: Iterable[dict], variants: Sequence[str], reference: str) -> s
     """Return mean and standard deviation over the seeds, as Markdown.
 
     Bold marks a difference from the reference, on the same seeds, of more than twice the deviation of that difference.
-    results: from Ablation.results(). variants: in the order of the rows. reference: the variant whose steps and time
-    all others get.
+    results: from Ablation.results() or Search.results(). variants: in the order of the rows. reference: the variant
+    that all others are compared with, in the ablation at equal steps.
     """
     results = [{"agreement": statistics.mean(row[name] for name in CHECKED)} | row for row in results]
     measured = [column for column in COLUMNS if all(column in row for row in results)]
-    compared = {row["seed"]: row for row in results if row["variant"] == reference and row["equal_steps"]}
-    lines = [
-        "| " + " | ".join(["", "steps", *(COLUMNS[column][0] for column in measured)]) + " |",
-        "|" + "---|" * (len(measured) + 2),
-    ]
-    for group, belongs in GROUPS.items():
+    compared = {row["seed"]: row for row in results if row["variant"] == reference and row.get("equal_steps", True)}
+    stepped = all("steps" in row for row in results)
+    headings = ["", *(["steps"] if stepped else []), *(COLUMNS[column][0] for column in measured)]
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    for group, belongs in GROUPS.items() if stepped else [("", lambda row: True)]:
         chosen = [row for row in results if belongs(row)]
         rows = {name: found for name in variants if (found := [row for row in chosen if row["variant"] == name])}
-        lines += [f"| *{group}* |" + " |" * (len(measured) + 1)] if rows else []
+        lines += [f"| *{group}* |" + " |" * (len(headings) - 1)] if rows and group else []
         for name, found in rows.items():
-            steps = round(statistics.mean(row["steps"] for row in found))
+            steps = [str(round(statistics.mean(row["steps"] for row in found)))] if stepped else []
             cells = [_cell(found, compared, column) for column in measured]
-            lines.append("| " + " | ".join([name, str(steps), *cells]) + " |")
+            lines.append("| " + " | ".join([name, *steps, *cells]) + " |")
     return "\n".join([*lines, "", "\\* through fixed random networks: comparable within this table only."])
 
 

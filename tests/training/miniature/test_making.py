@@ -17,32 +17,7 @@ from tools.console import Trouble
 from ultragen_core.sizes import VideoSize
 
 CPU = torch.device("cpu")
-LOW, HIGH = VideoSize(32, 32, 17), VideoSize(144, 48, 17)  # 9 columns of tokens
-
-
-@pytest.fixture(scope="module")
-def toy():
-    from training.miniature.decoder_training import DecoderRecipe
-    from training.miniature.make import Miniature
-    from training.miniature.vae_training import VAERecipe
-    from training.recipe import Recipe
-
-    steps = {"steps": 2, "batch": 2, "learning_rate": 1e-3}
-    return Miniature(
-        measured=2, vae=VAERecipe(width=4, sizes=(LOW,), clips=2, side=16, batch=2, steps=3, linear_steps=1, warmup=1),
-        channels=128, blocks=2, ffn_channels=64, low=LOW, low_clips=3, dense=Recipe(rule="dense", **steps),
-        decoder=DecoderRecipe(clips=2, at_once=1, sampling_steps=3, last_steps=2, side=4, margin=1, batch=2, steps=2),
-        high=HIGH, high_clips=2, ultragen=Recipe(rank=4, dense_blocks="0", gate=0.9, **steps),
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def made(toy, tmp_path_factory):
-    from training.miniature.make import Making
-
-    making = Making(toy, tmp_path_factory.mktemp("miniature"), CPU, 60)
-    assert making.run()
-    return making
+HIGH = VideoSize(144, 48, 17)  # 9 columns of tokens
 
 
 def test_parts_that_are_cut_off_go_on_to_the_same_weights(toy, made, tmp_path):
@@ -82,7 +57,7 @@ def test_what_is_made_runs_in_comfyui(made, toy):
     from training.model import build
     from ultragen_core.host.attention.load import load_model
 
-    file = made.model_file(toy.ultragen)
+    file = made.model_file("ultragen")
     assert all(tensor.dtype == torch.float16 for tensor in load_file(file).values())
     x, text = seeded(1, 16, 5, 8, 10), 0.1 * seeded(1, 512, 4096)
     trained = build(load_file(file), file.name, toy.ultragen)
@@ -107,9 +82,8 @@ def test_the_ablation_trains_and_judges_variants(made):
 
     metrics = HD_MSE, HD_LPIPS  # HD-FVD needs larger frames
     given, trained = names.VARIANTS[:3], names.VARIANTS[3:6]
-    study = names.Study(
-        (*given, *trained), steps=2, seeds=(3,), videos=2, sampling_steps=2, held_out=1, levels=2, metrics=metrics
-    )
+    scoring = {"seeds": (3,), "videos": 2, "sampling_steps": 2, "held_out": 1, "levels": 2, "metrics": metrics}
+    study = names.Study(**scoring, variants=(*given, *trained), steps=2)
     with pytest.raises(Trouble, match="time that 'full' takes: train its first 1 steps of seed 3 before"):
         module.Ablation(dataclasses.replace(study, variants=("Swin",)), made).run()
     for variants in (given, study.variants):  # processes may share them
@@ -158,8 +132,10 @@ def test_borders_are_those_of_a_models_own_windows(made, toy):
     making.recipe = dataclasses.replace(toy, blocks=3)  # of which the first is dense
     ablation = module.Ablation(names.Study(), making)
     even, odd, shifted = {3, 5, 7}, {2, 4, 6, 8}, {1, 4, 6, 8}
-    own = {"without cross-window": even, "Swin": even | shifted, names.UNTRAINED: {5} | {3, 6}}
+    own = {"without cross-window": even, "Swin": even | shifted, names.UNTRAINED: {5} | {3, 6}, "t3": set()}
     assert {name: ablation._borders(name) for name in names.VARIANTS} == dict.fromkeys(names.VARIANTS, even | odd) | own
+    making.recipe = dataclasses.replace(making.recipe, blocks=5, high=VideoSize(640, 352, 17))
+    assert module.Ablation(names.Study(), making)._borders("t3") == set(range(5, 40, 5))  # 8, 8 and 2 windows
 
 
 def test_seams_are_found_where_windows_meet():

@@ -1,0 +1,83 @@
+"""The settings that the search compares."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
+from ultragen_core.attention.gate import GateLine
+
+
+@dataclass(frozen=True)
+class Variant:
+    """local, global_, start_percent: of UltraGen Apply with attention_rule ultragen; local None: full attention.
+
+    rope: factor on token positions in height and width, as ComfyUI's ScaleROPE sets it, in the whole run.
+    scaled_first: (share, rope): the first share of the run has full attention with this factor, as two samplers and
+    SplitSigmas set it.
+    denoise: None, or a first pass at the size of the dense training, of which the second changes the last share.
+    """
+
+    local: LocalConfig | None = None
+    global_: GlobalConfig = GlobalConfig()
+    start_percent: float = 0.0
+    rope: float = 1.0
+    scaled_first: tuple[float, float] | None = None
+    denoise: float | None = None
+
+
+DENSE, DEFAULTS = "dense", "defaults"
+TO_BASE = 0.4  # brings positions at 640 pixels back to those of the dense training at 256
+# Windows about as large as the frames of the dense training, as the defaults choose them for a Wan model.
+NEAR = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2))
+# The hierarchical branch sees whole frames, at half of the resolution.
+WHOLE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 1))
+SMALL = LocalConfig(windows=(3, 4), hierarchical_windows=(1, 1))
+OFF = GlobalConfig(enabled=False)
+
+
+def _gated(local: LocalConfig, at_noise: float, at_end: float) -> LocalConfig:
+    return dataclasses.replace(local, gate=GateLine(at_noise, at_end))
+
+
+WHOLE_GATED = _gated(WHOLE, 0.3, 0.9)
+
+VARIANTS: dict[str, Variant] = {
+    DENSE: Variant(),
+    "dense scaled 0.4": Variant(rope=TO_BASE),
+    "dense scaled 0.6": Variant(rope=0.6),
+    DEFAULTS: Variant(NEAR),
+    "defaults from 10%": Variant(NEAR, start_percent=0.1),
+    "defaults from 20%": Variant(NEAR, start_percent=0.2),
+    "defaults from 30%": Variant(NEAR, start_percent=0.3),
+    "without global": Variant(NEAR, OFF),
+    "without hierarchical": Variant(dataclasses.replace(NEAR, hierarchical=False)),
+    "outer blocks dense": Variant(NEAR, GlobalConfig(dense_blocks=frozenset({0, 5}))),
+    "whole": Variant(WHOLE),
+    "whole, without global": Variant(WHOLE, OFF),
+    "whole, global at half": Variant(WHOLE, GlobalConfig(compress_ratio=2)),
+    "whole, gate 0.3 to 0.9": Variant(WHOLE_GATED, OFF),
+    "whole, gate 0.2 to 1": Variant(_gated(WHOLE, 0.2, 1.0), OFF),
+    "whole, gate 0.5": Variant(_gated(WHOLE, 0.5, 0.5), OFF),
+    "whole, gate 0.3 to 0.9, off": Variant(dataclasses.replace(WHOLE_GATED, cross_window="off"), OFF),
+    "whole, gate 0.3 to 0.9, swin": Variant(dataclasses.replace(WHOLE_GATED, cross_window="swin"), OFF),
+    "whole, gate 0.3 to 0.9, from 10%": Variant(WHOLE_GATED, OFF, start_percent=0.1),
+    "whole, gate 0.3 to 0.9, scaled 0.8": Variant(WHOLE_GATED, OFF, rope=0.8),
+    "whole, gate 0.3 to 0.9, outer blocks dense": Variant(
+        WHOLE_GATED, GlobalConfig(enabled=False, dense_blocks=frozenset({0, 5}))
+    ),
+    "small, gate 0.3 to 0.9": Variant(_gated(SMALL, 0.3, 0.9), OFF),
+    "small, gate 0.2 to 1": Variant(_gated(SMALL, 0.2, 1.0), OFF),
+    "scaled first 10%, defaults": Variant(NEAR, scaled_first=(0.1, TO_BASE)),
+    "scaled first 20%, defaults": Variant(NEAR, scaled_first=(0.2, TO_BASE)),
+    "scaled first 10%, whole": Variant(WHOLE_GATED, OFF, scaled_first=(0.1, TO_BASE)),
+    "scaled first 20%, whole": Variant(WHOLE_GATED, OFF, scaled_first=(0.2, TO_BASE)),
+    "scaled first 30%, whole": Variant(WHOLE_GATED, OFF, scaled_first=(0.3, TO_BASE)),
+    "scaled first 20%, small": Variant(_gated(SMALL, 0.3, 0.9), OFF, scaled_first=(0.2, TO_BASE)),
+    "two passes, 40%, defaults": Variant(NEAR, denoise=0.4),
+    "two passes, 60%, defaults": Variant(NEAR, denoise=0.6),
+    "two passes, 40%, whole": Variant(WHOLE_GATED, OFF, denoise=0.4),
+    "two passes, 60%, whole": Variant(WHOLE_GATED, OFF, denoise=0.6),
+    "two passes, 60%, dense": Variant(denoise=0.6),
+}
