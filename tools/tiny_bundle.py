@@ -3,9 +3,9 @@
     python -m tools.tiny_bundle COMFYUI BASE [--random | --trained]    writes BASE/models/..., BASE/input/...
 
 The files have the names that the templates ask for, and the keys and shape rules of the real files. UltraGen's
-checkpoint and Wan 2.1's VAE are the trained miniature. All others, and with --random these too, are random and paint
-clouds of colour. --trained writes these two alone, which
-takes a second instead of half a minute.
+checkpoint and Wan 2.1's VAE are the trained miniature, T3-Video's and the image-to-video checkpoint too once their
+weights are in the repository. All others, and with --random these too, are random and paint clouds of colour. --trained
+writes the first two alone, which takes a second instead of half a minute.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tools import tiny_seedvr2
 from tools.tiny_weights import DIM, dit_weight, vae_weight
 from tools.workflow import KEPT_LATENT
 from training.miniature import WEIGHTS
+from training.miniature.packed import unpacked
 from training.miniature.painter import picture
 from training.miniature.scenes import Scene
 
@@ -54,7 +55,9 @@ def write_trained(base: Path) -> None:
 
 def write(base: Path, random: bool = False) -> None:
     """Write every file under `base`, a ComfyUI base directory. Needs ComfyUI on sys.path."""
-    _write(base, GENERATED | (SEEDVR2 if tiny_seedvr2.exists() else {}) | (RANDOM if random else TRAINED))
+    kept = {file: (partial(trained, name), save_file) for file, name in KEPT.items() if (WEIGHTS / name).is_file()}
+    seedvr2 = SEEDVR2 if tiny_seedvr2.exists() else {}
+    _write(base, GENERATED | seedvr2 | (RANDOM if random else TRAINED | kept))
 
 
 def _write(base: Path, made: Mapping[str, tuple[Callable, Callable]]) -> None:
@@ -67,7 +70,7 @@ def _write(base: Path, made: Mapping[str, tuple[Callable, Callable]]) -> None:
 
 
 def trained(name: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    return load_file(WEIGHTS / name)
+    return unpacked(load_file(WEIGHTS / name))
 
 
 def checkpoint(generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -197,6 +200,11 @@ def save_video(frames: torch.Tensor, file: Path) -> None:
 TRAINED = {
     CHECKPOINT: (partial(trained, "ultragen.safetensors"), torch.save),
     VAE: (partial(trained, "vae.safetensors"), save_file),
+}
+# Further models of the miniature, once their weights are in the repository.
+KEPT = {
+    "models/diffusion_models/T3-Video-Wan2.1-T2V-1.3B.safetensors": "t3.safetensors",
+    "models/diffusion_models/wan2.1_i2v_720p_14B_fp16.safetensors": "i2v.safetensors",
 }
 RANDOM = {CHECKPOINT: (checkpoint, torch.save), VAE: (vae, save_file)}
 GENERATED = {

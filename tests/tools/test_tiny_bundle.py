@@ -7,10 +7,11 @@ import re
 import pytest
 import torch
 from helpers.support import DATA
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tools import tiny_bundle
 from training.miniature import WEIGHTS
+from training.miniature.packed import packed
 
 # Made with the published code: blocks 1 and 2 hierarchical, as in the tiny bundle.
 REFERENCE = "tiny_ultragen.safetensors"
@@ -70,6 +71,21 @@ def test_trained_one_has_the_same_keys_in_its_own_blocks(base, checkpoint, tmp_p
     assert narrow.keys() == wide.keys()
     for name in (tiny_bundle.VAE_WAN22, tiny_bundle.LATENT):  # never trained
         assert (tmp_path / name).read_bytes() == (base / name).read_bytes()
+
+
+def test_further_models_are_used_once_they_are_kept(base, tmp_path, monkeypatch):
+    for file, name in tiny_bundle.KEPT.items():
+        assert file in tiny_bundle.GENERATED
+        state = {"a": torch.arange(4096.0).reshape(64, 64)}
+        save_file(packed(state), tmp_path / name)
+    for name in ("ultragen.safetensors", "vae.safetensors"):
+        (tmp_path / name).symlink_to(WEIGHTS / name)
+    monkeypatch.setattr(tiny_bundle, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(tiny_bundle, "GENERATED", {})
+    tiny_bundle.write(tmp_path / "base")
+    for file in tiny_bundle.KEPT:
+        made = load_file(tmp_path / "base" / file)
+        assert torch.allclose(made["a"].float(), state["a"], atol=16) and made["a"].dtype == torch.float16
 
 
 def test_the_trained_ones_can_be_had_alone(tmp_path):

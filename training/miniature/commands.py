@@ -30,6 +30,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     _add_shared(_add(commands, "ablation", ablation), list(VARIANTS))
     parser = _add(commands, "search", search)
     _add_shared(parser, list(search_variants.VARIANTS))
+    parser.add_argument(
+        "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="only every N-th variant, from number I"
+    )
     parser.add_argument("--start-image", action="store_true", help="on the image-to-video model, from start images")
     parser.add_argument("--videos", type=int, default=Scoring.videos, help="videos of each variant and seed")
 
@@ -47,7 +50,9 @@ def _add(commands: argparse._SubParsersAction, name: str, run: Callable) -> argp
 def _add_shared(parser: argparse.ArgumentParser, variants: list[str]) -> None:
     """Add options for processes that share a comparison."""
     parser.add_argument("--seeds", type=int, nargs="+", default=Scoring.seeds, help="seeds to run")
-    parser.add_argument("--variants", nargs="+", default=variants, choices=variants, help="variants to compare")
+    parser.add_argument(
+        "--variants", nargs="+", default=variants, choices=variants, metavar="NAME", help="variants to compare"
+    )
 
 
 def _making(options: argparse.Namespace) -> Making:
@@ -72,7 +77,8 @@ def ablation(options: argparse.Namespace) -> None:
 def search(options: argparse.Namespace) -> None:
     """Compare settings for UltraGen's attention without trained weights, on the miniature's dense model."""
     scoring = Scoring(tuple(options.seeds), options.videos)
-    variants = {name: search_variants.VARIANTS[name] for name in options.variants}
+    first, step = options.share
+    variants = {name: search_variants.VARIANTS[name] for name in options.variants[first::step]}
     searched = Search(_making(options), scoring, variants, options.start_image)
     if searched.run():
         searched.draw(searched.folder / f"seed-{options.seeds[0]}.jpg")

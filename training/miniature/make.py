@@ -27,6 +27,7 @@ from ultragen_core.weights.files import StateDict, read_state_dict
 
 from . import clip_vae, latents
 from .decoder_training import DecoderRecipe, repainted, tuned
+from .packed import packed
 from .vae_training import VAERecipe, VAETraining
 
 PARTS = ("vae", "dense", "ultragen", "decoder", "latents", "t3", "i2v")
@@ -142,12 +143,19 @@ class Making:
         return self._train("ultragen", read_state_dict(self.finished("dense")), lambda: self.latents(self.recipe.high))
 
     def _t3(self) -> bool:
-        return self._train("t3", read_state_dict(self.finished("dense")), lambda: self.latents(self.recipe.high))
+        base = read_state_dict(self.finished("dense"))
+        return self._train("t3", base, lambda: self.latents(self.recipe.high)) and self._pack("t3")
 
     def _i2v(self) -> bool:
         recipe = self.recipe
         base = image_to_video(read_state_dict(self.finished("dense")))
-        return self._train("i2v", base, lambda: self._encoded(recipe.low, recipe.i2v_clips, start_images=True))
+        clips = recipe.low, recipe.i2v_clips
+        return self._train("i2v", base, lambda: self._encoded(*clips, start_images=True)) and self._pack("i2v")
+
+    def _pack(self, model: str) -> bool:
+        """Write a finished model as the repository keeps it."""
+        _save(packed(read_state_dict(self.finished(model))), self.folder / f"{model}.safetensors")
+        return True
 
     def _latents(self) -> bool:
         """Encode the files of latents of the high resolution that this process was given."""

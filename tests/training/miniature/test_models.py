@@ -48,6 +48,21 @@ def test_t3_starts_from_the_dense_model_and_has_no_weights_of_its_own(more):
     assert any(not torch.equal(t3[key], dense[key]) for key in t3)
 
 
+def test_models_are_kept_packed_with_little_error(more):
+    from training.miniature.packed import packed, unpacked
+
+    for name in ("t3", "i2v"):
+        state, kept = load_file(more.model_file(name)), more.folder / f"{name}.safetensors"
+        assert kept.stat().st_size < 0.52 * more.model_file(name).stat().st_size
+        back = unpacked(load_file(kept))
+        assert all(back[key].dtype == torch.float16 and back[key].shape == state[key].shape for key in state)
+        matrices = [key for key in state if state[key].ndim == 2 and state[key].numel() >= 4096]
+        assert all(relative_error(back[key].float(), state[key].float()) < 0.02 for key in matrices)
+        assert all(torch.equal(back[key], state[key]) for key in state.keys() - set(matrices))
+    zeros = {"a": torch.zeros(64, 64)}
+    assert torch.equal(unpacked(packed(zeros))["a"], zeros["a"])
+
+
 def test_the_start_image_is_given_as_comfyuis_node_gives_it(made, more, toy):
     from comfy_extras.nodes_wan import WanImageToVideo
 
