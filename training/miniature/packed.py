@@ -1,7 +1,7 @@
 """Weights in half of their size: matrices as int8 with a scale per row.
 
-Packed, the miniature's dense model has 0.3% more loss (four clips, three noise levels). ComfyUI does not read packed files; `unpacked` gives
-what it reads.
+Packed, the miniature's dense model has 0.3% more loss (four clips, three noise levels). ComfyUI does not read packed
+files; `unpacked` gives what it reads.
 """
 
 from __future__ import annotations
