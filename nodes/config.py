@@ -101,7 +101,7 @@ class UltraGenLocalConfig(Node):
                     tooltip=(
                         "How borders between windows are bridged. paper: odd blocks have other windows than even"
                         " blocks. off: the same windows in all blocks (seams). swin: odd blocks shift the windows by"
-                        " half a window. Leave paper, except to reproduce the ablation."
+                        " half a window. Keep paper, except to reproduce the ablation."
                     ),
                 ),
                 io.Combo.Input(
@@ -111,7 +111,7 @@ class UltraGenLocalConfig(Node):
                     tooltip=(
                         "What happens to a frame that does not divide into windows. resize: features are resized until"
                         " it divides, as the published weights expect. balanced: windows differ in size by one token."
-                        " auto: resize with trained weights, balanced without. Leave auto."
+                        " auto: resize with trained weights, balanced without. Keep auto."
                     ),
                 ),
                 io.Boolean.Input(

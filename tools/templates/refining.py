@@ -74,11 +74,11 @@ def refine_1080p(layout: Layout) -> str:
         "Takes a video file, enlarges it to 1920x1088, encodes it exactly, adds noise, and samples the last 40 % of"
         " UltraGen's steps: new detail in the same scene. Number of frames, frame rate and audio stay. Quality is"
         " unmeasured.",
-        "**Describe your video** in *Prompt*: the model paints what it reads there.",
+        "**Your video**: choose it in *Load video* and describe it in *Prompt*: the model paints what it reads there.",
         "**denoise** (*SplitSigmasDenoise*) is the share of the steps that run again. Higher: more new detail, further"
         " from your video. Lower: closer to it, and softer.",
-        "**Length.** Wan was trained on 81 frames; cut longer videos (*Trim Video*). Its VAE takes 4n + 1 frames, so"
-        " the last frame is repeated up to three times, and `max_frames` takes these off again.",
+        "**Length.** Wan was trained on 81 frames; cut longer videos (*Trim Video*, in ComfyUI 0.30.0). Its VAE takes"
+        " 4n + 1 frames, so the last frame is repeated up to three times, and `max_frames` takes these off again.",
         "**4K**: T3-Video's checkpoint in *UltraGen Load Model*, 3840x2176 in *Enlarge*, crop 2160 lines. **Another Wan"
         " model**: *Load Diffusion Model* and *UltraGen Apply*, attention_rule *ultragen*.",
         "**What changed**: HD-MSE of the enlarged and of the refined video. Higher: more detail, or more noise.",
