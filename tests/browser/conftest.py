@@ -36,16 +36,16 @@ def newest_server(new_server):
 
 @pytest.fixture(scope="package")
 def loaded_page(request, chromium):
-    """The page of a frontend in a renderer. Tests are sorted by it: each is loaded once, and one is open at a time."""
+    """The page of a frontend in a renderer. Tests are sorted by it, so that each is loaded once."""
     from helpers.canvas import Canvas
 
     frontend, renderer = request.param.split("-")
     server = request.getfixturevalue("server" if frontend == "pinned" else "newest_server")
-    page = chromium.new_page(viewport={"width": 1600, "height": 1000})  # with a profile of its own
-    canvas = Canvas(page, server, request.param)
+    profile = chromium.new_context(viewport={"width": 1600, "height": 1000})
+    canvas = Canvas(profile.new_page(), server, request.param)
     canvas.start(vue=renderer == "vue")
     yield canvas
-    page.close()
+    profile.close()
 
 
 def pytest_generate_tests(metafunc):

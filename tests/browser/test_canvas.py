@@ -270,16 +270,14 @@ def texts_of(server, asked: dict) -> list[str]:
 def test_chinese_nodes_and_help(canvas):
     from helpers.canvas import TRANSLATES_NODES
 
-    canvas.start(vue=False, language="zh")
-    try:
-        canvas.add("UltraGenSaveVideo")
-        title = canvas.run("() => app.graph._nodes[0].title")
+    with canvas.in_language("zh") as chinese:
+        chinese.add("UltraGenSaveVideo")
+        title = chinese.run("() => app.graph._nodes[0].title")
         assert title == ("UltraGen 保存视频" if TRANSLATES_NODES else "UltraGen Save Video")
-        text = canvas.help()
+        text = chinese.help()
         assert text.startswith("UltraGen 保存视频") and "示例" in text
-        canvas.shoot("zh")
-    finally:
-        canvas.start(vue=False)
+        chinese.shoot("zh")
+    assert not chinese.errors
 
 
 def test_run_shows_progress_and_ends_with_a_playable_video(canvas):

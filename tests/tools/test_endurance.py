@@ -26,7 +26,9 @@ def test_prompts_end_in_a_video_or_a_sentence_whatever_happens_to_files(servers)
 
 
 def test_killed_twice_a_list_loses_and_repeats_nothing(servers):
-    assert len(kills.run(servers, kills=2, seed=2, say=print, prompts=2).moments) >= 2
+    # This seed kills at 55% and 35% of the time that the list takes undisturbed. A later kill comes after the end, and
+    # costs another list and its servers.
+    assert len(kills.run(servers, kills=2, seed=29, say=print, prompts=2).moments) >= 2
 
 
 def test_two_servers_give_every_video_a_name_of_its_own(servers):
