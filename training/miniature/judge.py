@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ def borders(columns: int, cuts: Iterable[tuple[int, bool]]) -> set[int]:
     return set().union(*(window_borders(columns, *cut) for cut in cuts)) - {0, columns}
 
 
-def seam_ratio(frames: Tensor, borders: set[int]) -> float:
+def seam_ratio(frames: Tensor, borders: Set[int]) -> float:
     """Return how much more pixels differ across `borders`, columns of tokens, than across other token borders.
 
     frames: (frames, height, width, 3). Compare a model's videos with the painted clips of the same captions: those of
@@ -92,6 +92,12 @@ def seam_ratio(frames: Tensor, borders: set[int]) -> float:
         statistics.mean(differences[TOKEN * border - 1] for border in some) for some in (borders, others)
     )
     return seams / elsewhere
+
+
+@functools.lru_cache(maxsize=16)  # models with the same windows are compared with the same
+def painted_seam_ratio(numbers: range, size: VideoSize, borders: frozenset[int], device: torch.device) -> float:
+    """Return the mean seam ratio of the scenes' painted clips."""
+    return statistics.mean(seam_ratio(paint(number, *size, device=device), borders) for number in numbers)
 
 
 @functools.lru_cache(maxsize=1)  # all models of a seed are compared with the same

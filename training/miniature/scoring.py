@@ -144,7 +144,10 @@ class Scores:
         originals = judge.originals(numbers, self.size, self.device) if HD_FVD in metrics else []
         scores = score(scored, originals)
         measured = {metric: scores.mean(metric) for metric in metrics}
-        return {"seam_ratio": statistics.mean(seams)} | judge.agreement(seen, numbers) | measured
+        seam_ratio = statistics.mean(seams)
+        painted = judge.painted_seam_ratio(numbers, self.size, frozenset(borders), self.device)
+        both = {"seam_ratio": seam_ratio, "seams_to_painted": seam_ratio / painted}
+        return both | judge.agreement(seen, numbers) | measured
 
 
 def slug(name: str) -> str:

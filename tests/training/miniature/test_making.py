@@ -97,6 +97,7 @@ def test_the_ablation_trains_and_judges_variants(made):
     assert len({losses[name] for name in study.variants}) == 6, "variants that compute the same"
     for result in results:
         assert result["seed"] == 3 and result["loss"] > 0 and result["seam_ratio"] > 0
+        assert result["seams_to_painted"] > 0
         assert all(0 <= result[name] <= 1 for name in ("time", "ground", "weather", "side"))
         assert all(result[name] >= 0 for name in metrics)
 
@@ -153,6 +154,17 @@ def test_seams_are_found_where_windows_meet():
     horizon = smooth.clone()
     horizon[:, 48:] += 0.5
     assert seam_ratio(horizon, borders) == pytest.approx(1, abs=0.05)
+
+
+def test_painted_clips_are_the_measure_of_seams():
+    from training.miniature.judge import held_out, painted_seam_ratio, seam_ratio
+    from training.miniature.painter import paint
+
+    numbers, borders = held_out(2), frozenset({3, 6})
+    clips = [paint(number, *HIGH) for number in numbers]
+    ratio = painted_seam_ratio(numbers, HIGH, borders, CPU)
+    assert ratio == pytest.approx(sum(seam_ratio(clip, borders) for clip in clips) / 2)
+    assert ratio != pytest.approx(painted_seam_ratio(numbers, HIGH, frozenset({2, 5}), CPU))
 
 
 def test_stand_ins_see_differences():
