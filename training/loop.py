@@ -72,7 +72,7 @@ class Training:
         keeping.out.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
             # More steps than before are fine, although a rate that falls to the end then falls to another one.
-            wanted, defaults = dataclasses.asdict(recipe), {"ffn_deltas": False}
+            wanted, defaults = dataclasses.asdict(recipe), {"ffn_deltas": False}  # older runs have no such setting
             agree(keeping.out / "recipe.json", wanted, may_change=("steps",), defaults=defaults)
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(learning, recipe.learning_rate, BETAS, weight_decay=recipe.weight_decay)

@@ -162,6 +162,14 @@ def test_another_recipe_or_other_clips_are_refused(training, cache, tmp_path, mo
         training(tmp_path, steps=2)
 
 
+def test_a_setting_that_is_newer_than_a_run_is_at_its_default_there(tmp_path):
+    path, wanted = tmp_path / "recipe.json", {"shift": 5.0, "ffn_deltas": False}
+    agree(path, {"shift": 5.0})
+    with pytest.raises(Trouble, match="ffn_deltas False -> True"):
+        agree(path, wanted | {"ffn_deltas": True}, defaults={"ffn_deltas": False})
+    agree(path, wanted, defaults={"ffn_deltas": False})
+
+
 def test_the_recipe_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "recipe.json"
     agree(path, {"steps": 1, "shift": 5.0}, may_change=("steps",))

@@ -90,6 +90,14 @@ def test_what_is_upstream_counts(graph):
     assert of(graph) != of(GRAPH)
 
 
+def test_the_strength_of_deltas_counts():
+    def configured(strength):
+        config, apply = node("UltraGenGlobalConfig", ffn_lora_strength=strength), node("UltraGenApply", model=["1", 0])
+        return changed("5", model=["8", 0]) | {"7": config, "8": apply | {"inputs": {"global_config": ["7", 0]}}}
+
+    assert of(configured(1.0)) != of(configured(0.5))
+
+
 def test_ids_do_not_count():
     renamed = {
         f"sub:{key}": node(
