@@ -19,6 +19,7 @@ from helpers.wan_models import KINDS, H, T, W, load
 from safetensors.torch import load_file, save_file
 
 from ultragen_core.host.attention.load import load_model
+from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.compat import gpu_pool_class
 from ultragen_core.host.multigpu.evaluation import Part
 from ultragen_core.host.multigpu.patch import use_gpus
@@ -69,9 +70,11 @@ def test_deltas_on_the_feed_forward_part(cpus, parts, tmp_path):
     for content in (state, merged(state)):
         save_file(content, tmp_path / "model.safetensors")
         models.append(load_model(tmp_path / "model.safetensors", model_options={"dtype": torch.float32}))
-        if len(models) == 1:
+        if len(models) == 1:  # copies for other GPUs are read from the file
             several = run(use_gpus(models[0], 0, "video"), cfg=1.0)
-    assert relative_error(several, run(models[1], cfg=1.0)) < 1e-5 and len(parts) == 4
+            first_step = apply(models[0], Settings(end_percent=0.5))
+            assert relative_error(run(use_gpus(first_step, 0, "video"), cfg=1.0), run(first_step, cfg=1.0)) < 1e-5
+    assert relative_error(several, run(models[1], cfg=1.0)) < 1e-5 and len(parts) == 2 * 2 * 2
 
 
 def eased(model):
