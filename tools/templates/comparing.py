@@ -151,8 +151,9 @@ def _note(layout: Layout) -> str:
         " `output/video/compare`.",
         "**Table.** HD-MSE of each video. Higher: more detail, or more noise. Switch on further metrics there; each"
         " names the file that it needs. For `clip_score` copy the prompt.",
-        "**b** has the files and settings of ComfyUI's template for SeedVR2. Its last node, *Post-Process SeedVR2"
-        " Output*, is left out: it removes padding, and *Size* needs none.",
+        "**b** has the files and settings of ComfyUI's template for SeedVR2. Two things differ: where the video is"
+        " split, pieces overlap by 2 latent frames; and *Post-Process SeedVR2 Output* is left out, because it removes"
+        " padding, of which *Size* needs none.",
         LOG,
         RESUME,
         ULTRAGEN_LINKS,
