@@ -25,7 +25,7 @@ from .make import Making
 from .picture import draw_rows
 from .sampling import Paint, Patched
 from .scoring import Scores, slug
-from .study import DENSE, FINISHED, FULL, NEAR_BASE, TIMED, TRAINED, UNTRAINED, Scored, Study
+from .study import DENSE, FINISHED, FULL, NEAR_BASE, T3_FINISHED, TIMED, TRAINED, UNTRAINED, Scored, Study
 
 
 class Ablation:
@@ -74,7 +74,8 @@ class Ablation:
         """Return the variants that are not trained here: (steps at high resolution, function that loads the model)."""
         return {
             DENSE: (0, self._dense),
-            FINISHED: (self.making.recipe.ultragen.steps, self._finished),
+            FINISHED: (self.making.recipe.ultragen.steps, lambda: self._finished("ultragen")),
+            T3_FINISHED: (self.making.recipe.t3.steps, lambda: self._finished("t3")),
             UNTRAINED: (0, self._untrained),
         }
 
@@ -130,9 +131,9 @@ class Ablation:
         model = build(read_state_dict(self.base_file), DENSE, self.making.recipe.dense)
         return model.to(self.device).eval()
 
-    def _finished(self) -> Callable:
-        state = read_state_dict(self.making.model_file("ultragen"))
-        return build(state, FINISHED, self.making.recipe.ultragen).to(self.device).eval()
+    def _finished(self, model: str) -> Callable:
+        state = read_state_dict(self.making.finished(model))
+        return build(state, model, getattr(self.making.recipe, model)).to(self.device).eval()
 
     def _untrained(self) -> Callable:
         """Load the dense model and patch it as UltraGen Apply does."""
@@ -154,6 +155,8 @@ class Ablation:
         """Return the token columns where a model's windows meet; for a dense model those of FULL."""
         grid = token_grid((1, *self.scores.sampler(None).shape))
         recipe = self._recipe(variant if variant in TRAINED else FULL, 0, 1)
+        if variant == T3_FINISHED:
+            recipe = self.making.recipe.t3
         blocks = recipe.hierarchical_blocks(self.making.recipe.blocks)
         if recipe.rule == "t3":
             return judge.borders(grid.w, [(PUBLISHED_1_3B.windows_of(index, grid)[2], False) for index in blocks])

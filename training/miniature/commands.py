@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from .ablation import Ablation
 from .make import MAIN, PARTS, Making, Miniature
 from .scoring import Scoring
 from .search import Search
-from .study import FULL, VARIANTS, Study
+from .study import FULL, ON_DEMAND, VARIANTS, Study
 from .table import table
 
 
@@ -27,7 +27,7 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--files", type=int, nargs="+", help="with --parts latents: files to encode, from 0; processes may share them"
     )
-    _add_shared(_add(commands, "ablation", ablation), list(VARIANTS))
+    _add_shared(_add(commands, "ablation", ablation), list(VARIANTS), ON_DEMAND)
     parser = _add(commands, "search", search)
     _add_shared(parser, list(search_variants.VARIANTS))
     parser.add_argument(
@@ -47,12 +47,11 @@ def _add(commands: argparse._SubParsersAction, name: str, run: Callable) -> argp
     return parser
 
 
-def _add_shared(parser: argparse.ArgumentParser, variants: list[str]) -> None:
+def _add_shared(parser: argparse.ArgumentParser, variants: list[str], more: Sequence[str] = ()) -> None:
     """Add options for processes that share a comparison."""
     parser.add_argument("--seeds", type=int, nargs="+", default=Scoring.seeds, help="seeds to run")
-    parser.add_argument(
-        "--variants", nargs="+", default=variants, choices=variants, metavar="NAME", help="variants to compare"
-    )
+    choices = [*variants, *more]
+    parser.add_argument("--variants", nargs="+", default=variants, choices=choices, metavar="NAME", help="which to run")
 
 
 def _making(options: argparse.Namespace) -> Making:
@@ -71,7 +70,7 @@ def ablation(options: argparse.Namespace) -> None:
     if study.run() and set(options.variants) == set(VARIANTS):
         study.draw(options.out / "ablation.jpg")
     if results := study.results():
-        say(table(results, VARIANTS, FULL))
+        say(table(results, [*VARIANTS, *ON_DEMAND], FULL))
 
 
 def search(options: argparse.Namespace) -> None:

@@ -23,7 +23,9 @@ TRAINED: dict[str, dict] = {
     "t3": {"rule": "t3"},
 }
 DENSE, FINISHED, UNTRAINED = "dense, as trained low", "full, to the end", "UltraGen without weights"
+T3_FINISHED = "t3, to the end"  # the miniature's part t3, which is made on demand
 VARIANTS = (DENSE, FINISHED, UNTRAINED, *TRAINED)
+ON_DEMAND = (T3_FINISHED,)
 # Windows about as large as the base's training frames, as UltraGen Apply chooses them for Wan models.
 NEAR_BASE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2))
 TIMED = 0.1  # share of the steps from which the time of a step is taken

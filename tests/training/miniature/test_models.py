@@ -48,6 +48,18 @@ def test_t3_starts_from_the_dense_model_and_has_no_weights_of_its_own(more):
     assert any(not torch.equal(t3[key], dense[key]) for key in t3)
 
 
+def test_the_finished_t3_model_is_scored_with_its_own_windows(more, toy):
+    from training.miniature.ablation import Ablation
+    from training.miniature.study import T3_FINISHED, Study
+
+    scoring = {"seeds": (5,), "videos": 1, "sampling_steps": 1, "held_out": 1, "levels": 1, "metrics": ()}
+    ablation = Ablation(Study(**scoring, variants=(T3_FINISHED,)), more)
+    assert ablation.run()
+    (result,) = [row for row in ablation.results() if row["variant"] == T3_FINISHED]
+    assert result["steps"] == toy.t3.steps and result["seed"] == 5 and result["loss"] > 0
+    assert ablation._borders(T3_FINISHED) == set() != ablation._borders("full")  # at this size one window per frame
+
+
 def test_models_are_kept_packed_with_little_error(more):
     from training.miniature.packed import packed, unpacked
 
