@@ -89,7 +89,7 @@ def two_processes(base, cache, tmp_path_factory):
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     script = [sys.executable, str(ROOT / "tests" / "training" / "two_processes.py"), str(folder)]
-    options = arguments(base, cache, "--learning-rate", "5e-4", "--steps", "3", "--keep-activations")
+    options = arguments(base, cache, "--learning-rate", "5e-4", "--steps", "3", "--keep-activations", "--ffn-deltas")
     processes = [
         subprocess.Popen([*script, *options], env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank})
         for rank in "01"
@@ -103,7 +103,7 @@ def two_processes(base, cache, tmp_path_factory):
 
 
 def test_two_processes_end_with_the_weights_of_one(two_processes, training, tmp_path):
-    training(tmp_path, learning_rate=5e-4).run()
+    training(tmp_path, learning_rate=5e-4, ffn_deltas=True).run()
     assert_near(weights(two_processes / "whole-no", 3), weights(tmp_path, 3), 1e-5)
     assert losses(two_processes / "whole-no") == pytest.approx(losses(tmp_path), rel=1e-5)
 
