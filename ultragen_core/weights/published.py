@@ -40,9 +40,7 @@ GATE_NAMES = {
 }
 _OURS = {published: ours for ours, published in (EXTRA_NAMES | GATE_NAMES).items()}
 _EXTRA_KEY = re.compile(
-    r"blocks\.(\d{1,4})\.("
-    + "|".join(re.escape(name) for name in sorted(_OURS, key=len, reverse=True))
-    + r")\.(.+)"
+    r"blocks\.(\d{1,4})\.(" + "|".join(re.escape(name) for name in sorted(_OURS, key=len, reverse=True)) + r")\.(.+)"
 )
 
 

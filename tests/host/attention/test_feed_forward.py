@@ -154,9 +154,7 @@ def test_compiled(models):
 def test_context_windows(models):
     def windowed(name):
         settings = {"context_schedule": "standard_static", "fuse_method": "pyramid"}
-        made = run_node(
-            WanContextWindowsManualNode, models[name], context_length=9, context_overlap=4, **settings
-        )
+        made = run_node(WanContextWindowsManualNode, models[name], context_length=9, context_overlap=4, **settings)
         return sample(made, (1, 16, 4, 8, 12), CONTEXT, cfg=1.0)
 
     assert relative_error(windowed("deltas"), windowed("merged")) < 1e-5
