@@ -28,14 +28,21 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="make a video: the shipped workflow with a tiny model in a real ComfyUI")
     demo.add_argument("--prompt", help="what to paint, such as: a foggy lake at dusk, peaks, the sun on the left")
-    demo.add_argument("--width", type=int, default=640)
-    demo.add_argument("--height", type=int, default=352)
-    demo.add_argument("--frames", type=int, default=17)
-    demo.add_argument("--steps", type=int, default=12)
-    demo.add_argument("--seed", type=int, default=0)
+    compare = commands.add_parser("compare", help="draw docs/compare.jpg: one caption by three ways, with tiny models")
+    compare.add_argument("--prompt", required=True, help="what to paint, in the words of the demo")
+    compare.add_argument(
+        "--dense", type=Path, required=True, help="dense.safetensors of `python3 -m training miniature --out FOLDER`"
+    )
+    compare.add_argument("--out", type=Path, required=True, help="the picture, a .jpg or .png")
+    for command in (demo, compare):
+        command.add_argument("--width", type=int, default=640)
+        command.add_argument("--height", type=int, default=352)
+        command.add_argument("--frames", type=int, default=17)
+        command.add_argument("--steps", type=int, default=12)
+        command.add_argument("--seed", type=int, default=0)
     serve = commands.add_parser("serve", help="start ComfyUI with the pack and the tiny model for your browser")
     templates = commands.add_parser("templates", help="write workflows/: every template and its thumbnail")
-    for command in (demo, serve, templates):
+    for command in (demo, compare, serve, templates):
         command.add_argument(
             "--comfyui",
             metavar="PATH",
@@ -106,10 +113,11 @@ def main() -> int:
             tree = comfyui.own_install(args.tree) if args.tree else comfyui.tree_of(comfyui.NEWEST, cache)
             return suite.run_on_tree(cache, tree, rest, args.newest)
         return suite.run(cache, rest)
-    from tools import demo
+    from tools import compare, demo
     from tools.templates import write as templates
 
-    return {"demo": demo.run, "serve": demo.serve, "templates": templates.run}[args.command](cache, args)
+    commands = {"demo": demo.run, "compare": compare.run, "serve": demo.serve, "templates": templates.run}
+    return commands[args.command](cache, args)
 
 
 if __name__ == "__main__":
