@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
-from tools.bench import evaluation, kernels, methods
+from tools.bench import bits, evaluation, kernels, methods
 from tools.bench.attention import GRIDS
 from tools.bench.evaluation import FEW_TOKENS, few_tokens
 from tools.bench.model import sample
@@ -38,6 +39,22 @@ def test_the_published_arithmetic_agrees_with_the_packs(block):
     spec = block_spec(block, LocalConfig(), GlobalConfig(), trained=True)
     ours = ultragen_attention(attn, x, grid, spec, extras, gates, Engine(dense_attention))
     assert relative_error(published_attention(attn, x, grid, block, extras, gates), ours) < 1e-5
+
+
+def test_an_operation_that_depends_on_the_batch_is_found():
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    with bits.FirstHalfAlone() as seen:
+        torch.mm(x.round(), torch.eye(8))  # whole numbers: the same bits in any order
+        torch.softmax(x, 1)
+        torch.softmax(x, 0)  # over the batch
+    assert sorted(seen.calls.values()) == [1, 2] and sorted(seen.differing.values()) == [0, 1]
+    assert max(seen.differing, key=seen.differing.get).startswith("_softmax (4, 8)")
+
+
+def test_operations_of_an_evaluation_are_listed(tiny, capsys):
+    bits.report("here", tiny, VideoSize(96, 64, 5), "cpu")
+    found, all_ = map(int, re.findall("here: (.*) of (.*) operations", capsys.readouterr().out)[0])
+    assert 0 <= found < all_ > 10
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def main() -> None:
     if comfyui := os.environ.get("COMFYUI_PATH"):
         sys.path.insert(0, comfyui)
     as_comfyui_starts(dynamic_vram="--dynamic" in arguments, native="--native" in arguments)
-    from . import attention, card, gpus, kernels, model, page, training, vae
+    from . import attention, bits, card, gpus, kernels, model, page, training, vae
 
     parser = argparse.ArgumentParser(description=__doc__)
     subjects = parser.add_subparsers(required=True)
@@ -33,6 +33,7 @@ def main() -> None:
     model.add_parser(subjects)
     kernels.add_parser(subjects)
     gpus.add_parser(subjects)
+    bits.add_parser(subjects)
     page.add_parser(subjects)
     training.add_parser(subjects)
     chosen = parser.parse_args(arguments)

@@ -184,7 +184,7 @@ class Times:
     def __init__(self):
         self.steps: list[tuple[float, list[float], float]] = []
         self.events: dict[torch.device, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
-        self.host: dict[torch.device, float] = {}
+        self.host: dict[int, float] = {}  # by the clone of the model
         self.received: dict[torch.device, int] = {}
 
     def end_of_step(self) -> float:
@@ -203,10 +203,11 @@ class Times:
 @contextmanager
 def timed() -> Iterator[Times]:
     """Measure the exchanges and the hosts' part of everything that groups of GPUs compute inside."""
-    from ultragen_core.host.multigpu.evaluation import Part
+    import comfy.ldm.wan.model as wan
+
     from ultragen_core.host.multigpu.exchange import Exchange
 
-    times, move, compute = Times(), Exchange.move, Part.compute
+    times, move, forward = Times(), Exchange.move, wan.WanModel._forward
 
     def timed_move(self: Exchange, index: int, x: torch.Tensor, moves) -> torch.Tensor:
         device, before = self.devices[index], self.bytes_into[index]
@@ -217,17 +218,17 @@ def timed() -> Iterator[Times]:
         times.received[device] = times.received.get(device, 0) + self.bytes_into[index] - before
         return result
 
-    def timed_compute(self: Part) -> torch.Tensor:
+    def timed_forward(self: wan.WanModel, *args, **kwargs) -> torch.Tensor:
         start = time.thread_time()
-        result = compute(self)
-        times.host[self.device] = times.host.get(self.device, 0.0) + time.thread_time() - start
+        result = forward(self, *args, **kwargs)
+        times.host[id(self)] = times.host.get(id(self), 0.0) + time.thread_time() - start
         return result
 
-    Exchange.move, Part.compute = timed_move, timed_compute
+    Exchange.move, wan.WanModel._forward = timed_move, timed_forward
     try:
         yield times
     finally:
-        Exchange.move, Part.compute = move, compute
+        Exchange.move, wan.WanModel._forward = move, forward
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:

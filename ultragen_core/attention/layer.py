@@ -21,6 +21,7 @@ from .gate import Gates
 from .spec import BlockSpec, BranchSpec
 
 NO_DELTAS = BranchSpec()
+NO_STRIDE = 1, 1, 1
 
 
 class Projections(Protocol):
@@ -100,7 +101,7 @@ def attend(
     engine: Engine,
     spec: BranchSpec = NO_DELTAS,
     coarse: CoarseBranch | None = None,
-    stride: tuple[int, int, int] = (1, 1, 1),
+    stride: tuple[int, int, int] = NO_STRIDE,
     overwrite: bool = False,
     queries: Tensor | None = None,
 ) -> Tensor:
@@ -111,7 +112,9 @@ def attend(
     overwrite: the windows may be overwritten with the result.
     queries: numbers (q,) of the tokens of every window that attend to all its tokens -> (n, q, c). None: all.
     """
-    scale = tuple(factor * step for factor, step in zip(engine.rope_scale, stride, strict=True))
+    scale = engine.rope_scale
+    if stride != NO_STRIDE:
+        scale = tuple(factor * step for factor, step in zip(scale, stride, strict=True))
     table = engine.rope_tables.table(window_grid, attn.head_dim, windows.device, scale)
     shape = None if queries is None else (len(windows), len(queries), windows.shape[-1])
 

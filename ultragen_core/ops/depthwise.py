@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from . import dispatch
 from .resample import interpolation_matrix, resize
 
 # The plain refinement works on the channels in this many parts, each with several channel-first copies.
@@ -26,8 +27,7 @@ def compress(x: Tensor, weight: Tensor, bias: Tensor, ratio: int, triton: bool) 
         if length < ratio:
             x = x.index_select(axis, torch.arange(ratio, device=x.device).clamp(max=length - 1))
     if triton and x.is_contiguous():
-        from . import depthwise_kernels as kernels
-
+        kernels = dispatch.kernels("depthwise_kernels")
         return kernels.compress(x, weight, bias, ratio)
     h, w = (length // ratio for length in x.shape[2:4])
     cells = x[:, :, : h * ratio, : w * ratio].unflatten(3, (w, ratio)).unflatten(2, (h, ratio))
@@ -80,8 +80,7 @@ def refine_blend_(
 def _refine_blend_triton_(
     coarse: Tensor, weight: Tensor, bias: Tensor, y: Tensor, gate: Tensor, strips: Iterable[tuple[int, int]]
 ) -> Tensor:
-    from . import depthwise_kernels, resample_kernels
-
+    depthwise_kernels, resample_kernels = map(dispatch.kernels, ("depthwise_kernels", "resample_kernels"))
     gate = gate.expand(-1, -1, y.shape[-1]).contiguous()
     t, rows, columns = y.shape[1:4]
     source, taps = resample_kernels.Layout(*coarse.shape[1:4]), depthwise_kernels.taps(weight)

@@ -9,8 +9,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def _check_once(modules: tuple[str, ...], device: torch.device, dtype: torch.dty
     """Run the modules' checks. The answer holds for the process, so a lack of memory, which may pass, is raised."""
     try:
         for name in modules:
-            import_module(f".{name}", __package__).check(device, dtype)
+            kernels(name).check(device, dtype)
     except Exception as error:  # whatever breaks in a user's Triton, plain PyTorch is the answer
         if is_host_out_of_memory(error) or "out of memory" in str(error).lower():
             raise
@@ -81,6 +82,12 @@ def _check_once(modules: tuple[str, ...], device: torch.device, dtype: torch.dty
 
 def _log_plain(error: Exception) -> None:
     log.info("UltraGen: plain PyTorch instead of Triton kernels (%s)", error)
+
+
+@cache
+def kernels(name: str) -> ModuleType:
+    """A module of this folder with kernels, which needs Triton. Cheaper than an import statement in every call."""
+    return import_module(f".{name}", __package__)
 
 
 def power_of_2(n: int) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from . import dispatch
+
 
 def norm_rope_(
     x: Tensor,
@@ -22,8 +24,7 @@ def norm_rope_(
     for x. table: cosine and sine of every rotation, float32 (tokens, c / heads / 2, 2).
     """
     if triton and x.is_contiguous() and not isinstance(norm, nn.Identity):
-        from . import norm_rope_kernels as kernels
-
+        kernels = dispatch.kernels("norm_rope_kernels")
         return kernels.norm_rope_(x, weight_of(norm, x), norm.eps, table)
     return apply_rope(norm(x).unflatten(-1, (heads, -1)), table).flatten(-2)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..grid import Region, TokenGrid, window_partition, window_unpartition
+from . import dispatch
 
 
 @torch.compiler.disable  # a compiled graph would build the matrix in every call
@@ -93,8 +94,7 @@ def part_to_windows(
 
 
 def _resample_part(x: Tensor, part: Part, region: Region, size: tuple[int, int]) -> Tensor:
-    from . import resample_kernels as kernels
-
+    kernels = dispatch.kernels("resample_kernels")
     t, h, w = x.shape[1:4]
     source = kernels.Layout(t, h, w, row=part.row, column=part.column)
     return kernels.resample(x, source, kernels.Layout.of(t, region), size, part.size)
@@ -104,8 +104,7 @@ def to_windows(x: Tensor, size: tuple[int, int], region: Region, antialias: bool
     """Windows of a region of the map resized to `size`: (b, t, h, w, c) -> (b * nh * nw, tokens of a window, c)."""
     if antialias or not triton or not x.is_contiguous() or _is_whole_map(x.shape[2:4], size, region):
         return window_partition(resize(x, size, antialias)[:, :, region.rows, region.columns], region.windows)
-    from . import resample_kernels as kernels
-
+    kernels = dispatch.kernels("resample_kernels")
     t, h, w = x.shape[1:4]
     return kernels.resample(x, kernels.Layout(t, h, w), kernels.Layout.of(t, region), size)
 
@@ -129,8 +128,7 @@ def from_windows_(
     """
     whole_map = _is_whole_map((grid.h, grid.w), size, regions[0])
     if triton and not antialias and not whole_map and len(parts) == 1 and parts[0].is_contiguous():
-        from . import resample_kernels as kernels
-
+        kernels = dispatch.kernels("resample_kernels")
         source, target = kernels.Layout.of(grid.t, regions[0]), kernels.Layout(grid.t, *size)
         return kernels.resample(parts.pop(), source, target, size).unflatten(1, (grid.t, *size))
     first = window_unpartition(parts.pop(0), regions[0].windows, regions[0].window_grid(grid.t))

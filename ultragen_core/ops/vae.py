@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import dispatch
+
 VAE_KERNEL_MODULES = ("vae_kernels",)
 EPS = 1e-12  # the default of torch.nn.functional.normalize, which ComfyUI's RMS_norm calls
 
@@ -57,8 +59,7 @@ def add_(x: DeferredAdd, triton: bool) -> Tensor:
     if x.bias is None and x.skip is None:
         return x.value
     if triton:
-        from . import vae_kernels as kernels
-
+        kernels = dispatch.kernels("vae_kernels")
         if kernels.fits(x.value, x.skip):
             kernels.add_(*x)
             return x.value
@@ -77,8 +78,7 @@ def norm_silu_(
     Returns x.value, uncropped: with `keep_sum` it holds the sum, else its content is undefined.
     """
     if triton and norm.offset is None:
-        from . import vae_kernels as kernels
-
+        kernels = dispatch.kernels("vae_kernels")
         if kernels.fits(x.value, x.skip, out):
             kernels.norm_silu_(*x, keep_sum, norm.gamma, out, norm.scale, EPS, (crop[0].start, crop[1].start))
             return x.value

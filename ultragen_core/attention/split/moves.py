@@ -28,11 +28,13 @@ class MemberMoves:
     sent: positions among its tokens of those that it packs for others. The same tokens for several members are packed
         once. kept: positions of those of its own tokens that it wants.
     segments: what it gets, placed one after the other behind the kept tokens. gathered: number of all these. order: for
-        each wanted token its position among them.
+        each wanted token its position among them. sent_count, kept_count: lengths, which tensors tell slowly.
     """
 
     sent: Tensor
+    sent_count: int
     kept: Tensor
+    kept_count: int
     segments: tuple[Segment, ...]
     gathered: int
     order: Tensor
@@ -96,7 +98,8 @@ class Moves:
                 order[self._places[source, member]] = torch.arange(gathered, gathered + length)
                 segments.append(Segment(source, self._packs[source][1][member], gathered, length))
                 gathered += length
-        return MemberMoves(self._packs[member][0], kept, tuple(segments), gathered, order)
+        sent = self._packs[member][0]
+        return MemberMoves(sent, len(sent), kept, len(kept), tuple(segments), gathered, order)
 
     def tokens_into(self, member: int) -> int:
         """Tokens of one video that a member gets from others."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -194,23 +195,25 @@ def axis_parts(runs: list[tuple[slice, int]], span: Span) -> list[AxisPart]:
     return parts
 
 
-class MapPart(NamedTuple):
+@dataclass(frozen=True)
+class MapPart:
     """Windows of a map with the queries that a member computes, as products of the parts of both axes."""
 
     rows: tuple[AxisPart, ...]
     columns: tuple[AxisPart, ...]
 
-    @property
+    @cached_property
     def queries(self) -> Rectangle:
         """The rectangle of the map that the queries fill."""
-        spans = ((axis[0].start + axis[0].first, sum(p.queries for p in axis)) for axis in self)
+        spans = ((axis[0].start + axis[0].first, sum(p.queries for p in axis)) for axis in (self.rows, self.columns))
         return Rectangle.of(*((start, start + length) for start, length in spans))
 
-    @property
+    @cached_property
     def windows(self) -> Rectangle:
         """The rectangle of the map that the windows fill."""
-        return Rectangle.of(*((axis[0].start, axis[-1].stop) for axis in self))
+        return Rectangle.of(*((axis[0].start, axis[-1].stop) for axis in (self.rows, self.columns)))
 
+    @cached_property
     def regions(self) -> list[tuple[Region, AxisPart, AxisPart]]:
         """The windows in rectangles that divide evenly, each with its parts of the axes."""
         return [

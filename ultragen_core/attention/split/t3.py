@@ -73,7 +73,7 @@ def _in_own_rectangle(
     attn: Projections, x: Tensor, windows: Windows, close: CloseWindows, member: Member, engine: Engine
 ) -> Tensor:
     grid, part, (b, _, c) = member.grid, close.parts[member.index], x.shape
-    own, wide, regions = member.rectangle, part.windows, part.regions()
+    own, wide, regions = member.rectangle, part.windows, part.regions
     moves = rectangle_moves(grid, rectangles(grid, member.count), close.wanted)
     source = member.moved(x, moves).unflatten(1, wide.grid(grid.t))
     out = x.new_empty(b, *own.grid(grid.t), c) if len(regions) > 1 else None

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...built_once import built_once
-from ...grid import TokenGrid, cut_axis, window_unpartition
+from ...grid import TokenGrid
 from ...ops.depthwise import compress
-from ...ops.resample import Part, part_to_windows, resize_part
 from ..engine import Engine
 from ..extras import BlockExtras, CoarseBranch
 from ..gate import Gates
-from ..layer import Projections, attend, blended_
+from ..layer import Projections, blended_
 from ..spec import BlockSpec, BranchSpec
+from .branch import BranchWork, branch_source, branch_work, split_branch
 from .member import Member, rectangle_moves
-from .rectangles import (
-    MapPart,
-    Rectangle,
-    Span,
-    axis_parts,
-    query_numbers,
-    read_span,
-    received,
-    rectangles,
-)
+from .rectangles import Rectangle, Span, received, rectangles
 
 REFINEMENT_HALO = 1  # rows and columns that the 3x3x3 convolution reads around the tokens that it computes
 
@@ -54,51 +45,61 @@ def split_ultragen_attention(
     ]
     halo = REFINEMENT_HALO if any(coarse.refine is not None for _, coarse, _ in branches) else 0
     shares = block_shares(grid, member.count, spec.local, tuple((s, c.ratio) for s, c, _ in branches), halo)
-    own, local = member.rectangle, shares.local[member.index]
-    outer, source = own.widened(halo, grid.h, grid.w), shares.sources[member.index]
-    held = rectangles(grid, member.count)
-    x = member.moved(x, rectangle_moves(grid, held, shares.sources)).unflatten(1, source.grid(grid.t))
-    y = _branch(attn, x, source, local, own, grid, spec.local, engine)
-    y = _padded(y, own, outer)
-    for (branch_spec, coarse, gate), branch in zip(branches, shares.coarse, strict=True):
-        part, at = branch.parts[member.index], branch.sources[member.index]
-        cells = _cells(x, source, branch.cells[member.index], grid, coarse, engine)
+    work, b, c = shares.members[member.index], x.shape[0], x.shape[-1]
+    moves = rectangle_moves(grid, rectangles(grid, member.count), shares.sources)
+    x = member.moved(x, moves).view(b, *work.extent, c)
+    y = split_branch(attn, x, work.local, spec.local, engine)
+    if work.edges:  # what is computed there is cut off again
+        y = F.pad(y, work.edges)
+    for (branch_spec, coarse, gate), branch, coarse_work in zip(branches, shares.coarse, work.coarse, strict=True):
+        cells = _cells(x, coarse_work, coarse, engine)
         moves = rectangle_moves(branch.grid, branch.cells, branch.sources)
-        cells = member.moved(cells, moves).unflatten(1, at.grid(grid.t))
-        y = blended_(_branch(attn, cells, at, part, outer, grid, branch_spec, engine, coarse), coarse, y, gate, engine)
-    rows, columns = own.within(outer)
+        cells = member.moved(cells, moves).view(b, *coarse_work.extent, c)
+        cells = split_branch(attn, cells, coarse_work.branch, branch_spec, engine, coarse)
+        y = blended_(cells, coarse, y, gate, engine)
+    rows, columns = work.inner
     return attn.o(y[:, :, rows, columns].flatten(1, 3))
 
 
-def _padded(y: Tensor, own: Rectangle, outer: Rectangle) -> Tensor:
-    """y (b, t, h, w, c) with zeros around it; what is computed there is cut off again."""
-    if own == outer:
-        return y
-    edges = own.left - outer.left, outer.right - own.right, own.top - outer.top, outer.bottom - own.bottom
-    return F.pad(y, (0, 0, *edges))
-
-
-@dataclass(frozen=True)
-class CoarseShares:
+class CoarseShares(NamedTuple):
     """A coarse branch, by member. grid: of the compressed map. cells: its tokens that the member computes. sources:
-    those that its windows read. parts: its windows and queries on the resized map.
+    those that its windows read.
     """
 
     grid: TokenGrid
     cells: tuple[Rectangle, ...]
     sources: tuple[Rectangle, ...]
-    parts: tuple[MapPart, ...]
 
 
-@dataclass(frozen=True)
-class BlockShares:
-    """What every member of a block computes. local: windows and queries of the local branch. sources: the tokens that
-    its local branch and its cells read.
+class CoarseWork(NamedTuple):
+    """A member's part of a coarse branch. tokens: rows and columns of what it holds that become its cells. extent: of
+    the cells that it gets.
     """
 
-    local: tuple[MapPart, ...]
+    tokens: tuple[slice, slice]
+    extent: TokenGrid
+    branch: BranchWork
+
+
+class MemberWork(NamedTuple):
+    """A member's part of a layer. extent: of the tokens that it gets. edges: padding (left, right, top, bottom) of the
+    local branch's result to the size of the coarse ones', which have a halo; empty: none. inner: rows and columns of
+    the result without that.
+    """
+
+    extent: TokenGrid
+    local: BranchWork
+    edges: tuple[int, ...]
+    inner: tuple[slice, slice]
+    coarse: tuple[CoarseWork, ...]
+
+
+class BlockShares(NamedTuple):
+    """What the members of a block compute. sources: the tokens that each one's local branch and cells read."""
+
     sources: tuple[Rectangle, ...]
     coarse: tuple[CoarseShares, ...]
+    members: tuple[MemberWork, ...]
 
 
 @built_once(maxsize=64)
@@ -108,14 +109,34 @@ def block_shares(
 ) -> BlockShares:
     """coarse: spec and compression ratio of each coarse branch. halo: of the refinement."""
     own = rectangles(grid, members)
-    parts = tuple(_part(grid, local, 1, each) for each in own)
-    sources = [_source(grid, local, 1, part) for part in parts]
+    sources = [branch_source(grid, local, 1, each) for each in own]
     shares = tuple(_coarse_shares(grid, members, spec, ratio, halo) for spec, ratio in coarse)
     for (_, ratio), share in zip(coarse, shares, strict=True):
         sources = [
             source.joined(_of_cells(cells, grid, ratio)) for source, cells in zip(sources, share.cells, strict=True)
         ]
-    return BlockShares(parts, tuple(sources), shares)
+    work = []
+    for index, (rectangle, source) in enumerate(zip(own, sources, strict=True)):
+        outer = rectangle.widened(halo, grid.h, grid.w)
+        parts = tuple(
+            CoarseWork(
+                _of_cells(share.cells[index], grid, ratio).within(source),
+                share.sources[index].grid(grid.t),
+                branch_work(grid, spec, ratio, outer, share.sources[index]),
+            )
+            for (spec, ratio), share in zip(coarse, shares, strict=True)
+        )
+        branch = branch_work(grid, local, 1, rectangle, source)
+        edges = _edges(rectangle, outer)
+        work.append(MemberWork(source.grid(grid.t), branch, edges, rectangle.within(outer), parts))
+    return BlockShares(tuple(sources), shares, tuple(work))
+
+
+def _edges(own: Rectangle, outer: Rectangle) -> tuple[int, ...]:
+    if own == outer:
+        return ()
+    sides = own.left - outer.left, outer.right - own.right, own.top - outer.top, outer.bottom - own.bottom
+    return 0, 0, *sides  # none of the channels
 
 
 def ultragen_received(
@@ -140,29 +161,8 @@ def _coarse_shares(grid: TokenGrid, members: int, spec: BranchSpec, ratio: int, 
         return first, last
 
     computed = tuple(Rectangle.of(cells(each.rows, cells_grid.h), cells(each.columns, cells_grid.w)) for each in own)
-    parts = tuple(_part(grid, spec, ratio, each.widened(halo, grid.h, grid.w)) for each in own)
-    sources = tuple(_source(grid, spec, ratio, part) for part in parts)
-    return CoarseShares(cells_grid, computed, sources, parts)
-
-
-def _part(grid: TokenGrid, spec: BranchSpec, ratio: int, output: Rectangle) -> MapPart:
-    """The windows of a branch's map from which the rectangle `output` of the grid is computed."""
-    axes = []
-    for length, span in zip((grid.h, grid.w), (output.rows, output.columns), strict=True):
-        side = spec.map_side(length, ratio)
-        # A coarse map is resized without antialiasing, as it only grows.
-        queries = read_span(side, length, span, spec.antialias and ratio == 1)
-        axes.append(tuple(axis_parts(cut_axis(side, spec.num_windows, spec.shifted), queries)))
-    return MapPart(*axes)
-
-
-def _source(grid: TokenGrid, spec: BranchSpec, ratio: int, part: MapPart) -> Rectangle:
-    """The tokens or cells, before resizing, that the windows of a part read."""
-    spans = []
-    for length, span in zip((grid.h, grid.w), (part.windows.rows, part.windows.columns), strict=True):
-        side = spec.map_side(length, ratio)
-        spans.append(read_span(max(length // ratio, 1), side, span, spec.antialias))
-    return Rectangle.of(*spans)
+    sources = tuple(branch_source(grid, spec, ratio, each.widened(halo, grid.h, grid.w)) for each in own)
+    return CoarseShares(cells_grid, computed, sources)
 
 
 def _of_cells(cells: Rectangle, grid: TokenGrid, ratio: int) -> Rectangle:
@@ -174,47 +174,10 @@ def _of_cells(cells: Rectangle, grid: TokenGrid, ratio: int) -> Rectangle:
     return Rectangle.of(rows, columns)
 
 
-def _cells(
-    x: Tensor, source: Rectangle, cells: Rectangle, grid: TokenGrid, coarse: CoarseBranch, engine: Engine
-) -> Tensor:
-    """The compressed map's tokens that a member computes: x (b, t, h, w, c) at `source` -> (b, cells, c)."""
-    if not cells.grid(grid.t).tokens:
-        return x.new_empty(x.shape[0], 0, x.shape[-1])
-    rows, columns = _of_cells(cells, grid, coarse.ratio).within(source)
+def _cells(x: Tensor, work: CoarseWork, coarse: CoarseBranch, engine: Engine) -> Tensor:
+    """The compressed map's tokens that a member computes: x (b, t, h, w, c) -> (b, cells, c)."""
+    rows, columns = work.tokens
     tokens = x[:, :, rows, columns].contiguous()
+    if not tokens.numel():
+        return x.new_empty(x.shape[0], 0, x.shape[-1])
     return compress(tokens, *engine.parameters(coarse.compress, x), coarse.ratio, engine.triton).flatten(1, 3)
-
-
-def _branch(
-    attn: Projections,
-    x: Tensor,
-    source: Rectangle,
-    part: MapPart,
-    output: Rectangle,
-    grid: TokenGrid,
-    spec: BranchSpec,
-    engine: Engine,
-    coarse: CoarseBranch | None = None,
-) -> Tensor:
-    """One branch: x (b, t, h, w, c), the rectangle `source` of the grid or of the compressed map -> `output` of the
-    grid.
-    """
-    ratio = coarse.ratio if coarse else 1
-    (b, t), c, queries = x.shape[:2], x.shape[-1], part.queries
-    whole = tuple(max(length // ratio, 1) for length in (grid.h, grid.w))
-    size = tuple(spec.map_side(length, ratio) for length in (grid.h, grid.w))
-    at, regions = Part(source.top, source.left, whole), part.regions()
-    out = x.new_empty(b, *queries.grid(t), c) if len(regions) > 1 else None
-    for region, row, column in regions:
-        windows = part_to_windows(x, at, size, region, spec.antialias, engine.triton)
-        numbers = query_numbers(t, row, column, x.device)
-        y = attend(attn, windows, region.window_grid(t), engine, spec, coarse, queries=numbers)
-        y = window_unpartition(y, region.windows, TokenGrid(t, row.last - row.first, column.last - column.first))
-        if out is None:
-            out = y
-        else:
-            top, left = row.start + row.first - queries.top, column.start + column.first - queries.left
-            out[:, :, top : top + row.queries, left : left + column.queries] = y
-    antialias = spec.antialias and coarse is None
-    target = slice(*output.rows), slice(*output.columns)
-    return resize_part(out, Part(queries.top, queries.left, size), target, (grid.h, grid.w), antialias, engine.triton)

@@ -205,9 +205,8 @@ def installed(layers: dict[nn.Module, object]):
     """
     before = {module: module.__dict__.get("forward") for module in layers}
     try:
-        for module, layer in layers.items():
-            module.ultragen_layer = layer
-            module.forward = MethodType(type(layer).forward, module)
+        for module, layer in layers.items():  # as by assignment, without nn.Module's search for parameters
+            vars(module).update(ultragen_layer=layer, forward=MethodType(type(layer).forward, module))
         yield
     finally:
         for module, forward in before.items():

@@ -118,20 +118,20 @@ class Exchange:
         if turn >= SLOTS:
             self.copies.wait_for_readers(index, slot)
         tokens = _tokens(x)
-        packed = self._buffer(("packed", index, slot), len(own.sent), tokens)
-        if len(own.sent):
+        packed = self._buffer(("packed", index, slot), own.sent_count, tokens)
+        if own.sent_count:
             torch.index_select(tokens, 0, own.sent, out=packed)
         self._packed[slot][index] = packed
         self.copies.packed(index, slot)
         self._meet(index, turn)
         gathered = self._buffer(("gathered", index), own.gathered, tokens)
-        if len(own.kept):
-            torch.index_select(tokens, 0, own.kept, out=gathered[: len(own.kept)])
+        if own.kept_count:
+            torch.index_select(tokens, 0, own.kept, out=gathered[: own.kept_count])
         for source, first, start, length in own.segments:
             part = self._packed[slot][source][first : first + length]
             self.copies.fetch(source, index, slot, part, gathered[start : start + length])
         out = gathered.index_select(0, own.order)
-        self.bytes_into[index] += gathered.nbytes - len(own.kept) * tokens.shape[1] * tokens.element_size()
+        self.bytes_into[index] += gathered.nbytes - own.kept_count * tokens.shape[1] * tokens.element_size()
         if batch == 1:
             return out.view(x.dtype)[None]
         return out.view(x.dtype).unflatten(1, (batch, -1)).transpose(0, 1).contiguous()
