@@ -43,9 +43,7 @@ class Shares:
         return when + (f"{count} GPUs share a prompt" if count > 1 else "each GPU computes whole prompts")
 
 
-def shares_of(
-    rule: Rule | None, grid: TokenGrid, model: WanShape, gpus: GPUs, itemsize: int
-) -> tuple[Shares, ...]:
+def shares_of(rule: Rule | None, grid: TokenGrid, model: WanShape, gpus: GPUs, itemsize: int) -> tuple[Shares, ...]:
     """How several GPUs share the prompts of a run; `auto` depends on how many there are. Empty for a single GPU.
 
     rule: None is dense attention everywhere. itemsize: bytes per activation. Raises ValueError where the rule cannot

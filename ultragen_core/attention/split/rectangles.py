@@ -125,9 +125,7 @@ def largest(grid: TokenGrid, count: int) -> Rectangle:
 
 def received(t: int, held: Sequence[Rectangle], wanted: Sequence[Rectangle]) -> list[int]:
     """How many tokens of its wanted rectangle, in t frames, each member does not hold."""
-    return [
-        t * (needed.height * needed.width - needed.shared(own)) for own, needed in zip(held, wanted, strict=True)
-    ]
+    return [t * (needed.height * needed.width - needed.shared(own)) for own, needed in zip(held, wanted, strict=True)]
 
 
 def equal_spans(length: int, count: int) -> list[Span]:
