@@ -67,7 +67,7 @@ def test_mutated_checkpoints_are_read_or_refused(tmp_path, whole):
     assert refused > 100
 
 
-@pytest.mark.parametrize("cut", [1, 30, 100, 200, 300, 400, len(OLD) - 1])
+@pytest.mark.parametrize("cut", [1, 30, 100, 200, 300, 400, -1])  # the length differs between processes
 def test_an_old_file_that_is_cut_off_is_refused_by_its_index_too(tmp_path, cut):
     (tmp_path / "old.pth").write_bytes(OLD[:cut])
     for read in (read_shapes, read_state_dict):
