@@ -86,13 +86,18 @@ def test_workflow_opens_whole_and_queues_what_python_makes_of_it(file: Path, any
     opened = any_canvas.run(OPENED)
     assert opened["missing"] == []
     assert opened["links"] == sorted(content["links"])
-    assert opened["nodes"] == {str(node["id"]): node["widgets_values"] for node in content["nodes"]}
+    written = {str(node["id"]): node["widgets_values"] for node in content["nodes"]}
+    # ComfyUI's own nodes have more widgets in later versions.
+    assert {key: values[: len(written[key])] for key, values in opened["nodes"].items()} == written
 
-    queued = {key: (node["class_type"], node["inputs"]) for key, node in any_canvas.prompt().items()}
-    for _, inputs in queued.values():
-        inputs.pop("video-preview", None)  # the frontend's own, on ComfyUI's Load Video
     expected = workflow.to_api(file, object_info)
-    assert queued == {key: (node["class_type"], node["inputs"]) for key, node in expected.items()}
+    queued = any_canvas.prompt()
+    for key, node in queued.items():
+        if not node["class_type"].startswith("UltraGen"):  # more inputs, and the frontend's own "video-preview"
+            node["inputs"] = {name: value for name, value in node["inputs"].items() if name in expected[key]["inputs"]}
+    assert {key: (node["class_type"], node["inputs"]) for key, node in queued.items()} == {
+        key: (node["class_type"], node["inputs"]) for key, node in expected.items()
+    }
 
 
 def test_blueprint_is_the_1080p_template_as_one_node(any_canvas):
@@ -215,16 +220,16 @@ def test_plan_of_two_passes_is_that_of_the_second_for_its_loader(canvas):
 def test_plan_shows_the_rectangles_of_several_gpus(any_canvas):
     """On UltraGen MultiGPU, by its widgets; the loader before it shows one GPU."""
     any_canvas.open(json.loads((ROOT / "workflows" / "ultragen_multigpu_1080p.json").read_text()))
-    any_canvas.page.locator("svg", has_text="UltraGen MultiGPU finds 1 GPU on").wait_for(timeout=10_000)
+    any_canvas.page.locator("svg", has_text="UltraGen MultiGPU finds 1 GPU on").wait_for()
     any_canvas.run(SET, ["UltraGenMultiGPU", "gpus", 4])
     picture = any_canvas.page.locator("svg", has_text="1 prompt (CFG 1): 4 GPUs share a prompt")
-    picture.wait_for(timeout=10_000)
+    picture.wait_for()
     asked = {"node": {"checkpoint": "ultragen_1080p.ckpt", "attention_rule": "auto"}}
     expected = texts_of(any_canvas.server, {**asked, "multigpu": {"gpus": 4, "split": "auto"}})
     assert texts(picture) == expected and picture.locator("rect[fill-opacity]").count() == 4 + 2
     any_canvas.shoot("plan-gpus")
     any_canvas.run(SET, ["UltraGenMultiGPU", "split", "prompts"])
-    any_canvas.page.locator("svg", has_text="each GPU computes whole prompts").wait_for(timeout=10_000)
+    any_canvas.page.locator("svg", has_text="each GPU computes whole prompts").wait_for()
     plan_says(any_canvas, "UltraGenLoadModel", "1920x1088, 81 frames: rule ultragen")
 
 
