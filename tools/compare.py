@@ -33,7 +33,7 @@ def run(cache: Path, args: argparse.Namespace) -> int:
         graph = workflow.to_api(TEMPLATE, server.get("/object_info"))
         graph = workflow.make_small(graph, args.width, args.height, args.frames, args.steps, args.seed)
         demo.prompt_node(graph)["inputs"]["text"] = args.prompt
-        videos = server.run(workflow.with_stand_ins(ancestors(graph, saves(graph))))
+        videos = server.run(workflow.with_stand_ins(workflow.ancestors(graph, saves(graph))))
         files = [demo.saved_videos(server, {key: videos[key]})[0] for key in saves(graph)]
         draw([last_frame(file) for file in files], args.out)
         say(f"{args.out}: {', '.join(WAYS.values())}")
@@ -44,17 +44,6 @@ def saves(graph: dict) -> list[str]:
     """Return the ids of the nodes that save the videos of WAYS, in this order."""
     prefixes = {node["inputs"].get("filename_prefix", ""): key for key, node in graph.items()}
     return [prefixes[f"video/compare/{name}"] for name in WAYS]
-
-
-def ancestors(graph: dict, keys: list[str]) -> dict:
-    """Return the nodes of these ids and all that they depend on."""
-    found, waiting = {}, list(keys)
-    while waiting:
-        key = waiting.pop()
-        if key not in found:
-            found[key] = graph[key]
-            waiting += [value[0] for value in graph[key]["inputs"].values() if isinstance(value, list)]
-    return found
 
 
 def draw(pictures: list[Image.Image], file: Path) -> None:

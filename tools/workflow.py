@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from tools.server import ROOT
@@ -71,6 +72,21 @@ def with_stand_ins(graph: dict) -> dict:
             node["class_type"] = "UltraGenDemoSeedVR2"
             del node["inputs"]["weight_dtype"]
     return kept
+
+
+def is_link(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+
+
+def ancestors(graph: dict, keys: Iterable[str]) -> dict:
+    """Return the nodes of these ids and all that they depend on. Links to missing nodes lead nowhere."""
+    found, waiting = {}, list(keys)
+    while waiting:
+        key = waiting.pop()
+        if key in graph and key not in found:
+            found[key] = graph[key]
+            waiting += [value[0] for value in graph[key]["inputs"].values() if is_link(value)]
+    return found
 
 
 def only(graph: dict, class_type: str) -> str:

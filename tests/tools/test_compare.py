@@ -9,7 +9,7 @@ from tools import compare, workflow
 
 def test_everything_but_seedvr2_and_the_comparison_runs(server):
     graph = workflow.to_api(compare.TEMPLATE, server.get("/object_info"))
-    part = compare.ancestors(graph, compare.saves(graph))
+    part = workflow.ancestors(graph, compare.saves(graph))
     left_out = {node["class_type"] for key, node in graph.items() if key not in part}
     assert {"UltraGenMetrics", "KSampler", "SeedVR2Preprocess", "SaveVideo"} <= left_out
     assert sum(node["class_type"] == "SamplerCustomAdvanced" for node in part.values()) == 4  # the small video too

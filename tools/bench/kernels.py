@@ -149,10 +149,10 @@ def evaluated(model, x: Tensor, context: Tensor) -> Iterator[Callable[[], Tensor
 
 
 def miniature(names: list[str], device: torch.device, **changes) -> None:
-    """Print the miniature's scores. changes: of training.miniature.kernel_scores.Scoring."""
-    from training.miniature.kernel_scores import Scoring, scores, table
+    """Print the miniature's scores. changes: of training.miniature.kernel_scores.KernelScoring."""
+    from training.miniature.kernel_scores import KernelScoring, scores, table
 
-    scoring = Scoring(**changes)
+    scoring = KernelScoring(**changes)
     print(f"miniature, mean and deviation of {len(scoring.seeds)} seeds of {scoring.videos} videos:")
     print(table({name: scores(name, scoring, device) for name in names}), flush=True)
 

@@ -17,7 +17,6 @@ from tools.cluster.drive import Done, Failed, Outcome, Refused
 from tools.cluster.ledger import ResultFile
 from tools.cluster.pack import VERSION
 from tools.cluster.results import OUTPUTS, STATES, folders_of, path_within, reported_files, written_files
-from tools.cluster.targets import is_link
 from tools.console import Trouble
 
 FOLDERS = ("input", "output", "temp", "user")
@@ -197,7 +196,7 @@ def lacking(graph: dict, object_info: dict) -> list[str]:
         inputs = known["input"].get("required", {}) | known["input"].get("optional", {})
         for name, value in node["inputs"].items():
             choices = choices_of(inputs.get(name))
-            if isinstance(value, str) and not is_link(value) and choices is not None and value not in choices:
+            if isinstance(value, str) and choices is not None and value not in choices:
                 if value.lower().endswith(MODEL_FILE):
                     missing[f"the file {value} ({node['class_type']}.{name})"] = None
     return list(missing)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tools.console import Trouble
+from tools.workflow import ancestors, is_link
 
 PROMPT, NEGATIVE, SEED, IMAGE, DETAILS = COLUMNS = ("prompt", "negative", "seed", "image", "details")
 PROMPT_LIST = "UltraGenPrompts"
@@ -26,10 +27,6 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.node}.{self.input}"
-
-
-def is_link(value) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 
 def find_targets(graph: dict, chosen: Mapping[str, Sequence[Target]], wanted: Iterable[str]) -> dict[str, list[Target]]:
@@ -125,16 +122,9 @@ def seeds(graph: dict) -> Iterator[Target]:
 
 def images(graph: dict) -> Iterator[Target]:
     """Yield every loaded image that a sampler depends on."""
-    seen: set[str] = set()
-    waiting = list(samplers(graph))
-    while waiting:
-        key = waiting.pop()
-        if key in seen or key not in graph:
-            continue
-        seen.add(key)
-        if graph[key]["class_type"] == "LoadImage":
+    for key, node in ancestors(graph, samplers(graph)).items():
+        if node["class_type"] == "LoadImage":
             yield Target(key, "image")
-        waiting += [value[0] for value in graph[key]["inputs"].values() if is_link(value)]
 
 
 def without_prompt_list(graph: dict) -> tuple[dict, dict[str, list[Target]]]:

@@ -149,7 +149,7 @@ class Ablation:
             return velocity, self.scores.sampler(velocity)
 
         name = self._name(what.variant, what.seed, what.steps)
-        self.scores.add(name, what._asdict(), loaded, self._borders(what.variant))
+        self.scores.add(name, what._asdict(), loaded, lambda: self._borders(what.variant))
 
     def _borders(self, variant: str) -> set[int]:
         """Return the token columns where a model's windows meet; for a dense model those of FULL."""

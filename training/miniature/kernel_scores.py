@@ -11,39 +11,33 @@ from safetensors.torch import load_file
 
 from training.miniature.scenes import CHECKED
 from ultragen_core.host.attention.load import load_model
-from ultragen_core.sizes import SPATIAL_RATIO, VideoSize, latent_shape
+from ultragen_core.sizes import VideoSize, latent_shape
 
 from . import WEIGHTS, clip_vae, judge
 from .latents import encoded, normalised
 from .make import Miniature
 from .reading import read
 from .sampling import Patched, Sampler
+from .scoring import Scoring
 
 MEASURES = {"loss": "held-out loss", **{name: f"caption: {name}" for name in CHECKED}, "seam_ratio": "seam ratio"}
 
 
 @dataclass(frozen=True)
-class Scoring:
-    """seeds: each has scenes and noise of its own. videos: per seed, painted in `sampling_steps`. held_out: clips per
-    seed for the loss, each at `levels` noise levels. size: of videos and clips.
-    """
+class KernelScoring(Scoring):
+    """size: of videos and clips. held_out: here of every seed, others each time. The metrics are left out."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    videos: int = 32
-    sampling_steps: int = 20
-    held_out: int = 64
-    levels: int = 4
     size: VideoSize = Miniature.high
 
 
-def scores(kernel: str, scoring: Scoring, device: torch.device) -> list[dict[str, float]]:
+def scores(kernel: str, scoring: KernelScoring, device: torch.device) -> list[dict[str, float]]:
     """Return the measures of each seed. kernel: a value of attention_kernel. Raises ValueError where it is missing."""
     recipe = Miniature()
     velocity = Patched(load_model(WEIGHTS / "ultragen.safetensors", attention_kernel=kernel))
     vae = clip_vae.new_vae(recipe.vae.width)
     vae.load_state_dict(load_file(WEIGHTS / "vae.safetensors"))
     vae = vae.to(device).eval().requires_grad_(False)
-    shape = latent_shape(scoring.size, 1, clip_vae.CHANNELS, SPATIAL_RATIO[clip_vae.CHANNELS])[1:]
+    shape = latent_shape(scoring.size, 1)[1:]
     sampler = Sampler(velocity, shape, scoring.sampling_steps, recipe.shift, device)
     borders, rows = _borders(scoring.size), []
     for seed in scoring.seeds:

@@ -65,9 +65,14 @@ def encoded(
     vae: nn.Module, numbers: range, size: VideoSize, device: torch.device, batch: int = AT_ONCE
 ) -> Iterator[Tensor]:
     """Yield the VAE's latents (b, 16, t, h, w) of painted clips."""
-    for start in range(0, len(numbers), batch):
-        clips = torch.stack([paint(number, *size, device=device) for number in numbers[start : start + batch]])
+    for clips in _painted(numbers, size, device, batch):
         yield clip_vae.encode(vae, clips.movedim(-1, 1) * 2 - 1)[0]
+
+
+def _painted(numbers: range, size: VideoSize, device: torch.device, batch: int = AT_ONCE) -> Iterator[Tensor]:
+    """Yield clips (b, frames, height, width, 3) in 0..1."""
+    for start in range(0, len(numbers), batch):
+        yield torch.stack([paint(number, *size, device=device) for number in numbers[start : start + batch]])
 
 
 def normalised(latents: Tensor) -> Tensor:
@@ -101,15 +106,13 @@ def write(
 ) -> None:
     """Encode painted clips into a file. start_images: also write the conditions of image-to-video models."""
     line, made = ProgressLine(), {"latent": [], "condition": []}
-    for start in range(0, len(numbers), AT_ONCE):
-        some = numbers[start : start + AT_ONCE]
-        clips = torch.stack([paint(number, *size, device=device) for number in some])
+    for clips in _painted(numbers, size, device):
         latents = normalised(clip_vae.encode(vae, clips.movedim(-1, 1) * 2 - 1)[0])
         made["latent"].append(latents.to("cpu", torch.float16))
         if start_images:
             condition = start_condition(vae, clips[:, 0], size.frames)
             made["condition"].append(condition.to("cpu", torch.float16))
-        line.show(f"{size}: {start + len(some)}/{len(numbers)} clips encoded")
+        line.show(f"{size}: {sum(map(len, made['latent']))}/{len(numbers)} clips encoded")
     line.end()
     tensors = {key: torch.cat(parts).contiguous() for key, parts in made.items() if parts}
     with finished_file(file) as part:

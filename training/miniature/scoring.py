@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import statistics
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from torch import Tensor
 from tools.console import say
 from training.recipe import Recipe
 from ultragen_core.metrics.scores import HD_FVD, HD_LPIPS, HD_MSE, score, score_video
-from ultragen_core.sizes import SPATIAL_RATIO, VideoSize, latent_shape
+from ultragen_core.sizes import VideoSize, latent_shape
 from ultragen_core.storage.files import finished_file
 from ultragen_core.video.frames import quantise
 
-from . import clip_vae, judge
+from . import judge
 from .latents import encoded, normalised, start_condition
 from .make import Making
 from .painter import paint
@@ -71,7 +71,7 @@ class Scores:
     def sampler(self, velocity: Callable, size: VideoSize | None = None) -> Sampler:
         """Return a sampler of videos of `size`; None: the size that is scored."""
         size, steps, shift = size or self.size, self.scoring.sampling_steps, self.making.recipe.shift
-        shape = latent_shape(size, 1, clip_vae.CHANNELS, SPATIAL_RATIO[clip_vae.CHANNELS])[1:]
+        shape = latent_shape(size, 1)[1:]
 
         def condition(numbers):
             first = size._replace(frames=1)
@@ -101,12 +101,12 @@ class Scores:
         name: str,
         known: Mapping[str, object],
         load: Callable[[], tuple[Callable, Paint]],
-        borders: Collection[int],
+        borders: Callable[[], Set[int]],
     ) -> None:
         """Score a model on the scenes of known["seed"]. Skipped if the result exists.
 
         name: of the file. known: goes into the result. load: returns velocity(x, t, text[, condition]) and how it
-        paints. borders: token columns where seams may show.
+        paints. borders: returns the token columns where seams may show.
         """
         file = self.folder / f"{name}.json"
         if file.is_file():
@@ -117,7 +117,7 @@ class Scores:
         velocity, paints = load()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             found = {"loss": self._loss(velocity)}
-            found |= self._seen(paints, numbers, set(borders), self.picture(name))
+            found |= self._seen(paints, numbers, borders(), self.picture(name))
         with finished_file(file) as part:
             part.write_text(json.dumps({**known, **found}, indent=1), encoding="utf-8")
 
@@ -131,7 +131,7 @@ class Scores:
             self._held_out = [(latent, *each) for latent, each in zip(latents, conditions, strict=True)]
         return judge.held_out_loss(velocity, self._held_out, numbers, self.scoring.levels, self.recipe)
 
-    def _seen(self, paints: Paint, numbers: range, borders: set[int], strip: Path) -> dict[str, float]:
+    def _seen(self, paints: Paint, numbers: range, borders: Set[int], strip: Path) -> dict[str, float]:
         networks, metrics = judge.stand_ins(self.device), self.scoring.metrics
         seen, seams, scored, pictures = [], [], [], []
         for video in judge.videos(paints, self.vae, numbers):

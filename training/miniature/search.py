@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -54,8 +55,8 @@ class Search:
                 if self.making.is_up():
                     say("The time is up. Run the same command to continue.")
                     return False
-                known = {"variant": name, "seed": seed}
-                self.scores.add(self._name(name, seed), known, lambda v=variant: self.load(v), self.borders(variant))
+                load, borders = partial(self.load, variant), partial(self.borders, variant)
+                self.scores.add(self._name(name, seed), {"variant": name, "seed": seed}, load, borders)
         self.scores.write_csv(self.folder / "results.csv")
         say(f"Everything is in {self.folder}.")
         return True

@@ -47,7 +47,7 @@ class RopeTables:
 
     def __init__(self) -> None:
         self._tables: dict[tuple, Tensor] = {}
-        self._on_host = built_once(maxsize=64)(lambda *key: rope_table(*key[:2], torch.device("cpu"), key[2]))
+        self._on_host = built_once(maxsize=64)(self._computed)
 
     @torch.compiler.disable  # a compiled graph would compute the table in every call
     def table(self, grid: TokenGrid, head_dim: int, device: torch.device, scale: Scale) -> Tensor:
@@ -57,3 +57,7 @@ class RopeTables:
             with torch.inference_mode(False):
                 self._tables[key] = self._on_host(grid, head_dim, scale).to(device)
         return self._tables[key]
+
+    @staticmethod
+    def _computed(grid: TokenGrid, head_dim: int, scale: Scale) -> Tensor:
+        return rope_table(grid, head_dim, torch.device("cpu"), scale)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...built_once import built_once
 from ...grid import TokenGrid, cut_axis, window_partition, window_unpartition
 from ..engine import Engine
-from ..layer import Projections, attend
+from ..layer import NO_STRIDE, Projections, attend
 from ..t3 import Windows, cuts_coincide, window_grid
 from .member import Member, held_numbers, rectangle_moves
 from .moves import Moves
@@ -137,7 +137,7 @@ def _shared_out(
 ) -> Tensor:
     """Attention in windows of neighbours, or in strided ones, of a member's tokens (b, s, c) -> (b, s, c)."""
     shares = shared_windows(member.grid, member.count, windows, strided)
-    extent, stride = window_grid(member.grid, windows), windows if strided else (1, 1, 1)
+    extent, stride = window_grid(member.grid, windows), windows if strided else NO_STRIDE
     tokens = member.moved(x, shares.there).unflatten(1, (-1, extent.tokens))  # (b, windows, tokens of a window, c)
     parts = []
     if shares.whole:
