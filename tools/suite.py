@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from tools import browser, comfyui, newest, package_tools
 from tools.console import say
+from tools.phases import Phase, running
 from tools.venv import Venv
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,28 +49,36 @@ NEWEST_ONLY = {
         "our order and rule; the other case compiles on both versions",
     ),
 }
-# Runs on the newest version, when no other test runs: it starts many servers and measures how soon they end.
+# Runs in a phase of its own, after the older version's tests: it starts many servers and measures how soon they end.
 ALONE = "tests/tools/cluster/test_real_ray.py"
 NO_TESTS_COLLECTED = 5
-MOST_WORKERS = 4  # each has its own ComfyUI server
+# Each may have a ComfyUI server of its own. The older version has fewer tests, and runs beside the newer one.
+MOST_WORKERS, OLDER_WORKERS = 4, 2
 
 
 def run(cache: Path, arguments: Sequence[str]) -> int:
-    """Both versions. The newer one's summary ends the output; earlier failures are repeated above it."""
+    """Both versions at the same time: tests of servers and browsers wait, and so does the last worker of a run.
+
+    The newer version's output comes last. Failures before it are repeated above it.
+    """
     with ThreadPoolExecutor() as pool:
         chromium = pool.submit(browser.install_chromium)  # takes as long as the rest
         browser.install_frontends(cache)
         package_tools.install(cache)
-        lint = _call([_tool("ruff"), "check", "--output-format", "concise", "."])
+        lint = subprocess.call([tool("ruff"), "check", "--output-format", "concise", "."], cwd=ROOT)
         chromium.result()
     together, alone = split_arguments(arguments)
-    tree = comfyui.tree_of(comfyui.NEWEST, cache)
-    older = _pytest(comfyui.tree_of(comfyui.OLDEST, cache), together, [*spread(), *newest_only_options()])
-    real_ray = _pytest(tree, alone, [])
-    for name, code in {"ruff": lint, f"ComfyUI {comfyui.OLDEST.version}": older, ALONE: real_ray}.items():
-        if code not in (0, NO_TESTS_COLLECTED):
-            say(f"\n{name}: FAILED, see above (exit code {code}).")
-    return max(lint, exit_code([older, real_ray, _pytest(tree, together, spread())]))
+    tree, oldest = comfyui.tree_of(comfyui.NEWEST, cache), comfyui.tree_of(comfyui.OLDEST, cache)
+    older = _tests(oldest, together, [*spread(OLDER_WORKERS), *newest_only_options()])
+    real_ray = _tests(tree, alone, [])
+    newer = _tests(tree, together, spread(MOST_WORKERS))
+    with running([[*older, *real_ray], newer]):
+        codes = {"ruff": lint, f"ComfyUI {comfyui.OLDEST.version}": _show(older), ALONE: _show(real_ray)}
+        for name, code in codes.items():
+            if code not in (0, NO_TESTS_COLLECTED):
+                say(f"\n{name}: FAILED, see above (exit code {code}).")
+        _, *tests = codes.values()
+        return max(lint, exit_code([*tests, _show(newer)]))
 
 
 def run_on_tree(cache: Path, tree: Path, arguments: Sequence[str], newest_kernels: bool = False) -> int:
@@ -82,7 +90,10 @@ def run_on_tree(cache: Path, tree: Path, arguments: Sequence[str], newest_kernel
     frontend = browser.install_newest_frontend(cache)
     kernels = newest.install_kernels(cache, Venv(Path(sys.prefix))) if newest_kernels else None
     say(f"With {', '.join(newest.versions(each) for each in (frontend, kernels) if each)}.")
-    return _pytest(tree, arguments, [*spread(), "--ignore=tests/tools", "--ignore=tests/install"], kernels)
+    options = [*spread(MOST_WORKERS), "--ignore=tests/tools", "--ignore=tests/install"]
+    tests = _tests(tree, arguments, options, kernels)
+    with running([tests]):
+        return _show(tests)
 
 
 def newest_only_options() -> list[str]:
@@ -107,10 +118,10 @@ def exit_code(runs: Sequence[int]) -> int:
     return max((code for code in runs if code != NO_TESTS_COLLECTED), default=NO_TESTS_COLLECTED)
 
 
-def spread() -> list[str]:
+def spread(most: int) -> list[str]:
     """Return pytest's options that run tests on several workers. tests/helpers/schedule.py says which share one."""
     # One more than there are CPUs: tests of the browser and of servers wait a third of their time.
-    workers = min((os.cpu_count() or 1) + 1, MOST_WORKERS)
+    workers = min((os.cpu_count() or 1) + 1, most)
     return ["-n", str(workers), "--dist", "loadfile", f"--ignore={ALONE}"]
 
 
@@ -123,22 +134,21 @@ def environment_of(tree: Path, packages: Path | None = None) -> dict[str, str]:
     return variables
 
 
-def _pytest(tree: Path, arguments: Sequence[str] | None, options: Sequence[str], packages: Path | None = None) -> int:
+def _tests(
+    tree: Path, arguments: Sequence[str] | None, options: Sequence[str], packages: Path | None = None
+) -> list[Phase]:
+    """Return the phase that runs pytest on a ComfyUI tree, or none where no tests are wanted."""
     if arguments is None:
-        return NO_TESTS_COLLECTED
-    say(f"\nTests on {tree}")
-    return _call([_tool("pytest"), *options, *arguments], environment_of(tree, packages))
+        return []
+    colour = ["--color=yes"] if sys.stdout.isatty() else []
+    command = [tool("pytest"), *colour, *options, *arguments]
+    return [Phase(f"Tests on {tree}", command, ROOT, environment_of(tree, packages))]
 
 
-def _call(command: list[str], environment: dict[str, str] | None = None) -> int:
-    process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    try:
-        return abs(process.wait())  # of a killed process it is negative, which max() would lose
-    except SystemExit:  # we are asked to end: let pytest end its servers
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
+def _show(phases: Sequence[Phase]) -> int:
+    return exit_code([phase.show() for phase in phases])
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
+    """Return the path of a program of this environment."""
     return str(Path(sys.executable).parent / name)
