@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import os
@@ -32,6 +33,7 @@ settings.load_profile("normal")
 
 
 def pytest_configure(config):
+    gc.disable()  # until the tests begin: what is imported stays
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui or not (Path(comfyui) / "comfy").is_dir():
         raise pytest.UsageError("COMFYUI_PATH must name a ComfyUI folder; `python3 tools/dev.py test` sets it for you.")
@@ -65,6 +67,11 @@ def pytest_collection_modifyitems(config, items):
         from helpers.schedule import rank
 
         items.sort(key=lambda item: rank(item.nodeid))
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # the collector would look at half a million imported objects again and again
+    gc.enable()
 
 
 @pytest.hookimpl(hookwrapper=True)

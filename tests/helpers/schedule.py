@@ -16,6 +16,7 @@ TOGETHER = {
     "tests/training/miniature/test_making.py": MINIATURE,
     "tests/training/miniature/test_models.py": MINIATURE,
     "tests/training/miniature/test_search.py": MINIATURE,
+    "tests/tools/test_compare.py": SERVER,
     "tests/tools/test_demo.py": SERVER,
     "tests/tools/test_templates.py": SERVER,
     "tests/tools/test_workflow.py": SERVER,

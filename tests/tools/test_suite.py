@@ -96,6 +96,7 @@ def test_groups_of_the_schedule_exist():
         ("tests/browser/test_canvas.py::test_a[b::c]", schedule.BROWSER),
         ("tests/nodes/test_plan.py::TestPlan::test_a", schedule.SERVER),
         ("tests/tools/test_demo.py::test_a", schedule.SERVER),
+        ("tests/tools/test_compare.py::test_a", schedule.SERVER),
         ("tests/tools/test_bench.py::test_a[x]", "tests/tools/test_bench.py"),
     ],
 )
