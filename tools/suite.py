@@ -125,8 +125,8 @@ def spread(most: int) -> list[str]:
     return ["-n", str(workers), "--dist", "loadfile", f"--ignore={ALONE}"]
 
 
-# For glibc: memory of large tensors is kept for the next ones. The kernel's work for fresh pages took a third of the time
-# of tests that decode whole videos.
+# For glibc: memory of large tensors is kept for the next ones. Fresh pages took the kernel a third of the time of tests
+# that decode whole videos.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
