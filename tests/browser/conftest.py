@@ -52,6 +52,14 @@ def loaded_page(request, chromium):
     profile.close()
 
 
+@pytest.fixture(scope="package")
+def visited(loaded_page):
+    """Every node of the pack, with its help page: {type: (schema, names on the node, help text)}."""
+    from helpers.canvas import visit_nodes
+
+    return visit_nodes(loaded_page)
+
+
 def pytest_generate_tests(metafunc):
     if "loaded_page" in metafunc.fixturenames:
         from helpers.canvas import PAGES

@@ -50,6 +50,11 @@ _TITLE = """() => {
     const {x, y} = app.canvas.canvas.getBoundingClientRect();
     return [x + (node.pos[0] + 60 + offset[0]) * scale, y + (node.pos[1] - 15 + offset[1]) * scale];
 }"""
+# Names of the inputs and widgets of the only node.
+_NAMES = """() => {
+    const [node] = app.graph._nodes;
+    return [...node.inputs.map(slot => slot.name), ...(node.widgets ?? []).map(widget => widget.name)];
+}"""
 _DROP = """([name, type, content]) => {
     const dataTransfer = new DataTransfer();
     const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
@@ -114,6 +119,10 @@ class Canvas:
         self.run(_ADD, kind)
         self.run(_DRAWN)
 
+    def names(self) -> list[str]:
+        """Return the names of the only node's inputs and widgets."""
+        return self.run(_NAMES)
+
     def help(self) -> str:
         """Open the help page of the only node as a user does, by its title and (i), and return its text."""
         self.page.mouse.click(*self.run(_TITLE))
@@ -126,3 +135,22 @@ class Canvas:
         """Save a screenshot if ULTRAGEN_SCREENSHOTS names a folder."""
         if folder := os.environ.get("ULTRAGEN_SCREENSHOTS"):
             self.page.screenshot(path=Path(folder) / f"{VERSION}-{self.name}-{what}.png")
+
+
+def ultragen_nodes(server: Server) -> dict[str, dict]:
+    """Return {type: schema} of the pack's nodes."""
+    nodes = {kind: schema for kind, schema in server.get("/object_info").items() if schema["category"] == "UltraGen"}
+    assert nodes
+    return nodes
+
+
+def visit_nodes(canvas: Canvas) -> dict[str, tuple[dict, list[str], str]]:
+    """Add each node of the pack and open its help page. Returns {type: (schema, names on the node, help text)}."""
+    found = {}
+    for kind, schema in ultragen_nodes(canvas.server).items():
+        canvas.add(kind)
+        canvas.shoot(kind)
+        names = canvas.names()
+        found[kind] = schema, names, canvas.help()
+        canvas.shoot(f"{kind}-help")
+    return found
