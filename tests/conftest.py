@@ -162,7 +162,7 @@ def kitchen(monkeypatch):
     importlib.import_module("comfy.sd")  # ComfyUI itself keeps the real one
     from helpers.kitchen import Kitchen
 
-    from ultragen_core.host.attention.kernels import Int8Kernel
+    from ultragen_core.host.attention.int8_kernel import Int8Kernel
 
     made = Kitchen()
     monkeypatch.setitem(sys.modules, "comfy_kitchen", made)

@@ -24,6 +24,8 @@ ATTENTION_KERNEL_MODULES = ("norm_rope_kernels", "resample_kernels", "depthwise_
 """The modules of this folder with the kernels of an attention layer. Each has `check(device, dtype)`, which raises."""
 BLOCK_KERNEL_MODULES = ("residual_norm_kernels",)
 """The same for the rest of a block."""
+FP8_KERNEL_MODULES = ("quantize_kernels",)
+"""The same for attention in 8 bits."""
 
 _forced: bool | None = None
 

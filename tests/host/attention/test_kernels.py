@@ -13,7 +13,8 @@ from helpers.support import relative_error, seeded
 
 from ultragen_core.attention.config import GlobalConfig
 from ultragen_core.host.attention.backend import OVERRIDE, choose_attention
-from ultragen_core.host.attention.kernels import Int8Kernel, KernelOverride, load_kernel
+from ultragen_core.host.attention.int8_kernel import Int8Kernel
+from ultragen_core.host.attention.kernels import KernelOverride, load_kernel
 from ultragen_core.host.attention.load import load_extras_file, load_model
 from ultragen_core.host.attention.patch import Settings, apply, runtime_of
 from ultragen_core.host.plan import plan_of
