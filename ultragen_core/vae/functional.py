@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..ops.vae import DeferredAdd
 from .geometry import Rect
 
 SCORE_BYTES = 256 * 2**20  # of attention scores at a time
+SEARCH_BYTES = 512 * 2**20  # of cuDNN's plans while their times are compared
 AUTOTUNED_FROM = 2**24  # input elements; below, a better cuDNN plan does not win back the 0.07 s of trying plans
 
 
@@ -35,19 +37,35 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int,
         padding, dilation = (0,) * len(stride), (1,) * len(stride)
         tf32 = torch.backends.cudnn.allow_tf32
         autotune = autotune and autotune_pays(x, weight)
-        return DeferredAdd(
-            torch.cudnn_convolution(x, weight, padding, stride, dilation, 1, autotune, False, tf32), bias
-        )
+        with _bounded_search(x, weight) if autotune else nullcontext():
+            y = torch.cudnn_convolution(x, weight, padding, stride, dilation, 1, autotune, False, tf32)
+        return DeferredAdd(y, bias)
     return DeferredAdd((F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, stride))
 
 
 def autotune_pays(x: Tensor, weight: Tensor) -> bool:
     """Whether cuDNN should time its plans for this convolution once and keep the fastest."""
-    if torch.cuda.get_allocator_backend() != "native":
-        # Asked what a plan may use, cudaMallocAsync, ComfyUI's usual allocator, takes all free memory for a moment:
-        # 139 GiB on an H200, where a decode then took twice as long. Other allocators are unmeasured.
-        return False
     return x.numel() >= AUTOTUNED_FROM and weight.shape[0] > 16  # to 3 channels all plans are alike, and slow to try
+
+
+@contextmanager
+def _bounded_search(x: Tensor, weight: Tensor) -> Iterator[None]:
+    """Inside, cuDNN's search for the fastest plan gets SEARCH_BYTES at most.
+
+    Asked what a plan may use, cudaMallocAsync, ComfyUI's usual allocator, takes all memory that the process may have:
+    139 GiB on an H200, and handing it back took longer than the search.
+    """
+    if torch.cuda.get_allocator_backend() == "native":  # counts the blocks that it has cached
+        yield
+        return
+    result = x[:, 0].numel() * weight.shape[0] * x.element_size()  # at most: without padding it shrinks
+    most = torch.cuda.memory_allocated(x.device) + result + SEARCH_BYTES
+    total = torch.cuda.get_device_properties(x.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(most / total, 1.0), x.device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, x.device)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, check_interrupted: Callable[[], None]) -> Tensor:
