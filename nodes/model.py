@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import folder_paths
-import torch
 from comfy_api.latest import io
 
 from ..ultragen_core.host.attention.kernels import KERNELS
-from ..ultragen_core.host.attention.load import CHECKPOINT_RULES, load_extras_file, load_model
+from ..ultragen_core.host.attention.load import CHECKPOINT_RULES, WEIGHT_DTYPES, load_extras_file, load_model
 from ..ultragen_core.host.attention.patch import Settings, apply
 from ..ultragen_core.host.resume.results import save_results_
 from ..ultragen_core.host.resume.run_file import DEFAULT_GB
@@ -16,12 +15,6 @@ from .base import Node
 from .config import GlobalConfigType, LocalConfigType
 from .resume import keep_gb_input
 
-WEIGHT_DTYPES = {
-    "default": {},
-    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
-    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
-    "fp8_e5m2": {"dtype": torch.float8_e5m2},
-}
 NONE = "none"
 
 

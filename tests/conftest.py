@@ -170,6 +170,20 @@ def kitchen(monkeypatch):
     return made
 
 
+@pytest.fixture
+def fp8_layers(monkeypatch):
+    """Models loaded with fp8_optimizations multiply in fp8, as on an NVIDIA GPU that can; see helpers.fp8_layers."""
+    importlib.import_module("comfy.sd")
+    import comfy.model_management
+    import comfy.ops
+    from helpers.fp8_layers import Fp8Layers
+
+    made = Fp8Layers(comfy.ops.fp8_linear)
+    monkeypatch.setattr(comfy.model_management, "supports_fp8_compute", lambda device=None: True)
+    monkeypatch.setattr(comfy.ops, "fp8_linear", made)
+    return made
+
+
 def _load(path, rule):
     import torch
 

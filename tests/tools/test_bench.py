@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
-from tools.bench import bits, evaluation, kernels, methods
+from tools.bench import bits, evaluation, kernel_layers, kernels, methods
 from tools.bench.attention import GRIDS
 from tools.bench.evaluation import FEW_TOKENS, few_tokens
 from tools.bench.model import sample
@@ -116,6 +116,8 @@ def test_plain_runs_without_triton(interpreted_kernels):
 
 
 NAMES, CPU = ["comfyui", "int8"], torch.device("cpu")
+VARIANTS = kernels.variants_of(["int8"], ["default"])
+FAST = kernels.Variant("comfyui", "fp8_e4m3fn_fast")
 
 
 def errors(printed: str) -> dict[str, float]:
@@ -126,7 +128,7 @@ def errors(printed: str) -> dict[str, float]:
 @torch.no_grad()
 def test_kernels_compares_layers_and_evaluations_with_float32(kitchen, capsys):
     shape = ExtrasShape(256, rank=4, refined=True)
-    kernels.layers(NAMES, TokenGrid(2, 8, 12), ["ultragen", "t3", "dense"], 1, shape, CPU)
+    kernel_layers.layers(NAMES, TokenGrid(2, 8, 12), ["ultragen", "t3", "dense"], 1, shape, CPU)
     found = errors(capsys.readouterr().out)
     layers = {name.rpartition(", int8")[0] for name in found if name.endswith(", int8")}
     assert layers == {"dense", *(f"ultragen, block {i}" for i in (2, 3)), *(f"t3, block {i}" for i in range(5))}
@@ -137,8 +139,8 @@ def test_kernels_compares_layers_and_evaluations_with_float32(kitchen, capsys):
 
     model = WanShape(blocks=2, channels=256, heads=2, ffn_channels=256)
     with kernels.random_checkpoint(model, CPU) as path:
-        kernels.evaluations("random", path, NAMES, TokenGrid(2, 4, 6), 1, CPU)
-    kernels.evaluations("miniature", kernels.MINIATURE, NAMES, TokenGrid(2, 4, 6), 1, CPU)
+        kernels.evaluations("random", path, VARIANTS, TokenGrid(2, 4, 6), 1, CPU)
+    kernels.evaluations("miniature", kernels.MINIATURE, VARIANTS, TokenGrid(2, 4, 6), 1, CPU)
     found = errors(capsys.readouterr().out)
     for title in ("random", "miniature"):  # ComfyUI computes in float32 on the CPU
         assert found[f"{title}, comfyui"] < found[f"{title}, int8"] < 0.1, found
@@ -146,13 +148,42 @@ def test_kernels_compares_layers_and_evaluations_with_float32(kitchen, capsys):
 
 def test_kernels_scores_the_miniature(kitchen, capsys):
     toy = {"videos": 1, "sampling_steps": 1, "held_out": 1, "levels": 1, "size": VideoSize(144, 48, 17)}
-    kernels.miniature(NAMES, CPU, seeds=(0, 1), **toy)
+    kernels.miniature(VARIANTS, CPU, seeds=(0, 1), **toy)
     heading, columns, _, *rows = capsys.readouterr().out.splitlines()
     assert "2 seeds of 1 videos" in heading and columns == "| | comfyui | int8 | int8 - comfyui |"
     cells = {row.split(" | ")[0]: row.strip(" |").split(" | ")[1:] for row in rows}
     assert list(cells) == ["| held-out loss", *(f"| caption: {name}" for name in CHECKED), "| seam ratio"]
     assert kitchen.calls and all(cell.count(" ± ") == 1 for each in cells.values() for cell in each)
     assert float(cells["| held-out loss"][0].split()[0]) > 0 and cells["| held-out loss"][2] != "0.0000 ± 0.0000"
+
+
+def test_kernels_compares_every_kernel_with_all_weights():
+    chosen = kernels.variants_of(["fp8"], ["fp8_e4m3fn_fast"])
+    assert [str(one) for one in chosen] == ["comfyui", "fp8", "comfyui, fp8_e4m3fn_fast", "fp8, fp8_e4m3fn_fast"]
+    assert kernels.variants_of(["fp8"], ["default"]) == chosen[:2]
+
+
+@torch.no_grad()
+def test_kernels_says_which_products_comfyui_computed_in_fp8(fp8_layers, capsys):
+    kernels.evaluations("miniature", kernels.MINIATURE, [FAST], TokenGrid(2, 4, 6), 1, CPU)
+    printed = capsys.readouterr().out
+    products = len(fp8_layers.calls)
+    assert f"computed in torch.float32; fp8 in {products} of {products} products of fp8 layers" in printed and products
+    assert 1e-2 < errors(printed)["miniature, comfyui, fp8_e4m3fn_fast"] < 0.1
+    fp8_layers.fails = True
+    kernels.evaluations("miniature", kernels.MINIATURE, [FAST], TokenGrid(2, 4, 6), 1, CPU)
+    assert f"fp8 in 0 of {products} products" in capsys.readouterr().out
+
+
+def test_kernels_measures_the_drift_of_a_trajectory(kitchen, capsys):
+    toy = {"videos": 1, "steps": 2, "seeds": (0, 1), "size": VideoSize(144, 48, 17)}
+    kernels.drift([*VARIANTS, kernels.Variant("comfyui", "fp8_e4m3fn")], CPU, **toy)
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert "after 2 steps next to those of comfyui in bf16" in heading and "2 seeds of 1 videos" in heading
+    found = {line.rsplit("  ", 1)[0].strip(): float(line.rsplit("  ", 1)[1].split(" ± ")[0]) for line in lines}
+    assert list(found) == ["another seed", "comfyui, float32", "int8", "comfyui, fp8_e4m3fn"]
+    # The CPU computes bf16 weights in float32.
+    assert found["comfyui, float32"] < found["int8"] < found["comfyui, fp8_e4m3fn"] < found["another seed"]
 
 
 @pytest.mark.parametrize(("rule", "size"), [("ultragen", size) for size in GRIDS] + [("t3", "4K x 81")])

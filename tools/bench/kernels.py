@@ -1,37 +1,31 @@
-"""An attention kernel next to ComfyUI's choice: error against float32, time and peak memory of layers (random weights)
-and of evaluations (random weights and the miniature), and the miniature's scores."""
+"""Attention kernels next to ComfyUI's choice, fp8 weights next to bf16. Error against float32, time and peak memory of
+layers (random weights) and of evaluations (random weights and the miniature); the miniature's scores; and how far its
+videos are from those of its bf16 run."""
 
 from __future__ import annotations
 
 import argparse
-import copy
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.extras import ExtrasShape
-from ultragen_core.attention.layer import ultragen_attention
-from ultragen_core.attention.t3 import t3_attention
 from ultragen_core.grid import TokenGrid
 from ultragen_core.rules.choice import COMFYUI
-from ultragen_core.rules.t3 import PUBLISHED_1_3B
-from ultragen_core.rules.ultragen import block_spec
 from ultragen_core.wan import WAN_1_3B
 
-from .attention import CHANNELS, GRIDS, RANK, random_layer, wan_freqs
-from .card import GIB
+from .attention import CHANNELS, GRIDS, RANK
 from .evaluation import latent_of
+from .kernel_layers import layers, report
 from .random_model import random_checkpoint
 
-PARTS = ("layer", "evaluation", "miniature")
+PARTS = ("layer", "evaluation", "miniature", "drift")
+UNCHANGED = "default"  # of weight_dtype
 MINIATURE = Path(__file__).parents[2] / "training" / "miniature" / "weights" / "ultragen.safetensors"
 MINIATURE_GRID = TokenGrid(5, 22, 40)  # 640x352, 17 frames
 
@@ -39,7 +33,13 @@ MINIATURE_GRID = TokenGrid(5, 22, 40)  # 640x352, 17 frames
 def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser = subjects.add_parser("kernels", help=__doc__)
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--kernels", nargs="+", default=["int8"], help="values of attention_kernel")
+    parser.add_argument("--kernels", nargs="*", default=["int8"], help="values of attention_kernel")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[UNCHANGED],
+        help="values of weight_dtype, each with every kernel; fp8_e4m3fn_fast multiplies matrices in fp8",
+    )
     parser.add_argument("--size", default="1080P x 81", choices=GRIDS)
     parser.add_argument("--rules", nargs="+", default=["ultragen", "dense"], choices=["ultragen", "t3", "dense"])
     parser.add_argument("--layers", type=int, default=WAN_1_3B.blocks, help="blocks of the evaluated model")
@@ -47,10 +47,33 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+class Variant(NamedTuple):
+    """A model to compare. kernel: a value of attention_kernel. weights: a value of weight_dtype."""
+
+    kernel: str = COMFYUI
+    weights: str = UNCHANGED
+
+    def __str__(self) -> str:
+        return self.kernel if self.weights == UNCHANGED else f"{self.kernel}, {self.weights}"
+
+    def load(self, path: Path, **model_options):
+        """Load the UltraGen checkpoint at `path`. model_options: of ComfyUI; those of `weights` go before them."""
+        from ultragen_core.host.attention.load import WEIGHT_DTYPES, load_model
+
+        return load_model(path, "auto", model_options | WEIGHT_DTYPES[self.weights], self.kernel)
+
+
+def variants_of(kernels: list[str], weights: list[str]) -> list[Variant]:
+    """Return every kernel with all weights. The first is what others are compared with: ComfyUI's choice, bf16."""
+    weights = list(dict.fromkeys([UNCHANGED, *weights]))
+    return [Variant(kernel, one) for one in weights for kernel in (COMFYUI, *kernels)]
+
+
 def run(options: argparse.Namespace) -> None:
     import comfy.model_management
 
     device, names = comfy.model_management.get_torch_device(), [COMFYUI, *options.kernels]
+    variants = variants_of(options.kernels, options.weights)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(name, torch.__version__, "CUDA", torch.version.cuda, "| error: against float32, in the norm")
     with torch.inference_mode():
@@ -65,74 +88,64 @@ def run(options: argparse.Namespace) -> None:
             )
         if "evaluation" in options.parts:
             with random_checkpoint(replace(WAN_1_3B, blocks=options.layers), device) as path:
-                evaluations("random 1.3B", path, names, GRIDS[options.size], options.repeats, device)
+                evaluations("random 1.3B", path, variants, GRIDS[options.size], options.repeats, device)
         if "miniature" in options.parts:
-            evaluations("miniature", MINIATURE, names, MINIATURE_GRID, options.repeats, device)
+            evaluations("miniature", MINIATURE, variants, MINIATURE_GRID, options.repeats, device)
     if "miniature" in options.parts:
-        miniature(names, device)
+        miniature(variants, device)
+    if "drift" in options.parts:
+        drift(variants, device)
 
 
-def layers(
-    names: list[str], grid: TokenGrid, rules: list[str], repeats: int, shape: ExtrasShape, device: torch.device
+def evaluations(
+    title: str, path: Path, variants: list[Variant], grid: TokenGrid, repeats: int, device: torch.device
 ) -> None:
-    """Print one line for each layer and kernel. "kept": q, k and v live until the attention has ended."""
-    from ultragen_core.host.attention.backend import choose_attention
-    from ultragen_core.host.attention.kernels import load_kernel
+    """Print one line for each variant: one evaluation of the UltraGen checkpoint at `path`.
 
-    exact_attn, exact_extras, gates = random_layer(shape, device, torch.float32)
-    attn, extras = (copy.deepcopy(module).to(torch.bfloat16) for module in (exact_attn, exact_extras))
-    x = torch.randn(1, grid.tokens, shape.channels, device=device)
-    for rule in rules:
-        for layer, function in _functions(rule, grid, gates):
-            reference = function(exact_attn, x, exact_extras, {}).cpu()
-            for name in names:
-                options = choose_attention(attn, {}, device, load_kernel(name)).options
-                for kept in (False, True) if name != COMFYUI and rule != "dense" else (False,):
-                    call = partial(function, attn, x.bfloat16(), extras, options, kept=kept)
-                    _report(f"{layer}, {name}{', kept' if kept else ''}", call, reference, repeats, device)
-
-
-def _functions(rule: str, grid: TokenGrid, gates) -> Iterator[tuple[str, Callable[..., Tensor]]]:
-    """Yield name and function(attn, x, extras, transformer_options, kept=False) of a rule's layers."""
-    from ultragen_core.host.attention.layers import engine
-
-    def engine_of(attn, options: dict, kept: bool):
-        made = engine(attn, options, None)
-        return replace(made, attention_=None) if kept else made
-
-    def ultragen(attn, x, extras, options, kept=False, block=0):
-        spec = block_spec(block, LocalConfig(), GlobalConfig(), trained=True)
-        return ultragen_attention(attn, x, grid, spec, extras, gates, engine_of(attn, options, kept))
-
-    def t3(attn, x, extras, options, kept=False, block=0):
-        return t3_attention(attn, x, grid, PUBLISHED_1_3B.windows_of(block, grid), engine_of(attn, options, kept))
-
-    def dense(attn, x, extras, options, kept=False):
-        return attn(x, wan_freqs(grid, attn.dim, x), transformer_options=options)
-
-    if rule == "dense":
-        yield "dense", dense
-    else:
-        for block in range(2, 4) if rule == "ultragen" else range(5):
-            yield f"{rule}, block {block}", partial(ultragen if rule == "ultragen" else t3, block=block)
-
-
-def evaluations(title: str, path: Path, names: list[str], grid: TokenGrid, repeats: int, device: torch.device) -> None:
-    """Print one line for each kernel: one evaluation of the UltraGen checkpoint at `path`, computed in bfloat16."""
-    from ultragen_core.host.attention.load import load_model
+    Unchanged weights are computed in bfloat16, others in the dtype that ComfyUI chooses.
+    """
     from ultragen_core.host.speed.evaluation import inputs
 
-    def model_of(dtype: torch.dtype, name: str = COMFYUI):
-        return load_model(path, "auto", {"dtype": dtype}, name)
-
-    exact = model_of(torch.float32)
+    exact = Variant().load(path, dtype=torch.float32)
     x, context = inputs(latent_of(exact, grid), device)
     with evaluated(exact, x, context) as evaluate:
         reference = evaluate().cpu()
     del exact
-    for name in names:
-        with evaluated(model_of(torch.bfloat16, name), x, context) as evaluate:
-            _report(f"{title}, {name}", evaluate, reference, repeats, device)
+    for variant in variants:
+        model = variant.load(path, dtype=torch.bfloat16)
+        with evaluated(model, x, context) as evaluate, counted_fp8_products() as count:
+            report(f"{title}, {variant}", evaluate, reference, repeats, device)
+        if count.calls:
+            dtype = model.model.manual_cast_dtype
+            print(f"    computed in {dtype}; fp8 in {count.in_fp8} of {count.calls} products of fp8 layers")
+        del model
+
+
+@dataclass
+class Fp8Products:
+    """Calls of ComfyUI's fp8 layers, and how many of them were computed in fp8; it hides why others were not."""
+
+    calls: int = 0
+    in_fp8: int = 0
+
+
+@contextmanager
+def counted_fp8_products() -> Iterator[Fp8Products]:
+    import comfy.ops
+
+    original, count = comfy.ops.fp8_linear, Fp8Products()
+
+    def counted(*args):
+        count.calls += 1
+        out = original(*args)
+        count.in_fp8 += out is not None
+        return out
+
+    comfy.ops.fp8_linear = counted
+    try:
+        yield count
+    finally:
+        comfy.ops.fp8_linear = original
 
 
 @contextmanager
@@ -148,29 +161,33 @@ def evaluated(model, x: Tensor, context: Tensor) -> Iterator[Callable[[], Tensor
         yield lambda: x - evaluate(x, context, sigmas[0])
 
 
-def miniature(names: list[str], device: torch.device, **changes) -> None:
+def miniature(variants: list[Variant], device: torch.device, **changes) -> None:
     """Print the miniature's scores. changes: of training.miniature.kernel_scores.KernelScoring."""
     from training.miniature.kernel_scores import KernelScoring, scores, table
 
     scoring = KernelScoring(**changes)
     print(f"miniature, mean and deviation of {len(scoring.seeds)} seeds of {scoring.videos} videos:")
-    print(table({name: scores(name, scoring, device) for name in names}), flush=True)
+    print(table({str(one): scores(one.load(MINIATURE), scoring, device) for one in variants}), flush=True)
 
 
-def _report(name: str, call: Callable[[], Tensor], reference: Tensor, repeats: int, device: torch.device) -> None:
-    """Print error, median time, and peak memory in addition to what was allocated before."""
-    gpu = device.type == "cuda"
-    error = (call().float().cpu() - reference.float()).norm() / reference.float().norm()
-    if gpu:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        if gpu:
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - start))
-    peak = f" {(torch.cuda.max_memory_allocated() - before) / GIB:6.2f} GiB" if gpu else ""
-    print(f"{name:32} {statistics.median(times):9.1f} ms{peak}  error {error:.1e}", flush=True)
+def drift(variants: list[Variant], device: torch.device, **changes) -> None:
+    """Print how far each variant's final latents are from the first one's, in bf16; float32 and another seed for
+    comparison. changes: of training.miniature.drift.Trajectories.
+    """
+    from training.miniature.drift import Trajectories, distance, final_latents
+
+    chosen, first = Trajectories(**changes), variants[0].load(MINIATURE, dtype=torch.bfloat16)
+    reference = final_latents(first, chosen, device)
+    found = {"another seed": final_latents(first, chosen, device, other_noise=True)}
+    del first
+    for name, variant, dtype in [
+        (f"{variants[0]}, float32", variants[0], torch.float32),
+        *((str(variant), variant, torch.bfloat16) for variant in variants[1:]),
+    ]:
+        found[name] = final_latents(variant.load(MINIATURE, dtype=dtype), chosen, device)
+    print(
+        f"miniature, final latents after {chosen.steps} steps next to those of {variants[0]} in bf16, relative L2, mean"
+        f" and deviation of {len(chosen.seeds)} seeds of {chosen.videos} videos:"
+    )
+    for name, latents in found.items():
+        print(f"{name:40} {distance(latents, reference)}", flush=True)

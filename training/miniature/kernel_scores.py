@@ -1,4 +1,4 @@
-"""Score the kept miniature as ComfyUI runs it, with one attention kernel and with another."""
+"""Score the kept miniature as ComfyUI runs it: with one attention kernel or another, in one precision or another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from training.miniature.scenes import CHECKED
-from ultragen_core.host.attention.load import load_model
 from ultragen_core.sizes import VideoSize, latent_shape
 
 from . import WEIGHTS, clip_vae, judge
@@ -30,10 +29,10 @@ class KernelScoring(Scoring):
     size: VideoSize = Miniature.high
 
 
-def scores(kernel: str, scoring: KernelScoring, device: torch.device) -> list[dict[str, float]]:
-    """Return the measures of each seed. kernel: a value of attention_kernel. Raises ValueError where it is missing."""
+def scores(model, scoring: KernelScoring, device: torch.device) -> list[dict[str, float]]:
+    """Return the measures of each seed. model: the miniature, loaded and patched."""
     recipe = Miniature()
-    velocity = Patched(load_model(WEIGHTS / "ultragen.safetensors", attention_kernel=kernel))
+    velocity = Patched(model)
     vae = clip_vae.new_vae(recipe.vae.width)
     vae.load_state_dict(load_file(WEIGHTS / "vae.safetensors"))
     vae = vae.to(device).eval().requires_grad_(False)
@@ -53,9 +52,9 @@ def scores(kernel: str, scoring: KernelScoring, device: torch.device) -> list[di
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Return mean and standard deviation over the seeds, as Markdown, with the differences from the first kernel.
+    """Return mean and standard deviation over the seeds, as Markdown, with the differences from the first model.
 
-    results: of `scores`, by kernel.
+    results: of `scores`, by the model's name.
     """
     names = list(results)
     lines = [

@@ -48,11 +48,12 @@ class Patched:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Euler steps of flow matching with CFG, from noise that depends on a scene's number alone.
+    """Euler steps of flow matching with CFG, from noise that depends on a scene's number and on `noise` alone.
 
     model: velocity(x, t, text), or with `condition` velocity(x, t, text, condition).
     shape: of a latent, (c, t, h, w). steps, shift: the schedule.
     condition: maps numbers to an image-to-video model's input besides noise, (b, 20, t, h, w).
+    noise: names the noise; another name gives other noise for the same scene.
     """
 
     model: Callable
@@ -61,6 +62,7 @@ class Sampler:
     shift: float
     device: torch.device
     condition: Callable[[Sequence[int]], Tensor] | None = None
+    noise: str = "noise"
 
     def __call__(self, numbers: Sequence[int]) -> Tensor:
         return self._denoised(numbers, self._noise(numbers), self._sigmas())
@@ -81,7 +83,7 @@ class Sampler:
         return denoised(model, x, texts, torch.zeros_like(texts), sigmas, CFG)
 
     def _noise(self, numbers: Sequence[int]) -> Tensor:
-        random = [generator(self.device, "noise", number) for number in numbers]
+        random = [generator(self.device, self.noise, number) for number in numbers]
         return torch.stack([torch.randn(*self.shape, generator=one, device=self.device) for one in random])
 
     def _sigmas(self) -> Tensor:

@@ -35,6 +35,13 @@ from .patch import Settings, apply
 log = logging.getLogger(__name__)
 
 CHECKPOINT_RULES = (*RULES, "dense")
+WEIGHT_DTYPES = {
+    "default": {},
+    "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
+    "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
+    "fp8_e5m2": {"dtype": torch.float8_e5m2},
+}
+"""What weight_dtype offers, with the model_options of each. fp8_e4m3fn_fast also multiplies matrices in fp8."""
 AGAIN = "Download the file again, whole, or load it with ComfyUI's Load Diffusion Model and UltraGen Apply."
 # T3-Video's checkpoints have no keys of their own; this matches the published file names and names of conversions.
 T3_NAME = re.compile(r"(?<![a-z0-9])t3[-_ ]?video", re.IGNORECASE)

@@ -1,0 +1,89 @@
+"""Layers with an attention kernel, with random weights: error against float32, time and peak memory."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ultragen_core.attention.config import GlobalConfig, LocalConfig
+from ultragen_core.attention.extras import ExtrasShape
+from ultragen_core.attention.layer import ultragen_attention
+from ultragen_core.attention.t3 import t3_attention
+from ultragen_core.grid import TokenGrid
+from ultragen_core.rules.choice import COMFYUI
+from ultragen_core.rules.t3 import PUBLISHED_1_3B
+from ultragen_core.rules.ultragen import block_spec
+
+from .attention import random_layer, wan_freqs
+from .card import GIB
+
+
+def layers(
+    names: list[str], grid: TokenGrid, rules: list[str], repeats: int, shape: ExtrasShape, device: torch.device
+) -> None:
+    """Print one line for each layer and kernel. "kept": q, k and v live until the attention has ended."""
+    from ultragen_core.host.attention.backend import choose_attention
+    from ultragen_core.host.attention.kernels import load_kernel
+
+    exact_attn, exact_extras, gates = random_layer(shape, device, torch.float32)
+    attn, extras = (copy.deepcopy(module).to(torch.bfloat16) for module in (exact_attn, exact_extras))
+    x = torch.randn(1, grid.tokens, shape.channels, device=device)
+    for rule in rules:
+        for layer, function in _functions(rule, grid, gates):
+            reference = function(exact_attn, x, exact_extras, {}).cpu()
+            for name in names:
+                options = choose_attention(attn, {}, device, load_kernel(name)).options
+                for kept in (False, True) if name != COMFYUI and rule != "dense" else (False,):
+                    call = partial(function, attn, x.bfloat16(), extras, options, kept=kept)
+                    report(f"{layer}, {name}{', kept' if kept else ''}", call, reference, repeats, device)
+
+
+def _functions(rule: str, grid: TokenGrid, gates) -> Iterator[tuple[str, Callable[..., Tensor]]]:
+    """Yield name and function(attn, x, extras, transformer_options, kept=False) of a rule's layers."""
+    from ultragen_core.host.attention.layers import engine
+
+    def engine_of(attn, options: dict, kept: bool):
+        made = engine(attn, options, None)
+        return replace(made, attention_=None) if kept else made
+
+    def ultragen(attn, x, extras, options, kept=False, block=0):
+        spec = block_spec(block, LocalConfig(), GlobalConfig(), trained=True)
+        return ultragen_attention(attn, x, grid, spec, extras, gates, engine_of(attn, options, kept))
+
+    def t3(attn, x, extras, options, kept=False, block=0):
+        return t3_attention(attn, x, grid, PUBLISHED_1_3B.windows_of(block, grid), engine_of(attn, options, kept))
+
+    def dense(attn, x, extras, options, kept=False):
+        return attn(x, wan_freqs(grid, attn.dim, x), transformer_options=options)
+
+    if rule == "dense":
+        yield "dense", dense
+    else:
+        for block in range(2, 4) if rule == "ultragen" else range(5):
+            yield f"{rule}, block {block}", partial(ultragen if rule == "ultragen" else t3, block=block)
+
+
+def report(name: str, call: Callable[[], Tensor], reference: Tensor, repeats: int, device: torch.device) -> None:
+    """Print error, median time, and peak memory in addition to what was allocated before."""
+    gpu = device.type == "cuda"
+    error = (call().float().cpu() - reference.float()).norm() / reference.float().norm()
+    if gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        if gpu:
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    peak = f" {(torch.cuda.max_memory_allocated() - before) / GIB:6.2f} GiB" if gpu else ""
+    print(f"{name:40} {statistics.median(times):9.1f} ms{peak}  error {error:.1e}", flush=True)
