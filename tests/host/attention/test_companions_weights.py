@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import comfy.ops
 import comfy.sd
 import pytest
@@ -11,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from comfy_extras.nodes_model_merging import ModelMergeSimple
 from helpers.comfy_run import RULES, TINY, patched, velocity, with_lora
+from helpers.scaled_fp8 import LAYOUTS, scaled
 from helpers.support import relative_error, seeded
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -67,23 +66,8 @@ def test_packed_layers_are_called_and_never_read(dense, rule, bounded, caplog):
     assert "another base model" not in caplog.text
 
 
-def scaled(state: dict[str, Tensor], layout: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A state dict with attention and feed-forward layers in scaled fp8, and the metadata of its file."""
-    state, layers = dict(state), {}
-    names = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "ffn.0", "ffn.2")
-    for layer in (f"blocks.{block}.{name}" for block in range(4) for name in names):
-        weight = state[f"{layer}.weight"].float()
-        scale = weight.abs().max() / 448
-        state[f"{layer}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
-        state[f"{layer}.{'scale_weight' if layout == 'scaled_fp8' else 'weight_scale'}"] = scale
-        layers[layer] = {"format": "float8_e4m3fn"}
-    if layout == "scaled_fp8":
-        return {**state, "scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}, {}
-    return state, {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
-
-
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("layout", ["scaled_fp8", "metadata"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_scaled_fp8_keeps_its_scales(dense, rule, layout, tmp_path):
     """Both layouts of ComfyUI's repackaged Wan files: a marker among the tensors, or the file's metadata."""
     state, metadata = scaled(load_file(TINY), layout)
