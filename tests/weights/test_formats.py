@@ -112,6 +112,12 @@ def test_a_base_is_recognised_in_any_precision_and_told_from_another():
     other = {key: value * 1.1 for key, value in FLAT.items()}
     assert same_base(fingerprint, split(rounded, "bf16")[1].fingerprint)
     assert not same_base(fingerprint, split(other, "other")[1].fingerprint)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        rounded = {key: value.to(dtype) for key, value in FLAT.items()}
+        assert same_base(split(rounded, "fp8")[1].fingerprint, fingerprint, dtype)
+        assert not same_base(split(rounded, "fp8")[1].fingerprint, fingerprint)
+        twice = {key: 2 * value for key, value in FLAT.items()}
+        assert not same_base(split(twice, "other")[1].fingerprint, fingerprint, dtype)
 
 
 def broken(key_part):

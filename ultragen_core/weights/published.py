@@ -126,15 +126,18 @@ def _published(index: int, key: str) -> str:
 
 
 def fingerprint(base: StateDict, blocks: list[int]) -> dict[int, list[float]]:
-    """Return four norm weights of each block. Loaders never quantise them, so they identify a base in any precision."""
+    """Return four norm weights of each block. No loader packs or scales them, so they identify a base in any precision;
+    ComfyUI's weight_dtype fp8 rounds them.
+    """
     keys = {index: f"blocks.{index}.self_attn.norm_q.weight" for index in blocks}
     return {index: base[key][:4].float().tolist() for index, key in keys.items() if key in base}
 
 
-def same_base(a: dict[int, list[float]], b: dict[int, list[float]]) -> bool:
-    """Whether two fingerprints agree within the rounding of 16-bit formats, in the blocks that both have."""
+def same_base(a: dict[int, list[float]], b: dict[int, list[float]], dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether two fingerprints agree within the rounding of `dtype` and of 16-bit formats, in the blocks of both."""
+    rtol = max(1e-2, 0.6 * torch.finfo(dtype).eps)  # rounding is half of eps at most
     return all(
-        torch.allclose(torch.tensor(a[i]), torch.tensor(b[i]), rtol=1e-2, atol=1e-4) for i in a.keys() & b.keys()
+        torch.allclose(torch.tensor(a[i]), torch.tensor(b[i]), rtol=rtol, atol=1e-4) for i in a.keys() & b.keys()
     )
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.attention.extras import KEY
-from ultragen_core.host.attention.load import load_extras_file, load_model
+from ultragen_core.host.attention.load import WEIGHT_DTYPES, load_extras_file, load_model
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.attention.runtime import Runtime
 from ultragen_core.weights.extras_file import read_extras, save_extras
@@ -35,6 +35,8 @@ def test_extras_on_another_base_warn(dense, tiny_path, tmp_path, caplog):
     assert "trained with another base model" in caplog.text
     caplog.clear()
     apply(dense, Settings(), load_extras_file(tiny_path))
+    for model_options in WEIGHT_DTYPES.values():
+        load_model(tiny_path, model_options=model_options)
     assert "another base model" not in caplog.text
 
 
