@@ -13,7 +13,7 @@ from torch import nn
 
 from ultragen_core.attention import engine, rope
 from ultragen_core.grid import TokenGrid, cut_grid
-from ultragen_core.ops import depthwise, dispatch, norm_rope, resample, residual_norm
+from ultragen_core.ops import depthwise, dispatch, norm_rope, quantize, resample, residual_norm
 
 C = 24
 CPU = torch.device("cpu")
@@ -39,6 +39,7 @@ def both(interpreted_kernels, monkeypatch):
         "norm_rope_kernels": ["norm_rope_"],
         "depthwise_kernels": ["compress", "refine_blend_"],
         "residual_norm_kernels": ["residual_norm_"],
+        "quantize_kernels": ["quantize", "dequantize"],
     }.items():
         for name in names:
             kernel = getattr(kernels(module), name)
@@ -132,7 +133,30 @@ def test_residual_and_norm(both, gated, batch):
     assert relative_error(fast[1], residual_norm.norm(total, scale, shift, 1e-6, False)) < 1e-6
 
 
-@pytest.mark.parametrize("module", (*dispatch.ATTENTION_KERNEL_MODULES, *dispatch.BLOCK_KERNEL_MODULES))
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize(("tokens", "spans"), [(1, 1), (20, 1), (35, 3), (32, 2)])
+def test_quantised_and_back(both, centred, tokens, spans, monkeypatch):
+    if spans > 1:
+        monkeypatch.setattr(kernels("quantize_kernels"), "SPAN", kernels("quantize_kernels").TOKENS)
+    x = seeded(2, tokens, C) + 5 * seeded(1, 1, C, seed=1)
+    fast, slow = both(quantize.quantize, lambda: (x, centred))
+    # A value between two that 8 bits have may go either way.
+    assert fast.scale.shape == (1,) and relative_error(fast.scale, slow.scale) < 1e-6
+    assert fast.values.dtype == slow.values.dtype == quantize.FP8 and fast.values.shape == x.shape
+    assert (fast.values.float() != slow.values.float()).float().mean() < 1e-2
+    if centred:
+        assert fast.mean.shape == (2, 1, x.shape[-1]) and relative_error(fast.mean, slow.mean) < 1e-6
+    else:
+        assert fast.mean is slow.mean is None
+    for dtype in (torch.float32, torch.bfloat16):
+        back, back_plain = both(quantize.dequantize, lambda dtype=dtype: (slow, dtype))
+        assert back.dtype == dtype and relative_error(back.float(), back_plain.float()) < 1e-2
+    assert relative_error(back.float(), x) < 5e-2
+
+
+@pytest.mark.parametrize(
+    "module", (*dispatch.ATTENTION_KERNEL_MODULES, *dispatch.BLOCK_KERNEL_MODULES, *dispatch.FP8_KERNEL_MODULES)
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_check_at_first_use_passes(interpreted_kernels, module, dtype):
     kernels(module).check(CPU, dtype)
