@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import replace
 
@@ -21,6 +22,8 @@ from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_blo
 from ultragen_core.attention.gate import Gate, Gates, GateTable
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.grid import TokenGrid
+from ultragen_core.host.attention.fp8_kernel import Fp8Kernel
+from ultragen_core.host.attention.int8_kernel import Int8Kernel
 from ultragen_core.ops import dispatch
 from ultragen_core.rules.choice import Settings, choose_rule, untrained_summary
 from ultragen_core.rules.ultragen import block_spec
@@ -161,6 +164,14 @@ def test_kernels_compares_every_kernel_with_all_weights():
     chosen = kernels.variants_of(["fp8"], ["fp8_e4m3fn_fast"])
     assert [str(one) for one in chosen] == ["comfyui", "fp8", "comfyui, fp8_e4m3fn_fast", "fp8, fp8_e4m3fn_fast"]
     assert kernels.variants_of(["fp8"], ["default"]) == chosen[:2]
+
+
+def test_kernels_act_on_the_miniatures_few_keys_and_only_there(monkeypatch):
+    monkeypatch.setattr(Int8Kernel, "fewest_keys", 4096)
+    with contextlib.suppress(KeyboardInterrupt), kernels.on_few_keys():
+        assert Int8Kernel.fewest_keys == Fp8Kernel.fewest_keys == 1
+        raise KeyboardInterrupt
+    assert Int8Kernel.fewest_keys == 4096 and Fp8Kernel.fewest_keys > 1
 
 
 @torch.no_grad()
