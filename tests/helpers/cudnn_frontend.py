@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 FP8 = torch.float8_e4m3fn
 
@@ -65,7 +66,8 @@ class Graph:
         return 16
 
     def execute(self, pack: dict, workspace: Tensor, handle) -> None:
-        assert self.steps[-1] == "build_plans" and workspace.numel() == 16 and handle == self.frontend.stream_of
+        assert self.steps[-1] == "build_plans" and workspace.numel() == 16 and handle in self.frontend.streams
+        self.frontend.freed.append(all(original.expired() for original in self.frontend.originals))
         given = {name: pack[described] for name, described in self.inputs.items()}
 
         def heads(name: str) -> Tensor:
@@ -83,7 +85,11 @@ class Graph:
 
 
 class CudnnFrontend(ModuleType):
-    """built, calls: shapes (b, heads, tokens, head_dim) of q and k, of all plans and of all runs."""
+    """built, calls: shapes (b, heads, tokens, head_dim) of q and k, of all plans and of all runs.
+
+    streams: the last stream of each handle. originals: references that keep nothing alive; freed: for every run whether
+    they were all gone.
+    """
 
     def __init__(self):
         super().__init__("cudnn")
@@ -91,13 +97,17 @@ class CudnnFrontend(ModuleType):
         self.heur_mode = SimpleNamespace(A="A", FALLBACK="FALLBACK")
         self.built: list[tuple] = []
         self.calls: list[tuple] = []
-        self.stream_of = None
+        self.streams: dict[str, int | None] = {}
+        self.originals: list[StorageWeakRef] = []
+        self.freed: list[bool] = []
 
     def create_handle(self) -> str:
-        return "a handle"
+        handle = f"handle {len(self.streams)}"
+        self.streams[handle] = None
+        return handle
 
-    def set_stream(self, handle, stream: int) -> None:
-        self.stream_of = handle
+    def set_stream(self, handle: str, stream: int) -> None:
+        self.streams[handle] = stream
 
     def pygraph(self, *, handle, **types) -> Graph:
         return Graph(self)

@@ -56,7 +56,7 @@ WRONG = [
     ({"node": APPLY, "model": None}, "The model's file is known only when the graph runs"),
     ({"node": {**LOADER, "attention_rule": "t5"}}, "attention_rule must be one of auto, ultragen, t3, dense"),
     ({"node": {**LOADER, "attention_rule": "dense", "attention_kernel": "int8"}}, "attention_kernel int8"),
-    ({"node": {**APPLY, "attention_kernel": "fp4"}, "model": LOADER["checkpoint"]}, "one of comfyui, int8, got"),
+    ({"node": {**APPLY, "attention_kernel": "fp4"}, "model": LOADER["checkpoint"]}, "one of comfyui, int8, fp8, got"),
     ({"node": {**APPLY, "extras": "../x"}, "model": LOADER["checkpoint"]}, "extras must be one of"),
     ({"node": {**APPLY, "start_percent": None}, "model": LOADER["checkpoint"]}, "start_percent is linked"),
     ({"node": {**APPLY, "start_percent": 1}, "model": LOADER["checkpoint"]}, "start_percent must be below end_percent"),
