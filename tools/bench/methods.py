@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ultragen_core.grid import TokenGrid
 from ultragen_core.ops.dispatch import use_triton
+from ultragen_core.rules.choice import COMFYUI
 from ultragen_core.rules.ultragen import UltraGenRule
 
 from .published import published_attention
 
-METHODS = ("comfyui", "cudnn", "published", "plain", "ours", "all", "t3")
+METHODS = ("comfyui", "cudnn", "published", "plain", "ours", "fp8", "all", "t3", "t3 fp8")
 """ComfyUI's core; the same with cuDNN's attention; UltraGen's published arithmetic; this pack without Triton, with it,
-with UltraGen in all blocks; and T3-Video's rule."""
+with attention_kernel fp8, with UltraGen in all blocks; T3-Video's rule, and with attention_kernel fp8."""
 PUBLISHED_DENSE = frozenset({0, 1, 2, 27, 28, 29})
 
 
@@ -27,10 +28,11 @@ def prepared(model, method: str):
 
     if method in ("comfyui", "cudnn"):
         return _dense(model, cudnn=method == "cudnn")
-    if method == "t3":
-        return apply(model, Settings(rule="t3"))
+    kernel = "fp8" if method.endswith("fp8") else COMFYUI
+    if method.startswith("t3"):
+        return apply(model, Settings(rule="t3", attention_kernel=kernel))
     blocks = GlobalConfig(dense_blocks=frozenset() if method == "all" else PUBLISHED_DENSE)
-    made = apply(model, Settings(global_=blocks))
+    made = apply(model, Settings(global_=blocks, attention_kernel=kernel))
     if method == "published":
         runtime = runtime_of(made)
         runtime.rule, runtime.bounded = PublishedRule(**vars(runtime.rule)), False

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .dispatch import check_equal, power_of_2
 
-TOKENS, CHANNELS = 32, 128  # of a block of the statistics
-SPAN = 1024  # tokens that one program of the statistics reads
+TOKENS, CHANNELS = 16, 128  # of a block of the statistics
+SPAN = 512  # tokens that one program of the statistics reads
 
 
 @triton.jit
@@ -22,20 +22,20 @@ def _statistics_kernel(x, out, length, spans, C: tl.constexpr, SPAN: tl.constexp
     item, span = (tl.program_id(0) // spans).to(tl.int64), tl.program_id(0) % spans
     channel = tl.program_id(1) * CB + tl.arange(0, CB)
     inside = channel < C
-    total = tl.zeros((CB,), tl.float32)
-    low = tl.full((CB,), float("inf"), tl.float32)
-    high = tl.full((CB,), float("-inf"), tl.float32)
+    total = tl.zeros((T, CB), tl.float32)  # reduced once at the end: a reduction makes the warps wait for each other
+    low = tl.full((T, CB), float("inf"), tl.float32)
+    high = tl.full((T, CB), float("-inf"), tl.float32)
     for first in range(0, SPAN, T):
         token = span * SPAN + first + tl.arange(0, T)
         mask = (token < length)[:, None] & inside[None, :]
         value = tl.load(x + (item * length + token[:, None]) * C + channel[None, :], mask, other=0.0).to(tl.float32)
-        total += tl.sum(value, 0)
-        low = tl.minimum(low, tl.min(tl.where(mask, value, float("inf")), 0))
-        high = tl.maximum(high, tl.max(tl.where(mask, value, float("-inf")), 0))
+        total += value
+        low = tl.minimum(low, tl.where(mask, value, float("inf")))
+        high = tl.maximum(high, tl.where(mask, value, float("-inf")))
     base = out + (item * spans + span) * 3 * C + channel
-    tl.store(base, total, inside)
-    tl.store(base + C, low, inside)
-    tl.store(base + 2 * C, high, inside)
+    tl.store(base, tl.sum(total, 0), inside)
+    tl.store(base + C, tl.min(low, 0), inside)
+    tl.store(base + 2 * C, tl.max(high, 0), inside)
 
 
 @triton.jit

@@ -30,6 +30,7 @@ class Fp8Kernel:
 
     name = "cuDNN fp8"
     max_head_dim = 128
+    fewest_keys = 4096  # below, quantising takes longer than is saved
     held_maps = 1  # keys and values in 8 bits
 
     device_types = ("cuda",)
@@ -61,7 +62,7 @@ class Fp8Kernel:
         triton = dispatch.triton_for(operands[0], dispatch.FP8_KERNEL_MODULES)
         quantized = []
         for centred in (False, True, True):
-            quantized.append(quantize(join_heads(operands.pop(0)), centred, triton))
+            quantized.append(quantize(join_heads(operands.pop(0)).contiguous(), centred, triton))
         out = self._attend(*quantized, heads)
         return dequantize(out, dtype, triton).unflatten(2, (heads, -1)).transpose(1, 2)
 

@@ -20,6 +20,7 @@ class Int8Kernel:
 
     name = "comfy-kitchen int8"
     max_head_dim = 256
+    fewest_keys = 1
     held_maps = 1  # keys and values in int8
 
     # The device types that comfy-kitchen supports; for PyTorch an AMD GPU is "cuda" too.

@@ -16,12 +16,13 @@ INSTEAD = f"set attention_kernel to {COMFYUI}"
 class Kernel(Protocol):
     """An attention kernel of another package.
 
-    name: for the log. max_head_dim: most channels of a head. held_maps: memory that it holds in dense self-attention
-    besides keys and values, in maps of all tokens.
+    name: for the log. max_head_dim: most channels of a head. fewest_keys: attention to fewer is slower than without the
+    kernel. held_maps: memory that it holds in dense self-attention besides keys and values, in maps of all tokens.
     """
 
     name: str
     max_head_dim: int
+    fewest_keys: int
     held_maps: int
 
     def require_device(self, device: torch.device) -> None:

@@ -38,20 +38,24 @@ def load_kernel(name: str, shape: WanShape | None = None) -> Kernel | None:
 class KernelOverride:
     """A kernel as ComfyUI's `optimized_attention_override`: it computes self-attention and passes the rest on.
 
-    The rest is cross-attention, whose few keys gain no time and would cost accuracy, and calls with a mask, with heads
-    already split, or with low_precision_attention=False. passed_on: the override that gets them; None is ComfyUI's own
-    function.
+    The rest is cross-attention, whose few keys gain no time and would cost accuracy, self-attention to fewer keys than
+    pay, and calls with a mask, with heads already split, or with low_precision_attention=False. passed_on: the override
+    that gets them; None is ComfyUI's own function.
     """
 
     def __init__(self, kernel: Kernel, passed_on: Callable | None):
         self.kernel, self.passed_on = kernel, passed_on
 
     def __call__(self, func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-        if not args and _is_self_attention(q, k, **kwargs):
+        if not args and self.pays(k) and _is_self_attention(q, k, **kwargs):
             return join_heads(self.kernel.attention(*(split_heads(x, heads) for x in (q, k, v))))
         if self.passed_on is not None:
             return self.passed_on(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
+
+    def pays(self, k: Tensor) -> bool:
+        """Whether attention to keys (b, tokens, c) is faster with the kernel."""
+        return k.shape[1] >= self.kernel.fewest_keys
 
     def self_attention_(self, operands: list[Tensor], heads: int) -> Tensor:
         """Self-attention of [q, k, v], each (b, tokens, c), with any number of queries. Empties the list."""

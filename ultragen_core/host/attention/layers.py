@@ -43,7 +43,8 @@ def engine(
     def attention_(operands: list[Tensor], heads: int) -> Tensor:
         # Looked up at call time, so that the attention which the user or another pack has chosen is used.
         override = transformer_options.get(OVERRIDE)
-        if isinstance(override, KernelOverride):  # called directly: ComfyUI's wrapper would keep q, k and v alive
+        if isinstance(override, KernelOverride) and override.pays(operands[1]):
+            # Called directly: ComfyUI's wrapper would keep q, k and v alive.
             return override.self_attention_(operands, heads)
         given = attention_operands(*operands)
         operands.clear()
