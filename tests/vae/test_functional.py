@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
+
+import pytest
 import torch
 from helpers.vae_models import narrow
 
@@ -11,14 +15,26 @@ from ultragen_core.vae.memory import peak_bytes
 from ultragen_core.vae.parse import decoder_layers
 
 
-def test_cudnn_tries_plans_for_large_maps_where_trying_takes_little_memory(monkeypatch):
+def test_cudnn_tries_plans_for_large_maps_to_many_channels():
     large, small = (torch.empty(size, device="meta") for size in (functional.AUTOTUNED_FROM, 1000))
     wide, narrow = (torch.empty(channels, 96, 3, 3, 3, device="meta") for channels in (96, 3))
-    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
     assert [functional.autotune_pays(large, wide), functional.autotune_pays(small, wide)] == [True, False]
     assert not functional.autotune_pays(large, narrow)
-    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
-    assert not functional.autotune_pays(large, wide)
+
+
+@pytest.mark.parametrize("allocator, limit", [("cudaMallocAsync", 1.0), ("cudaMallocAsync", 0.001), ("native", 1.0)])
+def test_the_search_for_a_plan_is_given_little_memory(allocator, limit, monkeypatch):
+    used, total, fractions = 2**30, 2**33, []
+    x, weight = torch.empty(1, 96, 3, 64, 64, dtype=torch.bfloat16), torch.empty(48, 96, 3, 3, 3, device="meta")
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: allocator)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: limit)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
+    with contextlib.suppress(KeyError), functional.bounded_search(x, weight):
+        raise KeyError  # a convolution that fails leaves the limit as it was
+    expected = (used + 48 * 3 * 64 * 64 * 2 + functional.SEARCH_BYTES) / total
+    assert fractions == ([] if allocator == "native" else [min(expected, limit), limit])
 
 
 def test_attention_in_blocks_equals_attention(monkeypatch):

@@ -37,7 +37,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int,
         padding, dilation = (0,) * len(stride), (1,) * len(stride)
         tf32 = torch.backends.cudnn.allow_tf32
         autotune = autotune and autotune_pays(x, weight)
-        with _bounded_search(x, weight) if autotune else nullcontext():
+        with bounded_search(x, weight) if autotune else nullcontext():
             y = torch.cudnn_convolution(x, weight, padding, stride, dilation, 1, autotune, False, tf32)
         return DeferredAdd(y, bias)
     return DeferredAdd((F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, stride))
@@ -49,7 +49,7 @@ def autotune_pays(x: Tensor, weight: Tensor) -> bool:
 
 
 @contextmanager
-def _bounded_search(x: Tensor, weight: Tensor) -> Iterator[None]:
+def bounded_search(x: Tensor, weight: Tensor) -> Iterator[None]:
     """Inside, cuDNN's search for the fastest plan gets SEARCH_BYTES at most.
 
     Asked what a plan may use, cudaMallocAsync, ComfyUI's usual allocator, takes all memory that the process may have:
@@ -61,11 +61,13 @@ def _bounded_search(x: Tensor, weight: Tensor) -> Iterator[None]:
     result = x[:, 0].numel() * weight.shape[0] * x.element_size()  # at most: without padding it shrinks
     most = torch.cuda.memory_allocated(x.device) + result + SEARCH_BYTES
     total = torch.cuda.get_device_properties(x.device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(most / total, 1.0), x.device)
+    # torch before 2.8 cannot tell the limit; then nobody has set one, or it is lost.
+    limit = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(x.device)
+    torch.cuda.set_per_process_memory_fraction(min(most / total, limit), x.device)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, x.device)
+        torch.cuda.set_per_process_memory_fraction(limit, x.device)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, check_interrupted: Callable[[], None]) -> Tensor:
