@@ -21,6 +21,7 @@ from ultragen_core.plan.speed import EvaluationTime, Speed
 from ultragen_core.sizes import VideoSize
 
 TIMES = ("evaluations", "sampling", "small_cards", "layers", "decodes", "decodes_gpus", "others")
+LOW_PRECISION = "int8", "int8_scores", "fp8", "fp8_products", "fp8_windows"
 
 
 def test_pages_and_plots_are_up_to_date():
@@ -30,7 +31,7 @@ def test_pages_and_plots_are_up_to_date():
 
 def test_every_row_names_its_card_and_date():
     files = [path.stem for path in floors.DATA.glob("*.csv")]
-    assert {*TIMES, "kernels", "ceilings", "int8", "int8_scores", "errors"} == set(files)
+    assert {*TIMES, *LOW_PRECISION, "kernels", "ceilings", "errors"} == set(files)
     for name in files:
         for one in rows(name):
             assert one["card"] in ("H100", "H200") and re.fullmatch(r"2026-11-\d\d", one["recorded"]), (name, one)
@@ -38,7 +39,7 @@ def test_every_row_names_its_card_and_date():
 
 
 def test_no_time_is_below_its_floor():
-    for one in rows("evaluations"):
+    for one in (*rows("evaluations"), *rows("fp8")):
         assert floor_of_evaluation(one["model"], one["size"], one["method"]) < float(one["seconds"]), one
     for one in rows("layers"):
         for floor, ms in zip(
@@ -57,8 +58,9 @@ def test_a_changed_row_changes_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "DATA", data)
     for path in page.PAGES:
         assert page.with_tables(path.read_text(encoding="utf-8")) == path.read_text(encoding="utf-8")
-    file = data / "evaluations.csv"
-    file.write_text(file.read_text().replace(",ours,3.470,", ",ours,3.170,"))
+    for name, before in ("evaluations", ",ours,3.470,"), ("fp8", ",ours,3.412,"):
+        file = data / f"{name}.csv"
+        file.write_text(file.read_text().replace(before, ",ours,3.170,"))
     for path in page.PAGES:
         assert "**3.2" in page.with_tables(path.read_text(encoding="utf-8"))
     assert "3.2 s, floor 3.0 s (95%)" in plot.floors()
@@ -102,6 +104,7 @@ def test_a_floor_is_the_slower_of_computing_and_copying():
     assert rates.floor(FLOPs(20.0, 15.0), 1.0) == 5.0
     assert rates.floor(FLOPs(20.0, 15.0), 12.0) == 6.0
     assert floors.ceilings() == Ceilings(575e12, 752e12, 3e12)
+    assert floors.ceilings(fp8=True) == Ceilings(861e12, 752e12, 3e12)
 
 
 def test_convolutions_are_counted(monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cells import VIDEOS, share_of_ms, table
+from .cells import VIDEOS, share_of_ms, table, times
 from .measured import Row, floor_of_evaluation, floors_of_layers, rows
 
 SIZES = "1080P x 81", "4K x 81"
@@ -13,7 +13,7 @@ LAYERS = {
     "plain": "this pack, plain PyTorch",
     "ours": "this pack, Triton",
 }
-KERNELS = {"comfyui": "ComfyUI's choice, bf16", "int8": "int8"}
+KERNELS = {"comfyui": "ComfyUI's choice, bf16", "int8": "int8", "fp8": "fp8"}
 
 
 def layers() -> str:
@@ -67,6 +67,26 @@ def _floor_of_int8(one: Row) -> str:
 def int8_scores() -> str:
     return table(
         ["", "ComfyUI's choice", "int8"], ([one["score"], one["comfyui"], one["int8"]] for one in rows("int8_scores"))
+    )
+
+
+def fp8_windows() -> str:
+    head = ["windows", "keys", "cuDNN bf16, ms", "fp8, ms", ""]
+    body = []
+    for one in rows("fp8_windows"):
+        both = one["bf16_ms"], one["fp8_ms"]
+        body.append([one["windows"], f"{int(one['keys']):,}", *both, times(*both)])
+    return table(head, body)
+
+
+def fp8_products() -> str:
+    head = ["attention", "weights", "ms", "peak GiB", "error against float32"]
+    return table(
+        head,
+        (
+            [KERNELS[one["kernel"]], one["weights"], one["ms"], one["peak_gib"], one["error"]]
+            for one in rows("fp8_products")
+        ),
     )
 
 

@@ -31,15 +31,20 @@ class Ceilings(NamedTuple):
 
 
 @functools.cache
-def ceilings() -> Ceilings:
+def ceilings(fp8: bool = False) -> Ceilings:
+    """fp8: attention's rate is that of fp8."""
     with (DATA / "ceilings.csv").open(encoding="utf-8", newline="") as file:
         rates = {row["what"]: float(row["rate"]) * 1e12 for row in csv.DictReader(file)}
-    return Ceilings(rates["cuDNN bf16 attention"], rates["bf16 matrix products"], rates["copies"])
+    attention = rates[f"cuDNN {'fp8' if fp8 else 'bf16'} attention"]
+    return Ceilings(attention, rates["bf16 matrix products"], rates["copies"])
 
 
-def evaluation_floor(flops: FLOPs, model: WanShape, tokens: int) -> float:
-    """Seconds of one evaluation. Each layer of a block reads and writes all tokens once."""
-    return ceilings().floor(flops, model.blocks * LAYERS_OF_A_BLOCK * _map_bytes(tokens, model.channels))
+def evaluation_floor(flops: FLOPs, model: WanShape, tokens: int, fp8: bool = False) -> float:
+    """Seconds of one evaluation. Each layer of a block reads and writes all tokens once.
+
+    fp8: all attention is in fp8.
+    """
+    return ceilings(fp8).floor(flops, model.blocks * LAYERS_OF_A_BLOCK * _map_bytes(tokens, model.channels))
 
 
 def layer_floor(flops: FLOPs, tokens: int, channels: int) -> float:

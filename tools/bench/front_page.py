@@ -12,7 +12,8 @@ def readme() -> str:
     return table(
         ["81 frames unless noted", "ComfyUI 0.30.0", "this pack"],
         [
-            _evaluation("1080P x 81", "ours", "one evaluation at 1920x1088, UltraGen (H200)"),
+            _fp8("ours", "one evaluation at 1920x1088, UltraGen (H200)"),
+            _fp8("fp8", "the same with fp8 attention (H200)"),
             ["one sampling step with CFG at 1920x1088, UltraGen (H200)", f"{seconds(dense['seconds'])} s", step],
             _evaluation("4K x 81", "ours", "one evaluation at 3840x2176, UltraGen (H200)"),
             _evaluation("4K x 81", "t3", "one evaluation at 3840x2176, T3-Video (H200)"),
@@ -20,6 +21,11 @@ def readme() -> str:
             _decode("3840x2160x29", "full", "whole frame", "VAE decode at 3840x2160, 29 frames (H100)"),
         ],
     )
+
+
+def _fp8(method: str, name: str) -> list[str]:
+    dense, ours = (row("fp8", method=each)["seconds"] for each in ("comfyui", method))
+    return [name, f"{seconds(dense)} s", f"**{seconds(ours)} s** {times(dense, ours)}"]
 
 
 def _evaluation(size: str, method: str, name: str) -> list[str]:

@@ -1,15 +1,16 @@
-"""Layers with an attention kernel, with random weights: error against float32, time and peak memory."""
+"""Attention alone and layers with an attention kernel, random data: error, time and peak memory."""
 
 from __future__ import annotations
 
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
@@ -21,8 +22,33 @@ from ultragen_core.rules.choice import COMFYUI
 from ultragen_core.rules.t3 import PUBLISHED_1_3B
 from ultragen_core.rules.ultragen import block_spec
 
-from .attention import random_layer, wan_freqs
+from .attention import HEAD, random_layer, wan_freqs
 from .card import GIB
+
+WINDOWS = ((136, 1260), (102, 1680), (80, 2142), (25, 6936), (21, 8160), (16, 10710), (1, 42840), (1, 171360))
+"""Windows and keys of each, at 1920x1088 and 81 frames: T3-Video's, UltraGen's, and the whole frame."""
+QUERIES = 64  # of the first window, compared with float64
+
+
+def attention(
+    names: list[str], windows: Sequence[tuple[int, int]], heads: int, repeats: int, device: torch.device
+) -> None:
+    """Print one line for each number of windows and kernel: self-attention of normally distributed q, k and v."""
+    from ultragen_core.host.attention.backend import cudnn_sdpa
+    from ultragen_core.host.attention.kernel import split_heads
+    from ultragen_core.host.attention.kernels import load_kernel
+
+    whole = cudnn_sdpa if device.type == "cuda" else F.scaled_dot_product_attention
+    calls = {name: whole if name == COMFYUI else load_kernel(name).attention for name in names}
+    for count, keys in windows:
+        q, k, v = (
+            split_heads(torch.randn(count, keys, heads * HEAD, device=device, dtype=torch.bfloat16), heads)
+            for _ in range(3)
+        )
+        reference = F.scaled_dot_product_attention(q[:1, :, :QUERIES].double(), k[:1].double(), v[:1].double()).cpu()
+        for name, call in calls.items():
+            made = partial(call, q, k, v)
+            report(f"{count} x {keys}, {name}", made, reference, repeats, device, lambda y: y[:1, :, :QUERIES])
 
 
 def layers(
@@ -70,10 +96,20 @@ def _functions(rule: str, grid: TokenGrid, gates) -> Iterator[tuple[str, Callabl
             yield f"{rule}, block {block}", partial(ultragen if rule == "ultragen" else t3, block=block)
 
 
-def report(name: str, call: Callable[[], Tensor], reference: Tensor, repeats: int, device: torch.device) -> None:
-    """Print error, median time, and peak memory in addition to what was allocated before."""
+def report(
+    name: str,
+    call: Callable[[], Tensor],
+    reference: Tensor,
+    repeats: int,
+    device: torch.device,
+    compared: Callable[[Tensor], Tensor] = lambda made: made,
+) -> None:
+    """Print error, median time, and peak memory in addition to what was allocated before.
+
+    compared: the part of the result that `reference` is of.
+    """
     gpu = device.type == "cuda"
-    error = (call().float().cpu() - reference.float()).norm() / reference.float().norm()
+    error = (compared(call()).float().cpu() - reference.float()).norm() / reference.float().norm()
     if gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -21,10 +21,10 @@ from ultragen_core.wan import WAN_1_3B
 
 from .attention import CHANNELS, GRIDS, RANK
 from .evaluation import latent_of
-from .kernel_layers import layers, report
+from .kernel_layers import WINDOWS, attention, layers, report
 from .random_model import random_checkpoint
 
-PARTS = ("layer", "evaluation", "miniature", "drift")
+PARTS = ("attention", "layer", "evaluation", "miniature", "drift")
 UNCHANGED = "default"  # of weight_dtype
 MINIATURE = Path(__file__).parents[2] / "training" / "miniature" / "weights" / "ultragen.safetensors"
 MINIATURE_GRID = TokenGrid(5, 22, 40)  # 640x352, 17 frames
@@ -77,6 +77,8 @@ def run(options: argparse.Namespace) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(name, torch.__version__, "CUDA", torch.version.cuda, "| error: against float32, in the norm")
     with torch.inference_mode():
+        if "attention" in options.parts:
+            attention(names, WINDOWS, WAN_1_3B.heads, options.repeats, device)
         if "layer" in options.parts:
             layers(
                 names,

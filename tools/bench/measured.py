@@ -45,7 +45,7 @@ def rule_of(method: str, model: WanShape) -> Rule | None:
     """The rule of one of bench's METHODS; None is dense attention."""
     if method in ("comfyui", "cudnn"):
         return None
-    if method == "t3":
+    if method in ("t3", "t3 fp8"):
         return choose_rule(model, Settings(rule="t3"))
     dense = frozenset() if method == "all" else PUBLISHED_DENSE
     trained = replace(untrained_summary(model, 4), gates={0: None})
@@ -64,7 +64,7 @@ def evaluation_flops(model: str, size: str, method: str) -> FLOPs:
 def floor_of_evaluation(model: str, size: str, method: str) -> float:
     """Seconds."""
     tokens = scaled(GRIDS[size], model).tokens
-    return evaluation_floor(evaluation_flops(model, size, method), MODELS[model], tokens)
+    return evaluation_floor(evaluation_flops(model, size, method), MODELS[model], tokens, method.endswith("fp8"))
 
 
 def floors_of_layers(size: str, method: str) -> tuple[float, float]:
