@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cells import VIDEOS, share_of_ms, table, times
+from .cells import VIDEOS, share, share_of_ms, table, times
 from .measured import Row, floor_of_evaluation, floors_of_layers, rows
 
 SIZES = "1080P x 81", "4K x 81"
@@ -14,6 +14,14 @@ LAYERS = {
     "ours": "this pack, Triton",
 }
 KERNELS = {"comfyui": "ComfyUI's choice, bf16", "int8": "int8", "fp8": "fp8"}
+
+FP8 = {
+    "comfyui": LAYERS["comfyui"],
+    "ours": "this pack, UltraGen",
+    "fp8": "this pack, UltraGen, fp8 attention",
+    "t3": "this pack, T3-Video's rule",
+    "t3 fp8": "this pack, T3-Video's rule, fp8 attention",
+}
 
 
 def layers() -> str:
@@ -68,6 +76,18 @@ def int8_scores() -> str:
     return table(
         ["", "ComfyUI's choice", "int8"], ([one["score"], one["comfyui"], one["int8"]] for one in rows("int8_scores"))
     )
+
+
+def fp8() -> str:
+    """One run of dense attention, bf16 and fp8."""
+    dense, *ours = rows("fp8")
+    body = []
+    for one in (dense, *ours):
+        ratio = "" if one is dense else times(dense["seconds"], one["seconds"])
+        floor = floor_of_evaluation(one["model"], one["size"], one["method"])
+        cells = [f"{float(one['seconds']):.2f}", ratio, share(floor, one["seconds"]), one["peak_gib"], one["host_ms"]]
+        body.append([FP8[one["method"]], *cells])
+    return table(["", "seconds", "", "floor", "peak GiB", "host ms"], body)
 
 
 def fp8_windows() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-from .attention_tables import errors, fp8_products, fp8_windows, int8, int8_scores, kernels, layers
+from .attention_tables import errors, fp8, fp8_products, fp8_windows, int8, int8_scores, kernels, layers
 from .cells import VIDEOS, seconds, share, table, times
 from .floors import DATA
 from .front_page import readme
@@ -26,13 +26,6 @@ METHODS = {
     "ours": "**this pack, UltraGen** (6 of 30 blocks dense, as in the checkpoint)",
     "all": "this pack, UltraGen in all blocks",
     "t3": "**this pack, T3-Video's rule**",
-}
-FP8 = {
-    "comfyui": METHODS["comfyui"],
-    "ours": "this pack, UltraGen",
-    "fp8": "this pack, UltraGen, fp8 attention",
-    "t3": "this pack, T3-Video's rule",
-    "t3 fp8": "this pack, T3-Video's rule, fp8 attention",
 }
 RULES = {"ours": "UltraGen", "t3": "T3-Video"}
 MAIN = {("1080P x 81", "ours"), ("4K x 81", "ours"), ("4K x 81", "t3")}  # the sizes that the weights are made for
@@ -70,18 +63,6 @@ def h100() -> str:
         cells = [f"{float(one['seconds']):.2f}", share(floor, one["seconds"]), one["peak_gib"], one["host_ms"]]
         body.append([f"{VIDEOS[one['size']]}, {method}", *cells])
     return table(["", "seconds", "floor", "peak GiB", "host ms"], body)
-
-
-def fp8() -> str:
-    """One run of dense attention, bf16 and fp8."""
-    dense, *ours = rows("fp8")
-    body = []
-    for one in (dense, *ours):
-        ratio = "" if one is dense else times(dense["seconds"], one["seconds"])
-        floor = floor_of_evaluation(one["model"], one["size"], one["method"])
-        cells = [f"{float(one['seconds']):.2f}", ratio, share(floor, one["seconds"]), one["peak_gib"], one["host_ms"]]
-        body.append([FP8[one["method"]], *cells])
-    return table(["", "seconds", "", "floor", "peak GiB", "host ms"], body)
 
 
 def other_sizes() -> str:
