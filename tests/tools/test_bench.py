@@ -129,6 +129,15 @@ def errors(printed: str) -> dict[str, float]:
 
 
 @torch.no_grad()
+def test_kernels_compares_attention_in_windows_with_float64(kitchen, capsys):
+    kernel_layers.attention(NAMES, [(2, 100), (1, 200)], 2, 1, CPU)
+    found = errors(capsys.readouterr().out)
+    for windows in ("2 x 100", "1 x 200"):
+        assert 0 < found[f"{windows}, comfyui"] < found[f"{windows}, int8"] < 0.1, found
+    assert len(found) == 4 and len(kitchen.calls) == 4  # each twice: for the error, for the time
+
+
+@torch.no_grad()
 def test_kernels_compares_layers_and_evaluations_with_float32(kitchen, capsys):
     shape = ExtrasShape(256, rank=4, refined=True)
     kernel_layers.layers(NAMES, TokenGrid(2, 8, 12), ["ultragen", "t3", "dense"], 1, shape, CPU)
