@@ -56,6 +56,8 @@ class Graph:
         self.steps.append("create_execution_plans")
 
     def check_support(self):
+        if self.frontend.unsupported:
+            raise RuntimeError(self.frontend.unsupported)
         self.steps.append("check_support")
 
     def build_plans(self):
@@ -88,7 +90,7 @@ class CudnnFrontend(ModuleType):
     """built, calls: shapes (b, heads, tokens, head_dim) of q and k, of all plans and of all runs.
 
     streams: the last stream of each handle. originals: references that keep nothing alive; freed: for every run whether
-    they were all gone.
+    they were all gone. unsupported: why no plan can be made.
     """
 
     def __init__(self):
@@ -100,6 +102,7 @@ class CudnnFrontend(ModuleType):
         self.streams: dict[str, int | None] = {}
         self.originals: list[StorageWeakRef] = []
         self.freed: list[bool] = []
+        self.unsupported: str | None = None
 
     def create_handle(self) -> str:
         handle = f"handle {len(self.streams)}"

@@ -247,6 +247,7 @@ def test_without_the_package_nothing_is_loaded(frontend, dense, monkeypatch, tmp
         (("cuda",), None, (9, 0), "this model runs on cpu"),
         (("cpu",), "6.4", (9, 0), "this model runs on an AMD GPU"),
         (("cpu",), None, (8, 9), "got RTX 4090, 8.9"),
+        (("cpu",), None, (12, 0), "got RTX 4090, 12.0"),
     ],
 )
 def test_a_device_without_it_is_refused_before_sampling(fp8, monkeypatch, device_types, hip, capability, found):
@@ -256,12 +257,25 @@ def test_a_device_without_it_is_refused_before_sampling(fp8, monkeypatch, device
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     model, evaluations = fp8("ultragen"), []
     model.set_model_unet_function_wrapper(lambda *args: evaluations.append(args))
-    message = f"compute capability 9.0 or newer.*but {found}. On this device set attention_kernel to comfyui"
+    message = f"compute capability 9.0 or 10.x .*but {found}. On this device set attention_kernel to comfyui"
     with pytest.raises(ValueError, match=message):
         sample(model, LATENT.shape, CONTEXT)
     assert evaluations == []
     with pytest.raises(ValueError, match=message):  # another GPU than the model's may run a part of it
         velocity(fp8("ultragen"), LATENT, CONTEXT, 0.5)
+
+
+def test_a_cudnn_without_the_kernel_is_refused_before_sampling(fp8, frontend, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 90100)
+    frontend.unsupported = "No valid engine configs"
+    message = r"but got H100, 9.0, and cuDNN 90100 has no kernel for it \(No valid engine configs\). On this device set"
+    with pytest.raises(ValueError, match=message):
+        sample(fp8("t3"), LATENT.shape, CONTEXT)
+    assert frontend.calls == []
+    frontend.unsupported = None
+    sample(fp8("t3"), LATENT.shape, CONTEXT)
+    assert frontend.calls
 
 
 def test_wide_heads_and_the_dense_rule_are_refused(frontend):

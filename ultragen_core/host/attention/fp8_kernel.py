@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...ops import dispatch
 from ...ops.quantize import Quantized, dequantize, quantize
+from ..memory import is_out_of_memory
 from .kernel import INSTEAD, describe_device, join_heads, version_of
 
 PACKAGE = "nvidia-cudnn-frontend"
@@ -17,11 +18,13 @@ OLDEST_FRONTEND = (1, 14)
 # Constant factors. The softmax's numerators, at most 1, are scaled to 256, so that small ones keep their mantissa.
 FACTORS = {"descale_v": 1.0, "scale_s": 256.0, "descale_s": 1 / 256, "scale_o": 1.0}
 
+PROBE = torch.Size((1, 128, 128))  # of queries and keys that every such GPU can compute
+
 _of_thread = threading.local()  # cuDNN's handles, and the plans that are made with them, belong to one thread
 
 
 class Fp8Kernel:
-    """cuDNN's fp8 attention, forward alone, on Hopper and newer (compute capability 9.0).
+    """cuDNN's fp8 attention, forward alone, on Hopper and on Blackwell's data-centre GPUs.
 
     q, k, v, the softmax's numerators and, on Hopper, the result are e4m3, with one scale for each. Keys are quantised
     without their mean over the tokens, which cancels in the softmax; values without theirs, which is added to the
@@ -34,7 +37,7 @@ class Fp8Kernel:
     held_maps = 1  # keys and values in 8 bits
 
     device_types = ("cuda",)
-    oldest_capability = (9, 0)
+    capabilities = (9, 10)  # major numbers. cuDNN has no such kernel for the RTX 50 series (12.0).
 
     def __init__(self):
         """Import the package. Raises ValueError where it is missing or too old."""
@@ -50,8 +53,15 @@ class Fp8Kernel:
     def require_device(self, device: torch.device) -> None:
         if device.type not in self.device_types or torch.version.hip:
             raise _needs_gpu(f"this model runs on {'an AMD GPU' if torch.version.hip else device.type}")
-        if torch.cuda.get_device_capability(device) < self.oldest_capability:
+        if torch.cuda.get_device_capability(device)[0] not in self.capabilities:
             raise _needs_gpu(f"got {describe_device(device)}")
+        try:
+            self._plan(device, PROBE, PROBE, heads=1)
+        except Exception as error:  # cuDNN's own, which may be too old; it would come in the first evaluation
+            if is_out_of_memory(error):
+                raise
+            cudnn = f"cuDNN {torch.backends.cudnn.version()} has no kernel for it"
+            raise _needs_gpu(f"got {describe_device(device)}, and {cudnn} ({error})") from error
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.attention_([q, k, v])
@@ -149,6 +159,6 @@ def _needs_package(found: str) -> ValueError:
 
 def _needs_gpu(found: str) -> ValueError:
     return ValueError(
-        "attention_kernel fp8 needs an NVIDIA GPU of compute capability 9.0 or newer (H100, H200, Blackwell), but"
+        "attention_kernel fp8 needs an NVIDIA GPU of compute capability 9.0 or 10.x (H100, H200, B200), but"
         f" {found}. On this device {INSTEAD}."
     )
