@@ -18,7 +18,7 @@ OLDEST_FRONTEND = (1, 14)
 # Constant factors. The softmax's numerators, at most 1, are scaled to 256, so that small ones keep their mantissa.
 FACTORS = {"descale_v": 1.0, "scale_s": 256.0, "descale_s": 1 / 256, "scale_o": 1.0}
 
-PROBE = torch.Size((1, 128, 128))  # of queries and keys that every such GPU can compute
+PROBE, PROBE_HEADS = torch.Size((2, 3000, 1536)), 12  # of queries and keys; run on an H100 and an H200
 
 _of_thread = threading.local()  # cuDNN's handles, and the plans that are made with them, belong to one thread
 
@@ -56,7 +56,7 @@ class Fp8Kernel:
         if torch.cuda.get_device_capability(device)[0] not in self.capabilities:
             raise _needs_gpu(f"got {describe_device(device)}")
         try:
-            self._plan(device, PROBE, PROBE, heads=1)
+            self._plan(device, PROBE, PROBE, PROBE_HEADS)
         except Exception as error:  # cuDNN's own, which may be too old; it would come in the first evaluation
             if is_out_of_memory(error):
                 raise
