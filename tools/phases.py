@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from tools.console import say
 
@@ -28,6 +29,7 @@ class Phase:
         self.process: subprocess.Popen | None = None
         self.error: OSError | None = None
         self.ended = threading.Event()
+        self.reader: TextIO | None = None
         self.written = tempfile.NamedTemporaryFile(delete=False)  # Windows opens no file twice that it deletes
 
     def run(self) -> None:
@@ -47,15 +49,26 @@ class Phase:
         Raises the OSError of a command that cannot start.
         """
         say(f"\n{self.title}")
-        with open(self.written.name, errors="replace") as output:
-            ended = False
-            while not ended:
-                ended = self.ended.wait(LOOK_SECONDS)
-                sys.stdout.write(output.read())
-                sys.stdout.flush()
+        self.reader = open(self.written.name, errors="replace")
+        ended = False
+        while not ended:
+            ended = self.ended.wait(LOOK_SECONDS)
+            self.show_new()
         if self.error:
             raise self.error
         return abs(self.process.returncode)  # of a killed process it is negative, which max() would lose
+
+    def show_new(self) -> None:
+        """Print what has been written since the last call, of a phase that is being shown."""
+        if self.reader:
+            sys.stdout.write(self.reader.read())
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        if self.reader:
+            self.reader.close()
+        self.written.close()
+        os.unlink(self.written.name)
 
     def interrupt(self) -> None:
         if self.process is not None and not self.ended.is_set():
@@ -91,5 +104,5 @@ def running(lanes: Sequence[Sequence[Phase]]) -> Iterator[None]:
         for thread in threads:
             thread.join()
         for phase in phases:
-            phase.written.close()
-            os.unlink(phase.written.name)
+            phase.show_new()  # what an interrupted one says at its end
+            phase.close()

@@ -48,8 +48,9 @@ def test_a_phase_that_cannot_start_is_an_error(tmp_path):
         none.show()
 
 
-def test_when_we_are_asked_to_end_what_runs_is_interrupted_and_the_rest_does_not_begin(tmp_path):
-    ready, ended, begun = (tmp_path / name for name in ("ready", "ended", "begun"))
+def test_when_we_are_asked_to_end_what_runs_is_interrupted_and_the_rest_does_not_begin(tmp_path, monkeypatch, capsys):
+    """What the interrupted phase still says is shown."""
+    ready, begun = tmp_path / "ready", tmp_path / "begun"
     wait = f"""
 import pathlib, time
 try:
@@ -57,11 +58,13 @@ try:
     time.sleep(20)
 except KeyboardInterrupt:
     time.sleep(0.2)
-    pathlib.Path({str(ended)!r}).touch()
+    print("interrupted")
 """
-    lane = [phase("Waits", wait, tmp_path), phase("Next", f"open({str(begun)!r}, 'w')", tmp_path)]
-    waiting = phase("Until ready", WAIT.format(str(ready), ""), tmp_path)
-    with pytest.raises(SystemExit), running([lane, [waiting]]):
-        assert waiting.show() == 0
-        raise SystemExit(143)
-    assert ended.exists() and not begun.exists()
+    waits, following = phase("Waits", wait, tmp_path), phase("Next", f"open({str(begun)!r}, 'w')", tmp_path)
+    until_ready = phase("Until ready", WAIT.format(str(ready), "ready"), tmp_path)
+    monkeypatch.setattr(waits.ended, "wait", lambda seconds: sys.exit(143))
+    with pytest.raises(SystemExit), running([[waits, following], [until_ready]]):
+        assert until_ready.show() == 0
+        waits.show()
+    assert capsys.readouterr().out.split() == ["Until", "ready", "ready", "Waits", "interrupted"]
+    assert not begun.exists()
