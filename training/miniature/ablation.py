@@ -35,13 +35,13 @@ class Ablation:
     """
 
     def __init__(self, study: Study, making: Making):
-        if not making.model_file("ultragen").is_file():
+        if not making.is_finished("ultragen"):
             raise Trouble(
                 f"The ablation starts from a finished miniature, {making.folder} holds none. Make it with"
                 f" `python3 -m training miniature --out {making.folder}` first."
             )
         self.study, self.making, self.folder = study, making, making.folder / "ablation"
-        self.device, self.size, self.base_file = making.device, making.recipe.high, making.model_file("dense")
+        self.device, self.size = making.device, making.recipe.high
         self.scores = Scores(making, study, self.folder, self.size, self._recipe(FULL, 0, 1))
 
     def run(self) -> bool:
@@ -114,7 +114,7 @@ class Ablation:
         if self._weights_file(variant, seed, steps).is_file():
             return True
         recipe = self._recipe(variant, seed, steps)
-        model = build(read_state_dict(self.base_file), variant, recipe)
+        model = build(read_state_dict(self.making.finished("dense")), variant, recipe)
         clips = self.making.latents(self.size)
         keeping = Keeping(self._run_folder(variant, seed), minutes=self.making.minutes_left(), state_every=steps)
         return Training(recipe, keeping, model, clips, recipe.batch).run()
@@ -128,7 +128,7 @@ class Ablation:
         return model.to(self.device).eval()
 
     def _dense(self) -> Callable:
-        model = build(read_state_dict(self.base_file), DENSE, self.making.recipe.dense)
+        model = build(read_state_dict(self.making.finished("dense")), DENSE, self.making.recipe.dense)
         return model.to(self.device).eval()
 
     def _finished(self, model: str) -> Callable:
@@ -137,7 +137,7 @@ class Ablation:
 
     def _untrained(self) -> Callable:
         """Load the dense model and patch it as UltraGen Apply does."""
-        dense = load_model(self.base_file, "dense")
+        dense = load_model(self.making.finished("dense"), "dense")
         return Patched(apply(dense, Settings(rule="ultragen", local=NEAR_BASE)))
 
     def _name(self, variant: str, seed: int, steps: int) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tools.console import Trouble, say
@@ -22,12 +23,12 @@ from training.loop import Keeping, Training
 from training.model import build, random_base
 from training.recipe import Recipe
 from ultragen_core.sizes import VideoSize
-from ultragen_core.storage.files import finished_file
 from ultragen_core.weights.files import StateDict, read_state_dict
 
 from . import clip_vae, latents
 from .decoder_training import DecoderRecipe, repainted, tuned
-from .packed import packed
+from .packed import is_packed, packed, unpacked
+from .states import half, image_to_video, save
 from .vae_training import VAERecipe, VAETraining
 
 PARTS = ("vae", "dense", "ultragen", "decoder", "latents", "t3", "i2v")
@@ -104,6 +105,10 @@ class Making:
         """Return the file of the finished model, one of MODELS."""
         return self.folder / model / f"full-{getattr(self.recipe, model).steps:06}.safetensors"
 
+    def kept_file(self, model: str) -> Path:
+        """Return where a finished model of MODELS is, or may be put, as the repository keeps it."""
+        return self.folder / f"{model}.safetensors"
+
     def run(self, parts: Sequence[str] = MAIN) -> bool:
         """Run these of PARTS. Returns whether everything is done."""
         done = all(getattr(self, f"_{part}")() for part in parts)
@@ -131,30 +136,33 @@ class Making:
         with training.averages.applied():
             sizes = self.recipe.low, self.recipe.high
             made = [latents.encoded(training.vae, range(self.recipe.measured), size, self.device) for size in sizes]
-            _save(half(clip_vae.folded(training.vae, *_statistics(made))), self.vae_file)
+            save(half(clip_vae.folded(training.vae, *_statistics(made))), self.vae_file)
         return True
 
     def _dense(self) -> bool:
         recipe = self.recipe
-        base = random_base(recipe.channels, recipe.blocks, recipe.ffn_channels, recipe.dense.seed)
-        return self._train("dense", half(base), lambda: self.latents(recipe.low))
+        size = recipe.channels, recipe.blocks, recipe.ffn_channels
+        return self._train(
+            "dense", lambda: half(random_base(*size, recipe.dense.seed)), lambda: self.latents(recipe.low)
+        )
 
     def _ultragen(self) -> bool:
-        return self._train("ultragen", read_state_dict(self.finished("dense")), lambda: self.latents(self.recipe.high))
+        return self._train("ultragen", self._base, lambda: self.latents(self.recipe.high))
 
     def _t3(self) -> bool:
-        base = read_state_dict(self.finished("dense"))
-        return self._train("t3", base, lambda: self.latents(self.recipe.high)) and self._pack("t3")
+        return self._train("t3", self._base, lambda: self.latents(self.recipe.high)) and self._pack("t3")
 
     def _i2v(self) -> bool:
-        recipe = self.recipe
-        base = image_to_video(read_state_dict(self.finished("dense")))
-        clips = recipe.low, recipe.i2v_clips
-        return self._train("i2v", base, lambda: self._encoded(*clips, start_images=True)) and self._pack("i2v")
+        clips = partial(self._encoded, self.recipe.low, self.recipe.i2v_clips, start_images=True)
+        return self._train("i2v", lambda: image_to_video(self._base()), clips) and self._pack("i2v")
+
+    def _base(self) -> StateDict:
+        return read_state_dict(self.finished("dense"))
 
     def _pack(self, model: str) -> bool:
         """Write a finished model as the repository keeps it."""
-        _save(packed(read_state_dict(self.finished(model))), self.folder / f"{model}.safetensors")
+        if not self.kept_file(model).is_file():
+            save(packed(read_state_dict(self.finished(model))), self.kept_file(model))
         return True
 
     def _latents(self) -> bool:
@@ -167,10 +175,21 @@ class Making:
                     return False
         return True
 
+    def is_finished(self, model: str) -> bool:
+        """Whether a model of MODELS is finished. Weights as the repository keeps them are unpacked to its file."""
+        file, kept = self.model_file(model), self.kept_file(model)
+        if file.is_file() and not is_packed(file):
+            return True
+        found = next((source for source in (file, kept) if source.is_file()), None)
+        if found:
+            file.parent.mkdir(exist_ok=True)
+            save(unpacked(read_state_dict(found)), file)
+        return found is not None
+
     def finished(self, model: str) -> Path:
-        """Return the file of a finished model, one of MODELS. Raises Trouble if there is none."""
+        """Return the file of a finished model, one of MODELS, not packed. Raises Trouble if there is none."""
         file = self.model_file(model)
-        if not file.is_file():
+        if not self.is_finished(model):
             raise Trouble(
                 f"The miniature's part {model} is needed, {file} is missing. Make it with `python3 -m training"
                 f" miniature --out {self.folder} --parts {model}` first."
@@ -182,22 +201,22 @@ class Making:
         if self.finished_vae_file.is_file():
             return True
         recipe, vae = self.recipe, self.vae()
-        state = read_state_dict(self.model_file("ultragen"))
+        state = read_state_dict(self.finished("ultragen"))
         model = build(state, "ultragen", recipe.ultragen).to(self.device).eval()
         clips = self.latents(recipe.high)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             pairs = repainted(model, clips, recipe.decoder, recipe.shift, self.device)
         state = tuned(vae, pairs, range(recipe.decoder.clips), recipe.high, recipe.decoder)
-        _save(half(state), self.finished_vae_file)
+        save(half(state), self.finished_vae_file)
         return True
 
-    def _train(self, model: str, base: StateDict, load: Callable[[], latents.Latents]) -> bool:
-        """Train a model of MODELS, or continue. load: returns its clips."""
-        if self.model_file(model).is_file():
+    def _train(self, model: str, base: Callable[[], StateDict], load: Callable[[], latents.Latents]) -> bool:
+        """Train a model of MODELS, or continue. base: returns the weights it starts from. load: returns its clips."""
+        if self.is_finished(model):
             return True
-        recipe, clips = getattr(self.recipe, model), load()
+        recipe, start, clips = getattr(self.recipe, model), base(), load()
         keeping = Keeping(self.folder / model, minutes=self.minutes_left(), state_every=1000)
-        return Training(recipe, keeping, build(base, model, recipe), clips, recipe.batch, cuda_graph=True).run()
+        return Training(recipe, keeping, build(start, model, recipe), clips, recipe.batch, cuda_graph=True).run()
 
     def _encoded(self, size: VideoSize, clips: int, start_images: bool = False) -> latents.Latents:
         for file, numbers in self._missing(size, clips, start_images).values():
@@ -229,22 +248,3 @@ def _statistics(groups: Iterable[Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
     flat = [torch.cat([x.transpose(0, 1).flatten(1) for x in group], dim=1) for group in groups]
     mean, square = (torch.stack([power.mean(1) for power in powers]).mean(0) for powers in (flat, [x**2 for x in flat]))
     return mean, (square - mean**2).sqrt()
-
-
-def image_to_video(state: StateDict) -> StateDict:
-    """Widen a text-to-video model's input to 36 channels, as Wan 2.2's image-to-video models have it.
-
-    The new channels have no effect yet: their weights are zero.
-    """
-    weight = state["patch_embedding.weight"]
-    added = weight.new_zeros(len(weight), latents.CONDITION_CHANNELS, *weight.shape[2:])
-    return state | {"patch_embedding.weight": torch.cat((weight, added), dim=1)}
-
-
-def half(state: StateDict) -> StateDict:
-    return {key: tensor.half() for key, tensor in state.items()}
-
-
-def _save(state: StateDict, file: Path) -> None:
-    with finished_file(file) as part:
-        save_file({key: tensor.cpu().contiguous() for key, tensor in state.items()}, part)

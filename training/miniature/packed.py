@@ -6,7 +6,10 @@ files; `unpacked` gives what it reads.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
 
 from ultragen_core.weights.files import StateDict
 
@@ -35,3 +38,9 @@ def unpacked(state: StateDict) -> StateDict:
         key: (tensor.float() * scales[key]).half() if tensor.dtype == torch.int8 else tensor
         for key, tensor in weights.items()
     }
+
+
+def is_packed(file: Path) -> bool:
+    """Whether a .safetensors file holds packed weights."""
+    with safe_open(file, "pt") as held:
+        return any(key.endswith(SCALE) for key in held.keys())  # noqa: SIM118, no mapping

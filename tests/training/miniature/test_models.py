@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.comfy_run import velocity
 from helpers.support import relative_error, seeded
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tools.console import Trouble
 from training.miniature.painter import paint
@@ -75,6 +75,36 @@ def test_models_are_kept_packed_with_little_error(more):
     assert torch.equal(unpacked(packed(zeros))["a"], zeros["a"])
 
 
+@pytest.mark.parametrize("place", ["folder", "run"])
+def test_kept_models_are_finished_ones(more, toy, tmp_path, place):
+    """Packed, from the repository's folder: put next to the VAE, or where training would have left them."""
+    from training.miniature.ablation import Ablation
+    from training.miniature.make import Making
+    from training.miniature.packed import packed, unpacked
+    from training.miniature.scoring import Scoring
+    from training.miniature.search import Search
+    from training.miniature.search_variants import NEAR, Variant
+    from training.miniature.study import FINISHED, T3_FINISHED, Study
+
+    making = Making(toy, tmp_path, CPU, 60)
+    states = {name: packed(load_file(more.model_file(name))) for name in ("ultragen", "t3", "i2v")}
+    for name, state in states.items():
+        file = tmp_path / f"{name}.safetensors" if place == "folder" else making.model_file(name)
+        file.parent.mkdir(exist_ok=True)
+        save_file(state, file)
+    (tmp_path / "vae.safetensors").write_bytes(made_vae := more.finished_vae_file.read_bytes())
+    (tmp_path / "vae-finished.safetensors").write_bytes(made_vae)
+    scoring = {"seeds": (5,), "videos": 1, "sampling_steps": 1, "held_out": 1, "levels": 1, "metrics": ()}
+    ablation = Ablation(Study(**scoring, variants=(FINISHED, T3_FINISHED)), making)
+    assert ablation.run() and {row["variant"] for row in ablation.results()} == {FINISHED, T3_FINISHED}
+    search = Search(making, Scoring(**scoring), {"windows": Variant(NEAR)}, start_images=True)
+    assert search.run() and [row["variant"] for row in search.results()] == ["windows"]
+    for name, state in states.items():
+        used, expected = load_file(making.finished(name)), unpacked(state)
+        assert used.keys() == expected.keys() and all(torch.equal(used[key], expected[key]) for key in used)
+    assert making.run(("t3", "i2v"))  # nothing is trained again: there are neither clips nor a dense model
+
+
 def test_the_start_image_is_given_as_comfyuis_node_gives_it(made, more, toy):
     from comfy_extras.nodes_wan import WanImageToVideo
 
@@ -107,7 +137,7 @@ def test_the_image_to_video_model_uses_the_start_image_in_comfyui_as_in_training
 
 
 def test_new_input_channels_change_nothing_before_training(made, toy):
-    from training.miniature.make import image_to_video
+    from training.miniature.states import image_to_video
     from training.model import build
 
     state = load_file(made.model_file("dense"))
