@@ -3,9 +3,9 @@
     python -m tools.tiny_bundle COMFYUI BASE [--random | --trained]    writes BASE/models/..., BASE/input/...
 
 The files have the names that the templates ask for, and the keys and shape rules of the real files. UltraGen's
-checkpoint and Wan 2.1's VAE are the trained miniature, T3-Video's and the image-to-video checkpoint too once their
-weights are in the repository. All others, and with --random these too, are random and paint clouds of colour. --trained
-writes the first two alone, which takes a second instead of half a minute.
+checkpoint, Wan 2.1's VAE, T3-Video's 1.3B model and the image-to-video model are the trained miniature. All others, and
+with --random these too, are random and paint clouds of colour. --trained writes the first two alone, which takes a
+second instead of half a minute.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ CHANNELS, CHANNELS_WAN22 = 16, 48
 VAE_SHAPE = {
     "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "temperal_downsample": [False, True, True],
 }  # fmt: skip
-WIDTH, HEIGHT, FRAMES = 320, 176, 5  # of the image and the kept latent
+WIDTH, HEIGHT, FRAMES = 320, 176, 5  # of the video and the kept latent
+IMAGE_WIDTH, IMAGE_HEIGHT = 640, 352
 VIDEO_FRAMES, VIDEO_FPS, AUDIO_RATE = 7, Fraction(24000, 1001), 48000
 
 
@@ -55,7 +56,7 @@ def write_trained(base: Path) -> None:
 
 def write(base: Path, random: bool = False) -> None:
     """Write every file under `base`, a ComfyUI base directory. Needs ComfyUI on sys.path."""
-    kept = {file: (partial(trained, name), save_file) for file, name in KEPT.items() if (WEIGHTS / name).is_file()}
+    kept = {file: (partial(trained, name), save_file) for file, name in KEPT.items()}
     seedvr2 = SEEDVR2 if tiny_seedvr2.exists() else {}
     _write(base, GENERATED | seedvr2 | (RANDOM if random else TRAINED | kept))
 
@@ -164,11 +165,11 @@ def latent(generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 def image(generator: torch.Generator):
-    """Make a start image: a smooth gradient of random colours."""
+    """Make a start image: a painted landscape."""
     from PIL import Image
 
-    coarse = torch.randint(256, (3, 4, 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(coarse.numpy()).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    (frame,) = picture(Scene("clear", "dusk", "meadow", "peaks", "right", "eastward"), 9, IMAGE_WIDTH, IMAGE_HEIGHT, 1)
+    return Image.fromarray((255 * frame).round().byte().numpy())
 
 
 def video(generator: torch.Generator) -> torch.Tensor:
@@ -201,7 +202,7 @@ TRAINED = {
     CHECKPOINT: (partial(trained, "ultragen.safetensors"), torch.save),
     VAE: (partial(trained, "vae.safetensors"), save_file),
 }
-# Further models of the miniature, once their weights are in the repository.
+# Further models of the miniature, packed.
 KEPT = {
     "models/diffusion_models/T3-Video-Wan2.1-T2V-1.3B.safetensors": "t3.safetensors",
     "models/diffusion_models/wan2.1_i2v_720p_14B_fp16.safetensors": "i2v.safetensors",

@@ -20,26 +20,9 @@ def drawing(name: str) -> Image.Image:
     return DRAWINGS[name]()
 
 
-def t3_wan21() -> Image.Image:
-    """Show the rule's neighbours: one of 8 x 6 windows."""
-    return windows(landscape("cloudy dawn lake peaks right", 12), rows=8, columns=6, marked={(3, 5)})
-
-
 def t3_wan22() -> Image.Image:
     """Show the rule's strided tokens: one in each of 4 x 8 windows."""
     return strided(landscape("clear dusk lake peaks left", 7), rows=4, columns=8)
-
-
-def i2v() -> Image.Image:
-    """The first frame at the left, three later ones at the right."""
-    frames = film("cloudy noon meadow peaks middle", 9, 136)
-    whole = Image.new("RGB", (WIDTH, HEIGHT), "#202020")
-    whole.paste(frames[0].resize((WIDTH, HEIGHT)).crop((60, 0, 60 + 344, HEIGHT)), (0, 0))
-    for index, frame in enumerate(frames[45::45]):
-        whole.paste(frame.resize((168, 94)), (346, 97 * index))
-    tag(whole, "image", 12)
-    tag(whole, "video", 358)
-    return whole
 
 
 def two_pass() -> Image.Image:
@@ -74,44 +57,30 @@ def compare() -> Image.Image:
 
 
 DRAWINGS = {
-    "ultragen_t3_4k_wan21_1_3b": t3_wan21,
     "ultragen_t3_4k_wan22_5b": t3_wan22,
-    "ultragen_i2v_1080p": i2v,
     "ultragen_two_pass_1080p": two_pass,
     "ultragen_multigpu_1080p": multigpu,
     "ultragen_compare_1080p": compare,
 }
 
 
-def film(words: str, number: int, frames: int, scale: int = 1) -> list[Image.Image]:
-    """Paint a scene: weather, time, ground, ridges and side."""
-    video = picture(Scene(*words.split(), "eastward"), number, scale * WIDTH, scale * HEIGHT, frames)
-    return [Image.fromarray(frame.numpy()) for frame in (255 * video).round().byte()]
-
-
 def landscape(words: str, number: int) -> Image.Image:
-    return film(words, number, 1, scale=2)[0].resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    """Paint a scene: weather, time, ground, ridges and side."""
+    (frame,) = picture(Scene(*words.split(), "eastward"), number, 2 * WIDTH, 2 * HEIGHT, 1)
+    large = Image.fromarray((255 * frame).round().byte().numpy())
+    return large.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
 
-def windows(image: Image.Image, rows: int, columns: int, marked: set[tuple[int, int]]) -> Image.Image:
-    """Draw windows, with `marked` ones (column, row) in colour."""
+def strided(image: Image.Image, rows: int, columns: int) -> Image.Image:
+    """Draw windows with the tokens of one strided set, one in each."""
     draw, width, height = ImageDraw.Draw(image, "RGBA"), WIDTH / columns, HEIGHT / rows
     for column in range(1, columns):
         draw.line((column * width, 0, column * width, HEIGHT), LINE, 1)
     for row in range(1, rows):
         draw.line((0, row * height, WIDTH, row * height), LINE, 1)
-    for column, row in marked:
-        edges = column * width, row * height, (column + 1) * width, (row + 1) * height
-        draw.rectangle(edges, (*MARK, 60), MARK, 2)
-    return image
-
-
-def strided(image: Image.Image, rows: int, columns: int) -> Image.Image:
-    """Draw windows with the tokens of one strided set, one in each."""
-    draw = ImageDraw.Draw(windows(image, rows, columns, set()), "RGBA")
     for column in range(columns):
         for row in range(rows):
-            x, y = (column + 0.62) * WIDTH / columns, (row + 0.4) * HEIGHT / rows
+            x, y = (column + 0.62) * width, (row + 0.4) * height
             draw.rectangle((x - 6, y - 6, x + 6, y + 6), (*MARK, 150), MARK, 2)
     return image
 

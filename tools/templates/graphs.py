@@ -9,6 +9,7 @@ from tools.templates.layout import Layout, ModelFile
 from tools.templates.parts import (
     CAUSVID,
     CLIP_H,
+    IMAGE,
     LOG,
     NEGATIVE_ULTRAGEN,
     NEGATIVE_WAN,
@@ -158,7 +159,7 @@ def i2v_1080p(layout: Layout) -> str:
     vae = layout.add("UltraGenVAETiling", vae=load_vae(layout))
     conds = add_prompts(layout, clip, NEGATIVE_WAN, PROMPT_I2V)
     layout.group("First frame and size", 380)
-    image = layout.add("LoadImage", "Load first frame", image="example.png")
+    image = layout.add("LoadImage", "Load first frame", image=IMAGE)
     seen = layout.add("CLIPVisionEncode", clip_vision=vision, image=image, crop="none")
     made = layout.add(
         "WanImageToVideo", width=1920, height=1088, length=81, vae=vae, start_image=image, clip_vision_output=seen,

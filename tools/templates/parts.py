@@ -25,7 +25,7 @@ SEEDVR2 = ModelFile(_SEEDVR2 + "diffusion_models/seedvr2_3b_int8_convrot.safeten
 SEEDVR2_VAE = ModelFile(_SEEDVR2 + "vae/seedvr2_ema_vae_fp16.safetensors", "vae")
 FILES = [ULTRAGEN, T3_WAN21, T3_WAN22, WAN_T2V, WAN_I2V, UMT5, CLIP_H, VAE21, VAE22, CAUSVID, SEEDVR2, SEEDVR2_VAE]
 
-VIDEO = "example.mp4"  # in the input folder
+IMAGE, VIDEO = "example.png", "example.mp4"  # in the input folder
 PRESET_1080P, PRESET_4K = "1080P x 81 (1920x1088)", "4K x 81 (3840x2176)"
 PROMPT = (
     "Wide aerial shot drifting slowly over a mountain lake at sunrise. Snow-covered peaks catch the first golden light,"

@@ -15,21 +15,29 @@ from tools.templates import blueprint
 from tools.templates.drawings import drawing, halves
 from tools.templates.graphs import TEMPLATES
 from tools.templates.layout import Layout
-from tools.templates.parts import FILES, PROMPT_REFINE, VIDEO
+from tools.templates.parts import FILES, IMAGE, PROMPT_REFINE, VIDEO
 from tools.templates.thumbnail import side_by_side, titled
 
 FOLDER = ROOT / "workflows"
 BLUEPRINT = ROOT / "subgraphs" / f"{blueprint.NAME}.json"
 HEADLESS = [ROOT / "docs" / "headless" / f"{name}.json" for name in ("ultragen_t2v_1080p", "ultragen_t3_4k_wan21_1_3b")]
 SIZE = (640, 352, 17, 12)  # of a small run, at which the tiny model was trained: width, height, frames, steps
-# Templates that need no model but UltraGen's checkpoint, the trained one, with a prompt that it understands. The others
-# get a drawing.
+# Templates whose models are the trained miniature, with a prompt that it understands. The others get a drawing.
 SMALL_RUNS = {
     "ultragen_t2v_1080p": "a clear dusk lake, peaks, sun left",
     "ultragen_batch_1080p": "a cloudy lake at dawn\na clear desert at noon, sun left\na snowy night, moon right",
     "ultragen_few_steps_1080p": "a clear noon meadow, hills, sun right",
     "ultragen_refine_1080p": PROMPT_REFINE,
+    "ultragen_t3_4k_wan21_1_3b": "a clear dusk lake, peaks, sun right",
+    "ultragen_i2v_1080p": "a clear dusk meadow, peaks, sun right",
     "ultragen_decode_only": "",
+}
+
+
+# Templates that start from a file of input/: its name, and what the two halves of the thumbnail are called.
+STARTS = {
+    "ultragen_refine_1080p": (VIDEO, "your video", "refined"),
+    "ultragen_i2v_1080p": (IMAGE, "your image", "its video"),
 }
 
 
@@ -52,9 +60,9 @@ def make_with_thumbnail(name: str, server: Server, object_info: dict, seed: int)
     if name in SMALL_RUNS:
         videos = small_run(server, file, object_info, seed)
         picture, label = side_by_side([last_frame(video) for video in videos]), "a small run, tiny model"
-        if name == "ultragen_refine_1080p":
-            given = side_by_side([last_frame(server.base / "input" / VIDEO)])
-            picture = halves(given, picture, "your video", "refined")
+        if name in STARTS:
+            file_name, *labels = STARTS[name]
+            picture = halves(side_by_side([last_frame(server.base / "input" / file_name)]), picture, *labels)
     else:
         picture, label = drawing(name), "a drawing"
     titled(picture, content, label).save(file.with_suffix(".jpg"), quality=80)
