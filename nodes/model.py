@@ -85,8 +85,8 @@ class UltraGenLoadModel(Node):
                     tooltip=(
                         "auto: the rule that the weights were trained with; an error for other files. (UltraGen is"
                         " recognised by its keys, T3-Video by its file name.) t3: the file is T3-Video under another"
-                        " name. ultragen: also accept a plain Wan model (experimental, quality unmeasured). dense:"
-                        " ComfyUI's full attention, for comparison."
+                        " name. ultragen: also accept a plain Wan model (experimental, measured on a small model only)."
+                        " dense: ComfyUI's full attention, for comparison."
                     ),
                 ),
                 io.Combo.Input(
@@ -134,7 +134,7 @@ class UltraGenApply(Node):
                     tooltip=(
                         "auto: the rule of the patched model or of the extras; an error if there is neither. t3: for"
                         " T3-Video's weights from any loader (other weights give a broken picture). ultragen: also"
-                        " without extras (experimental: average pooling, quality unmeasured)."
+                        " without extras (experimental: average pooling, measured on a small model only)."
                     ),
                 ),
                 io.Combo.Input(

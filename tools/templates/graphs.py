@@ -171,7 +171,8 @@ def i2v_1080p(layout: Layout) -> str:
         layout,
         "Any Wan model: 1080P image to video (experimental)",
         "UltraGen's attention on a Wan model that was not trained for it: no extras, average pooling, fixed"
-        " gates. **Its quality is unmeasured.** It shows what the attention alone can do, here with Wan 2.1 I2V 14B.",
+        " gates. It shows what the attention alone can do, here with Wan 2.1 I2V 14B. **Its quality was measured on a"
+        " small model only**: docs/ablation.md has the numbers, and what to do with your own Wan model.",
         "**Another Wan model** goes into *Load Wan model*, from any loader, GGUF too. Text to video works the same:"
         " *UltraGen Apply* after the loader, attention_rule *ultragen*.",
         "**start_percent** is 0.2: the first fifth of the run, which decides the layout, keeps full attention at full"

@@ -31,6 +31,9 @@ def add_to(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "search", search)
     _add_shared(parser, list(search_variants.VARIANTS))
     parser.add_argument(
+        "--round", type=int, choices=(1, 2), help="only the variants of this round; 2: also what they are compared with"
+    )
+    parser.add_argument(
         "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="only every N-th variant, from number I"
     )
     parser.add_argument("--start-image", action="store_true", help="on the image-to-video model, from start images")
@@ -77,7 +80,10 @@ def search(options: argparse.Namespace) -> None:
     """Compare settings for UltraGen's attention without trained weights, on the miniature's dense model."""
     scoring = Scoring(tuple(options.seeds), options.videos)
     first, step = options.share
-    variants = {name: search_variants.VARIANTS[name] for name in options.variants[first::step]}
+    chosen = [
+        name for name in options.variants if options.round is None or name in search_variants.ROUNDS[options.round]
+    ]
+    variants = {name: search_variants.VARIANTS[name] for name in chosen[first::step]}
     searched = Search(_making(options), scoring, variants, options.start_image)
     if searched.run():
         searched.draw(searched.folder / f"seed-{options.seeds[0]}.jpg")

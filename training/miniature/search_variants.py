@@ -81,3 +81,29 @@ VARIANTS: dict[str, Variant] = {
     "two passes, 60%, whole": Variant(WHOLE_GATED, OFF, denoise=0.6),
     "two passes, 60%, dense": Variant(denoise=0.6),
 }
+
+# The second round combines what won in the first, with what it is compared with.
+SMALL_GATED = _gated(SMALL, 0.2, 1.0)
+SCALED = 0.8
+REFERENCES = (DENSE, DEFAULTS, "small, gate 0.2 to 1", "two passes, 40%, defaults")
+SECOND: dict[str, Variant] = {
+    "defaults scaled 0.8": Variant(NEAR, rope=SCALED),
+    "small scaled 0.8": Variant(SMALL_GATED, OFF, rope=SCALED),
+    "small scaled 0.6": Variant(SMALL_GATED, OFF, rope=0.6),
+    "small, with global": Variant(SMALL_GATED),
+    "small, global at half": Variant(SMALL_GATED, GlobalConfig(compress_ratio=2)),
+    "small scaled 0.8, global at half": Variant(SMALL_GATED, GlobalConfig(compress_ratio=2), rope=SCALED),
+    "small scaled 0.8, outer blocks dense": Variant(
+        SMALL_GATED, GlobalConfig(enabled=False, dense_blocks=frozenset({0, 5})), rope=SCALED
+    ),
+    "small scaled 0.8, swin": Variant(dataclasses.replace(SMALL_GATED, cross_window="swin"), OFF, rope=SCALED),
+    "small scaled 0.8, gate 0.5": Variant(_gated(SMALL, 0.5, 0.5), OFF, rope=SCALED),
+    "scaled first 30%, small": Variant(SMALL_GATED, OFF, scaled_first=(0.3, TO_BASE)),
+    "scaled first 30%, small scaled 0.8": Variant(SMALL_GATED, OFF, rope=SCALED, scaled_first=(0.3, TO_BASE)),
+    "two passes, 40%, dense": Variant(denoise=0.4),
+    "two passes, 40%, small": Variant(SMALL_GATED, OFF, denoise=0.4),
+    "two passes, 40%, small scaled 0.8": Variant(SMALL_GATED, OFF, rope=SCALED, denoise=0.4),
+    "two passes, 40%, whole, gate 0.5": Variant(_gated(WHOLE, 0.5, 0.5), OFF, denoise=0.4),
+}
+ROUNDS = {1: tuple(VARIANTS), 2: (*REFERENCES, *SECOND)}
+VARIANTS |= SECOND

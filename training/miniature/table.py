@@ -33,22 +33,25 @@ def table(results: Iterable[dict], variants: Sequence[str], reference: str) -> s
 
     Bold marks a difference from the reference, on the same seeds, of more than twice the deviation of that difference.
     results: from Ablation.results() or Search.results(). variants: in the order of the rows. reference: the variant
-    that all others are compared with, in the ablation at equal steps.
+    that all others are compared with, in the ablation at equal steps. A search whose variants have different numbers
+    of seeds has a column with these.
     """
     results = [{"agreement": statistics.mean(row[name] for name in CHECKED)} | row for row in results]
     measured = [column for column in COLUMNS if all(column in row for row in results)]
     compared = {row["seed"]: row for row in results if row["variant"] == reference and row.get("equal_steps", True)}
     stepped = all("steps" in row for row in results)
-    headings = ["", *(["steps"] if stepped else []), *(COLUMNS[column][0] for column in measured)]
+    uneven = len({sum(row["variant"] == name for row in results) for name in variants} - {0}) > 1 and not stepped
+    counts = ["steps"] if stepped else ["seeds"] if uneven else []
+    headings = ["", *counts, *(COLUMNS[column][0] for column in measured)]
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     for group, belongs in GROUPS.items() if stepped else [("", lambda row: True)]:
         chosen = [row for row in results if belongs(row)]
         rows = {name: found for name in variants if (found := [row for row in chosen if row["variant"] == name])}
         lines += [f"| *{group}* |" + " |" * (len(headings) - 1)] if rows and group else []
         for name, found in rows.items():
-            steps = [str(round(statistics.mean(row["steps"] for row in found)))] if stepped else []
+            count = round(statistics.mean(row["steps"] for row in found)) if stepped else len(found)
             cells = [_cell(found, compared, column) for column in measured]
-            lines.append("| " + " | ".join([name, *steps, *cells]) + " |")
+            lines.append("| " + " | ".join([name, *([str(count)] if counts else []), *cells]) + " |")
     return "\n".join([*lines, "", "\\* through fixed random networks: comparable within this table only."])
 
 

@@ -24,7 +24,10 @@ from .advice import ultragen_advice
 from .blocks import choose_blocks, describe_dense, format_blocks, outer_blocks
 from .groups import BlockGroup, ultragen_group
 
-UNTRAINED_WARNING = "Without trained weights UltraGen's attention is experimental: its quality is unmeasured."
+UNTRAINED_WARNING = (
+    "Without trained weights UltraGen's attention is experimental: its quality was measured on a small model only, see"
+    " docs/ablation.md."
+)
 
 
 class WindowCounts(NamedTuple):

@@ -196,6 +196,17 @@ def test_agreement_counts_attributes():
     assert agreement(said, numbers) == dict.fromkeys(CHECKED, 1.0) | {"time": 0.75}
 
 
+def test_the_table_of_an_unfinished_search_counts_seeds():
+    from training.miniature.scenes import CHECKED
+    from training.miniature.table import table
+
+    seen = dict.fromkeys(CHECKED, 0.5)
+    rows = [seen | {"variant": name, "seed": seed, "loss": 0.1} for name, seed in (("a", 0), ("a", 1), ("b", 0))]
+    assert "| a | 2 | 0.1000 ± 0.0000 |" in table(rows, ["a", "b"], "a")
+    assert "| b | 1 | 0.1000 |" in table(rows, ["a", "b"], "a")
+    assert "| a | 0.1000 ± 0.0000 |" in table(rows, ["a"], "a")
+
+
 def test_the_table_tells_mean_and_spread_and_what_differs():
     from training.miniature.scenes import CHECKED
     from training.miniature.table import table
