@@ -154,13 +154,14 @@ def test_published_settings():
     assert negative["widgets_values"][0].startswith("Aerial view, overexposed, low quality, deformation")
 
 
-# What ComfyUI's log says of each. All blocks of the tiny UltraGen but the outer two have its weights.
-ULTRAGEN, UNTRAINED = "ultragen in 4 of 6 blocks (1-4)", "ultragen in 4 of 4 blocks (0-3)"
-T3 = "t3 in 4 of 4 blocks (0-3)"
+# What ComfyUI's log says of each. The miniature's models have 6 blocks, the random ones 4. All blocks of the tiny
+# UltraGen but the outer two have its weights.
+ULTRAGEN, UNTRAINED = "ultragen in 4 of 6 blocks (1-4)", "ultragen in 6 of 6 blocks (0-5)"
+T3, T3_RANDOM = "t3 in 6 of 6 blocks (0-5)", "t3 in 4 of 4 blocks (0-3)"
 RULES = {
     "ultragen_t2v_1080p": [ULTRAGEN],
     "ultragen_t3_4k_wan21_1_3b": [T3],
-    "ultragen_t3_4k_wan22_5b": [T3],
+    "ultragen_t3_4k_wan22_5b": [T3_RANDOM],
     "ultragen_few_steps_1080p": [ULTRAGEN],
     "ultragen_i2v_1080p": [UNTRAINED],
     "ultragen_two_pass_1080p": [ULTRAGEN],
