@@ -66,9 +66,14 @@ class Search:
         return self.scores.results()
 
     def draw(self, file: Path) -> None:
-        """Draw what every variant painted for the first seed into one picture."""
+        """Draw what every variant painted for the first seed into one picture.
+
+        Variants whose result came from elsewhere without its picture are left out; if all are, there is no file.
+        """
         seed = self.scoring.seeds[0]
-        draw_rows({name: self.scores.picture(self._name(name, seed)) for name in self.variants}, file)
+        pictures = {name: self.scores.picture(self._name(name, seed)) for name in self.variants}
+        if drawn := {name: picture for name, picture in pictures.items() if picture.is_file()}:
+            draw_rows(drawn, file)
 
     def load(self, variant: Variant) -> tuple[Callable, Paint]:
         """Return a variant's velocity, and how it paints."""

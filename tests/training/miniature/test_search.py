@@ -63,7 +63,11 @@ def test_every_variant_is_scored_once_and_all_are_in_one_table(search, variants,
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:-2]] == list(variants)
     assert f"| {DENSE} | {losses[DENSE]:.4f} |" in lines[2]
     searched.draw(made.folder / "search.png")
-    assert Image.open(made.folder / "search.png").width == 1280
+    whole = Image.open(made.folder / "search.png")
+    assert whole.width == 1280
+    (searched.folder / "windows-3.png").unlink()  # as if the result had been made elsewhere
+    searched.draw(made.folder / "fewer.png")
+    assert 0 < Image.open(made.folder / "fewer.png").height < whole.height
 
 
 def test_the_search_ends_when_its_time_is_up(search, variants, made, monkeypatch, tmp_path):
