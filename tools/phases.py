@@ -82,6 +82,8 @@ def running(lanes: Sequence[Sequence[Phase]]) -> Iterator[None]:
     If the block raises, as after Ctrl-C, phases that run are interrupted, so that they can end what they started, and
     the others do not begin.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # set by shells in what they start in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the phases would inherit it, and not be interrupted
     phases, stopped = [phase for lane in lanes for phase in lane], threading.Event()
 
     def run(lane: Sequence[Phase]) -> None:
