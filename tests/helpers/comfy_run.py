@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from helpers.support import DATA, seeded
+from ultragen_core.host.attention.kernels import OVERRIDE
 from ultragen_core.host.attention.load import load_extras_file
 from ultragen_core.host.attention.patch import Settings, apply
 
@@ -80,9 +81,27 @@ def run_node(node, model, **inputs):
     return node.execute(model, **defaults | inputs)[0]
 
 
-def patched(model, rule: str):
-    """Patch the tiny base model, with trained extras if the rule has any."""
-    return apply(model, Settings(rule=rule), load_extras_file(TINY) if rule == "ultragen" else None)
+def patched(model, rule: str, **settings):
+    """Patch the tiny base model, with trained extras if the rule has any. settings: further ones of the patch.
+
+    Under "ultragen" two of its four blocks are dense.
+    """
+    return apply(model, Settings(rule=rule, **settings), load_extras_file(TINY) if rule == "ultragen" else None)
+
+
+def attention_passed_on(model) -> list[tuple[int, int]]:
+    """Give a patched model an attention override. Returns its calls to come: numbers of queries and keys.
+
+    With an attention_kernel they are those that the kernel passes on.
+    """
+    calls = []
+
+    def spy(func, q, k, v, heads, *args, **kwargs):
+        calls.append((q.shape[1], k.shape[1]))
+        return func(q, k, v, heads, *args, **kwargs)
+
+    model.model_options["transformer_options"] = {OVERRIDE: spy}
+    return calls
 
 
 def with_lora(model):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import dispatch
+
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 
@@ -29,8 +31,7 @@ def quantize(x: Tensor, centred: bool, triton: bool) -> Quantized:
     centred: without its mean over the tokens, which would waste the few bits of what differs between tokens.
     """
     if triton:
-        from . import quantize_kernels as kernels
-
+        kernels = dispatch.kernels("quantize_kernels")
         mean, low, high = kernels.statistics(x)
     else:
         mean, (low, high) = x.mean(1, keepdim=True, dtype=torch.float32), x.aminmax(dim=1, keepdim=True)
@@ -47,8 +48,6 @@ def quantize(x: Tensor, centred: bool, triton: bool) -> Quantized:
 def dequantize(x: Quantized, dtype: torch.dtype, triton: bool) -> Tensor:
     """The inverse of `quantize`: values * scale + mean, (n, tokens, c) in `dtype`."""
     if triton:
-        from . import quantize_kernels as kernels
-
-        return kernels.dequantize(*x, dtype)
+        return dispatch.kernels("quantize_kernels").dequantize(*x, dtype)
     y = x.values.float() * x.scale
     return (y if x.mean is None else y + x.mean).to(dtype)

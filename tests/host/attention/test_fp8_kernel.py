@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import comfy.ldm.modules.attention as core
 import pytest
 import torch
-from helpers.comfy_run import RULES, patched, sample, velocity
+from helpers.comfy_run import RULES, attention_passed_on, patched, sample, velocity
 from helpers.cudnn_frontend import CudnnFrontend
 from helpers.support import dense_attention, relative_error, seeded
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from ultragen_core.host.attention import fp8_kernel
-from ultragen_core.host.attention.backend import OVERRIDE
 from ultragen_core.host.attention.fp8_kernel import Fp8Kernel
 from ultragen_core.host.attention.kernels import KernelOverride, load_kernel
 from ultragen_core.host.attention.load import load_extras_file, load_model
@@ -49,14 +49,9 @@ def frontend(monkeypatch):
 
 
 @pytest.fixture
-def fp8(frontend, dense, tiny_path):
-    """`fp8(rule, **settings)`: the tiny model with that kernel; two of four blocks are dense under "ultragen"."""
-
-    def make(rule: str, **settings):
-        extras = load_extras_file(tiny_path) if rule == "ultragen" else None
-        return apply(dense, Settings(rule=rule, attention_kernel="fp8", **settings), extras)
-
-    return make
+def fp8(frontend, dense):
+    """`fp8(rule, **settings)`: the tiny model with that kernel."""
+    return partial(patched, dense, attention_kernel="fp8")
 
 
 def operands(n: int, tokens: int, shift: float = 0.0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -150,15 +145,10 @@ def test_it_computes_all_self_attention_and_no_other(frontend, fp8, dense, rule,
     if memory == "bounded":
         request.getfixturevalue("bounded")()
     expected = velocity(patched(dense, rule), LATENT, CONTEXT, 0.5)
-    left, model = [], fp8(rule)
-
-    def spy(func, q, k, v, heads, *args, **kwargs):
-        left.append(k.shape[1])
-        return func(q, k, v, heads, *args, **kwargs)
-
-    model.model_options["transformer_options"] = {OVERRIDE: spy}
+    model = fp8(rule)
+    left = attention_passed_on(model)
     assert 1e-4 < relative_error(velocity(model, LATENT, CONTEXT, 0.5), expected) < 5e-2
-    assert set(left) == {TEXT}  # cross-attention alone
+    assert left and {keys for _, keys in left} == {TEXT}  # cross-attention alone
     assert TEXT not in [k[2] for _, k in frontend.calls]
     whole = [q[2] for q, k in frontend.calls if k[2] == TOKENS]
     assert whole == {
@@ -170,16 +160,12 @@ def test_it_computes_all_self_attention_and_no_other(frontend, fp8, dense, rule,
 @pytest.mark.parametrize("rule", RULES)
 def test_windows_of_few_keys_are_computed_as_without_it(frontend, fp8, rule, monkeypatch):
     monkeypatch.setattr(Fp8Kernel, "fewest_keys", TOKENS)
-    model, left = fp8(rule), []
-
-    def spy(func, q, k, v, heads, *args, **kwargs):
-        left.append(k.shape[1])
-        return func(q, k, v, heads, *args, **kwargs)
-
-    model.model_options["transformer_options"] = {OVERRIDE: spy}
+    model = fp8(rule)
+    left = attention_passed_on(model)
     velocity(model, LATENT, CONTEXT, 0.5)
     assert {k[2] for _, k in frontend.calls} == {TOKENS}
-    assert len(set(left)) > 1 and max(left) < TOKENS
+    keys = {keys for _, keys in left}
+    assert len(keys) > 1 and max(keys) < TOKENS
 
 
 def test_nothing_uses_it_unasked(frontend, dense):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import comfy.ldm.modules.attention as core
 import pytest
 import torch
-from helpers.comfy_run import RULES, patched, sample, velocity
+from helpers.comfy_run import RULES, attention_passed_on, patched, sample, velocity
 from helpers.kitchen import Kitchen
 from helpers.support import relative_error, seeded
 
@@ -32,14 +33,9 @@ QKV = [seeded(2, 12, 256, seed=i) for i in range(3)]
 
 
 @pytest.fixture
-def int8(kitchen, dense, tiny_path):
-    """`int8(rule, **settings)`: the tiny model with that kernel; two of four blocks are dense under "ultragen"."""
-
-    def make(rule: str, **settings):
-        extras = load_extras_file(tiny_path) if rule == "ultragen" else None
-        return apply(dense, Settings(rule=rule, attention_kernel="int8", **settings), extras)
-
-    return make
+def int8(kitchen, dense):
+    """`int8(rule, **settings)`: the tiny model with that kernel."""
+    return partial(patched, dense, attention_kernel="int8")
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -48,14 +44,8 @@ def test_int8_computes_all_self_attention_and_no_other(kitchen, int8, dense, rul
     if memory == "bounded":
         request.getfixturevalue("bounded")()
     exact = velocity(patched(dense, rule), LATENT, CONTEXT, 0.5)
-    left = []
-
-    def spy(func, q, k, v, heads, *args, **kwargs):
-        left.append((q.shape[1], k.shape[1]))
-        return func(q, k, v, heads, *args, **kwargs)
-
     model = int8(rule)
-    model.model_options["transformer_options"] = {OVERRIDE: spy}
+    left = attention_passed_on(model)
     result = velocity(model, LATENT, CONTEXT, 0.5)
     assert 1e-4 < relative_error(result, exact) < 3e-2
     assert left and {keys for _, keys in left} == {TEXT}  # cross-attention alone

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from ...ops import dispatch
 from ...ops.quantize import Quantized, dequantize, quantize
 from ..memory import is_out_of_memory
-from .kernel import INSTEAD, describe_device, join_heads, version_of
+from .kernel import INSTEAD, describe_device, import_package, join_heads, version_of
 
 PACKAGE = "nvidia-cudnn-frontend"
 OLDEST_FRONTEND = (1, 14)
@@ -41,12 +40,7 @@ class Fp8Kernel:
 
     def __init__(self):
         """Import the package. Raises ValueError where it is missing or too old."""
-        try:
-            self._cudnn = importlib.import_module("cudnn")
-        except ModuleNotFoundError:
-            raise _needs_package("it is not installed") from None
-        except Exception as error:  # a cuDNN that it cannot load, among others
-            raise _needs_package(f"its import fails ({type(error).__name__}: {error})") from error
+        self._cudnn = import_package("cudnn", _needs_package)
         if not hasattr(self._cudnn, "pygraph") or _numbers(version_of(PACKAGE)) < OLDEST_FRONTEND:
             raise _needs_package(f"{version_of(PACKAGE)} is installed")
 

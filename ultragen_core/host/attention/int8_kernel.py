@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 
-from .kernel import INSTEAD, describe_device, version_of
+from .kernel import INSTEAD, describe_device, import_package, version_of
 
 PACKAGE = "comfy-kitchen"
 
@@ -35,12 +33,7 @@ class Int8Kernel:
 
     def __init__(self):
         """Import comfy-kitchen. Raises ValueError where it is missing or too old."""
-        try:
-            self._kitchen = importlib.import_module("comfy_kitchen")
-        except ModuleNotFoundError:
-            raise _needs_package("it is not installed") from None
-        except Exception as error:  # its own imports may fail in many ways, such as Triton's without a driver
-            raise _needs_package(f"its import fails ({type(error).__name__}: {error})") from error
+        self._kitchen = import_package("comfy_kitchen", _needs_package)
         if not all(hasattr(self._kitchen, name) for name in self.functions):
             raise _needs_package(f"{version_of(PACKAGE)} is installed")
 

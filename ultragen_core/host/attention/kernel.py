@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+from collections.abc import Callable
+from types import ModuleType
 from typing import Protocol
 
 import torch
@@ -44,6 +47,16 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """The inverse of `split_heads`."""
     return x.transpose(1, 2).flatten(2)
+
+
+def import_package(module: str, refusal: Callable[[str], ValueError]) -> ModuleType:
+    """Import a module of another package. Raises refusal(what was found instead) where that fails."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise refusal("it is not installed") from None
+    except Exception as error:  # imports may fail in many ways, such as Triton's without a driver, or cuDNN's
+        raise refusal(f"its import fails ({type(error).__name__}: {error})") from error
 
 
 def version_of(package: str) -> str:
