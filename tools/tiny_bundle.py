@@ -27,6 +27,7 @@ from training.miniature import WEIGHTS
 from training.miniature.packed import unpacked
 from training.miniature.painter import picture
 from training.miniature.scenes import Scene
+from ultragen_core.video.frames import quantise
 
 CHECKPOINT = "models/diffusion_models/ultragen_1080p.ckpt"
 VAE, VAE_WAN22 = "models/vae/wan_2.1_vae.safetensors", "models/vae/wan2.2_vae.safetensors"
@@ -169,7 +170,7 @@ def image(generator: torch.Generator):
     from PIL import Image
 
     (frame,) = picture(Scene("clear", "dusk", "meadow", "peaks", "right", "eastward"), 9, IMAGE_WIDTH, IMAGE_HEIGHT, 1)
-    return Image.fromarray((255 * frame).round().byte().numpy())
+    return Image.fromarray(quantise(frame, 8).numpy())
 
 
 def video(generator: torch.Generator) -> torch.Tensor:

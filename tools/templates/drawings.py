@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tools.templates.thumbnail import HEIGHT, WIDTH
 from training.miniature.painter import picture
 from training.miniature.scenes import Scene
+from ultragen_core.video.frames import quantise
 
 LINE, MARK = (255, 255, 255, 110), (255, 200, 60)
 SHADES = (74, 158, 255), (240, 160, 48), (79, 180, 119), (181, 140, 255)  # of GPUs
@@ -67,7 +68,7 @@ DRAWINGS = {
 def landscape(words: str, number: int) -> Image.Image:
     """Paint a scene: weather, time, ground, ridges and side."""
     (frame,) = picture(Scene(*words.split(), "eastward"), number, 2 * WIDTH, 2 * HEIGHT, 1)
-    large = Image.fromarray((255 * frame).round().byte().numpy())
+    large = Image.fromarray(quantise(frame, 8).numpy())
     return large.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from ultragen_core.sizes import VideoSize, latent_shape
 
 from . import judge
+from .kernel_scores import mean_and_deviation
 from .make import Miniature
 from .sampling import Patched, Sampler
 
@@ -40,6 +40,4 @@ def final_latents(model, chosen: Trajectories, device: torch.device, other_noise
 
 def distance(latents: Sequence[Tensor], reference: Sequence[Tensor]) -> str:
     """Return the relative L2 distance from the reference: its mean over the seeds, and their standard deviation."""
-    found = [((x - y).norm() / y.norm()).item() for x, y in zip(latents, reference, strict=True)]
-    spread = f" ± {statistics.stdev(found):.4f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.4f}{spread}"
+    return mean_and_deviation([((x - y).norm() / y.norm()).item() for x, y in zip(latents, reference, strict=True)])

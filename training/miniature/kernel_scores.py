@@ -64,11 +64,12 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     for measure, heading in MEASURES.items():
         columns = [[row[measure] for row in results[name]] for name in names]
         apart = [[a - b for a, b in zip(column, columns[0], strict=True)] for column in columns[1:]]
-        lines.append("| " + " | ".join([heading, *map(_cell, [*columns, *apart])]) + " |")
+        lines.append("| " + " | ".join([heading, *map(mean_and_deviation, [*columns, *apart])]) + " |")
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Return the mean, and the standard deviation of several values, with four digits."""
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.4f}{spread}"
 
