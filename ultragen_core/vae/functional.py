@@ -61,8 +61,9 @@ def bounded_search(x: Tensor, weight: Tensor) -> Iterator[None]:
     result = x[:, 0].numel() * weight.shape[0] * x.element_size()  # at most: without padding it shrinks
     most = torch.cuda.memory_allocated(x.device) + result + SEARCH_BYTES
     total = torch.cuda.get_device_properties(x.device).total_memory
-    # torch before 2.8 cannot tell the limit; then nobody has set one, or it is lost.
-    limit = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(x.device)
+    # torch before 2.8 cannot tell the limit; then nobody has set one, or it is lost. Where none was set, this allocator
+    # tells 2**64 bytes, which no limit may be.
+    limit = min(1.0, getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(x.device))
     torch.cuda.set_per_process_memory_fraction(min(most / total, limit), x.device)
     try:
         yield
