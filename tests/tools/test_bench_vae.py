@@ -10,7 +10,7 @@ import torch
 from helpers.signatures import needs
 from helpers.vae_models import toy_vae
 
-from tools.bench import vae
+from tools.bench import vae, vae_profile
 from ultragen_core.host.compat import gpu_pool_class
 from ultragen_core.host.speed import decode as decoding
 
@@ -43,3 +43,10 @@ def test_a_row_for_each_number_of_gpus_with_its_bits(monkeypatch):
     lines = vae.table(rows).splitlines()
     assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + len(rows)
     assert f"{rows[0].peaks.seconds / rows[2].peaks.seconds:.2f}" in lines[-1]
+
+
+def test_the_profile_names_convolutions_by_their_channels():
+    name, flops = vae_profile.described("aten::cudnn_convolution", [[1, 96, 5, 12, 22], [48, 96, 3, 3, 3]])
+    assert name == "convolution 96 to 48, 3x3x3" and flops == 2 * 3 * 10 * 20 * 48 * 96 * 27
+    lines = vae_profile.profiled(lambda: torch.ones(64, 64) @ torch.ones(64, 64), torch.device("cpu")).splitlines()
+    assert "aten::mm" in lines[3] + lines[4] and len({line.count("|") for line in lines[1:]}) == 1

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from .cells import table as markdown
+from .vae_profile import profiled
 
 CASES = ("1920x1088x29", "1920x1088x81", "3840x2160x29", "3840x2160x81")
 GIB = 2**30
@@ -58,6 +59,7 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
         "--full-limit", type=float, default=0.8, help="ComfyUI's full decode only below this share of memory"
     )
     parser.add_argument("--native", action="store_true", help="PyTorch's allocator, as ComfyUI's --disable-cuda-malloc")
+    parser.add_argument("--profile", action="store_true", help="list the operations of one more decode on one GPU")
     parser.set_defaults(run=run)
 
 
@@ -70,13 +72,14 @@ def run(options: argparse.Namespace) -> None:
     rows = []
     for case in options.cases:
         rows += measure_case(vae, case, options)
+        if options.profile:
+            print(profiled(lambda: decode(vae, random_latent(case), options.methods[-1], 1, Clock(0)), vae.device))
     print(table(rows))
 
 
 def measure_case(vae, case: str, options: argparse.Namespace) -> list[Row]:
-    width, height, frames = (int(number) for number in case.split("x"))
-    z = torch.randn(1, 16, (frames + 3) // 4, height // 8, width // 8, generator=torch.Generator().manual_seed(1))
-    reference, rows = None, []
+    width, height, frames = sizes(case)
+    z, reference, rows = random_latent(case), None, []
     for method in options.methods:
         # Seen on an H100: 62 GiB for 29 frames of 4K; each frame more is kept twice, in 16 bits.
         needed = width * height * (7650 + 12 * frames)
@@ -97,6 +100,16 @@ def measure_case(vae, case: str, options: argparse.Namespace) -> list[Row]:
             reference = made
         del made
     return rows
+
+
+def sizes(case: str) -> list[int]:
+    """Width, height and frames."""
+    return [int(number) for number in case.split("x")]
+
+
+def random_latent(case: str) -> torch.Tensor:
+    width, height, frames = sizes(case)
+    return torch.randn(1, 16, (frames + 3) // 4, height // 8, width // 8, generator=torch.Generator().manual_seed(1))
 
 
 class Clock:
