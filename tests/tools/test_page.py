@@ -20,7 +20,7 @@ from ultragen_core.plan.flops import FLOPs
 from ultragen_core.plan.speed import EvaluationTime, Speed
 from ultragen_core.sizes import VideoSize
 
-TIMES = ("evaluations", "sampling", "small_cards", "layers", "decodes", "decodes_gpus", "others")
+TIMES = ("evaluations", "sampling", "small_cards", "layers", "decodes", "decodes_gpus", "gpus", "others")
 LOW_PRECISION = "int8", "int8_scores", "fp8", "fp8_products", "fp8_windows"
 
 
@@ -155,12 +155,12 @@ def test_two_evaluations_predict_the_others():
 
 
 def test_bench_model_writes_rows_for_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     made = Row("1080P x 81", GRIDS["1080P x 81"].tokens, "ours", 3.4, 10.2, False, 110.0)
     model.write_csv(tmp_path / "rows.csv", "1.3b", [made])
     with (tmp_path / "rows.csv").open() as written, (floors.DATA / "evaluations.csv").open() as kept:
         (row,), columns = list(csv.DictReader(written)), csv.DictReader(kept).fieldnames
-    assert [*row, "note"] == columns and (row["seconds"], row["host_ms"], row["card"]) == ("3.4", "110.0", "a card")
+    assert [*row, "note"] == columns and (row["seconds"], row["host_ms"], row["card"]) == ("3.4", "110.0", "H100")
 
 
 def test_every_table_is_on_a_page():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,11 @@ def run(options: argparse.Namespace) -> None:
 
     with small_card(options.usable):
         main()
+
+
+def card_name() -> str:
+    """The card's name in docs/data: H100 for NVIDIA H100 80GB HBM3."""
+    return re.sub(r" \d+GB.*", "", torch.cuda.get_device_name().removeprefix("NVIDIA "))
 
 
 @contextmanager

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 VIDEOS = {
+    "480P x 81": "832x480, 81 frames",
+    "720P x 81": "1280x720, 81 frames",
     "1080P x 81": "1920x1088, 81 frames",
     "2K x 81": "2560x1440, 81 frames",
+    "4K x 29": "3840x2160, 29 frames",
     "4K x 81": "3840x2176, 81 frames",
 }
 

@@ -21,6 +21,7 @@ from ultragen_core.wan import WAN_1_3B
 from .attention import GRIDS
 from .card import GIB
 from .evaluation import latent_of
+from .gpu_rows import RowFile
 from .methods import METHODS, prepared
 from .model import SHIFT, sample, scaled
 from .random_model import MODELS, random_checkpoint
@@ -57,6 +58,7 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser.add_argument("--errors", nargs="*", default=[], choices=GRIDS, help="sizes to compare with float32")
     parser.add_argument("--staged", action="store_true", help="copy through host memory, as without peer access")
     parser.add_argument("--native", action="store_true", help="PyTorch's own allocator")
+    parser.add_argument("--csv", type=Path, help="add the rows to this file, in the columns of docs/data/gpus.csv")
     parser.set_defaults(run=run)
 
 
@@ -65,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     print(len(devices), torch.cuda.get_device_name(), torch.__version__, "cuDNN", torch.backends.cudnn.version())
+    rows = RowFile(options)
     options.gpus = [count for count in options.gpus if count <= len(devices)]
     if options.staged:
         copies.staged_pairs = lambda devices: frozenset((a, b) for a in devices for b in devices if a != b)
@@ -73,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
             links(devices)
         shape, extras = replace(MODELS[options.model], blocks=options.layers), options.model == "1.3b"
         with random_checkpoint(shape, devices[0], extras) as path:
-            measure(options, path)
+            measure(options, path, rows)
 
 
 def links(devices: list[torch.device]) -> None:
@@ -107,7 +110,7 @@ def links(devices: list[torch.device]) -> None:
     torch.cuda.set_device(devices[0])
 
 
-def measure(options: argparse.Namespace, path: Path) -> None:
+def measure(options: argparse.Namespace, path: Path, rows: RowFile) -> None:
     from ultragen_core.host.attention.load import load_model
 
     def load(dtype: torch.dtype):
@@ -117,25 +120,30 @@ def measure(options: argparse.Namespace, path: Path) -> None:
     for method in options.methods:
         for size in options.sizes:
             for cfg in options.cfg:
-                compare(model, method, size, cfg, options)
+                compare(model, method, size, cfg, options, rows)
     for size in options.errors:
         errors(model, load(torch.float32), size, options)
 
 
-def compare(model, method: str, size: str, cfg: float, options: argparse.Namespace) -> None:
+def compare(model, method: str, size: str, cfg: float, options: argparse.Namespace, rows: RowFile) -> None:
     grid, one = scaled(GRIDS[size], options.model), None
     for count in options.gpus:
         made = sampled(model, method, grid, count, cfg, options.sample, options.split)
         one = one or (count, made)
         efficiency = one[1].seconds * one[0] / (made.seconds * count)
         error = (made.video - one[1].video).norm() / one[1].video.norm()
+        hosts, peaks = "/".join(f"{s:.2f}" for s in made.host), "/".join(f"{p:.1f}" for p in made.peaks)
         print(
             f"{size:12} {method:8} CFG {cfg:g}  {count} GPUs  {made.seconds:8.3f} s a step  {efficiency:6.1%}"
-            f"  exchange {made.exchange:5.1%} {made.received:6.2f} GiB  host"
-            f" {'/'.join(f'{s:.2f}' for s in made.host)} s  peak {'/'.join(f'{p:.1f}' for p in made.peaks)} GiB"
+            f"  exchange {made.exchange:5.1%} {made.received:6.2f} GiB  host {hosts} s  peak {peaks} GiB"
             f"  difference {error:.1e}  steps {'/'.join(f'{s:.2f}' for s in made.steps)}",
             flush=True,
         )
+        rows.add(
+            size=size, method=method, cfg=f"{cfg:g}", gpus=count, seconds=f"{made.seconds:.3f}",
+            first_s=f"{made.steps[0]:.2f}", exchange=f"{made.exchange:.3f}", received_gib=f"{made.received:.2f}",
+            host_s=hosts, peak_gib=peaks, difference=f"{error:.1e}",
+        )  # fmt: skip
 
 
 def errors(model, reference, size: str, options: argparse.Namespace) -> None:

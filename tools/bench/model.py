@@ -18,7 +18,7 @@ from ultragen_core.grid import TokenGrid
 from ultragen_core.wan import WAN_1_3B
 
 from .attention import GRIDS
-from .card import GIB, dynamic_vram, small_card
+from .card import GIB, card_name, dynamic_vram, small_card
 from .evaluation import Row, evaluation, latent_of, one_block
 from .methods import METHODS, prepared, running
 from .random_model import MODELS, random_checkpoint
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
 
 def write_csv(path: Path, model: str, rows: list[Row]) -> None:
     """Write rows in the columns of docs/data/evaluations.csv."""
-    same = {"model": model, "card": torch.cuda.get_device_name(), "recorded": datetime.date.today().isoformat()}
+    same = {"model": model, "card": card_name(), "recorded": datetime.date.today().isoformat()}
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, ["model", *Row._fields, "card", "recorded"], lineterminator="\n")
         table.writeheader()

@@ -1,4 +1,4 @@
-"""Write the tables and plots of docs/benchmarks.md, and README.md's table, from the measured rows in docs/data."""
+"""Write the tables and plots of docs/benchmarks.md, and README.md's tables, from the measured rows in docs/data."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from .attention_tables import errors, fp8, fp8_products, fp8_windows, int8, int8
 from .cells import VIDEOS, seconds, share, table, times
 from .floors import DATA
 from .front_page import readme
+from .gpu_tables import gpu_videos, gpus
 from .measured import (
     Row,
     evaluation_row,
@@ -218,6 +219,8 @@ TABLES: dict[str, Callable[[], str]] = {
         fp8,
         fp8_products,
         fp8_windows,
+        gpu_videos,
+        gpus,
         h100,
         int8,
         int8_scores,
