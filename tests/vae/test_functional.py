@@ -3,41 +3,77 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.vae_models import narrow
 
-from ultragen_core.vae import decode, functional
+from ultragen_core.vae import autotune, decode, functional
 from ultragen_core.vae.geometry import TileGrid, tile_regions
 from ultragen_core.vae.memory import peak_bytes
 from ultragen_core.vae.parse import decoder_layers
 
 
 def test_cudnn_tries_plans_for_large_maps_to_many_channels():
-    large, small = (torch.empty(size, device="meta") for size in (functional.AUTOTUNED_FROM, 1000))
+    large, small = (torch.empty(size, device="meta") for size in (autotune.AUTOTUNED_FROM, 1000))
     wide, narrow = (torch.empty(channels, 96, 3, 3, 3, device="meta") for channels in (96, 3))
-    assert [functional.autotune_pays(large, wide), functional.autotune_pays(small, wide)] == [True, False]
-    assert not functional.autotune_pays(large, narrow)
+    assert [autotune.autotune_pays(large, wide), autotune.autotune_pays(small, wide)] == [True, False]
+    assert not autotune.autotune_pays(large, narrow)
+
+
+@pytest.fixture
+def allocators(monkeypatch):
+    """`allocators(name, limit)` -> bytes in use and in all, and the list of limits that are set from now on."""
+
+    def pretend(allocator: str, limit: float) -> tuple[int, int, list[float]]:
+        used, total, fractions = 2**30, 2**33, []
+        for name, stand_in in {
+            "get_allocator_backend": lambda: allocator,
+            "memory_allocated": lambda device: used,
+            "get_device_properties": lambda device: SimpleNamespace(total_memory=total),
+            "get_per_process_memory_fraction": lambda device: limit,
+            "set_per_process_memory_fraction": lambda share, device: fractions.append(share),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, stand_in)
+        monkeypatch.setattr(autotune, "_searched", threading.local())
+        return used, total, fractions
+
+    return pretend
 
 
 @pytest.mark.parametrize(
     "allocator, limit",
     [("cudaMallocAsync", 1.0), ("cudaMallocAsync", 0.001), ("cudaMallocAsync", 1.2e8), ("native", 1.0)],
 )
-def test_the_search_for_a_plan_is_given_little_memory(allocator, limit, monkeypatch):
-    used, total, fractions = 2**30, 2**33, []
+def test_the_search_for_a_plan_is_given_little_memory(allocator, limit, allocators):
+    used, total, fractions = allocators(allocator, limit)
     x, weight = torch.empty(1, 96, 3, 64, 64, dtype=torch.bfloat16), torch.empty(48, 96, 3, 3, 3, device="meta")
-    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: allocator)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total))
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: limit)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
-    with contextlib.suppress(KeyError), functional.bounded_search(x, weight):
+    with contextlib.suppress(KeyError), autotune.bounded_search(x, weight, (1, 1, 1)):
         raise KeyError  # a convolution that fails leaves the limit as it was
-    expected = (used + 48 * 3 * 64 * 64 * 2 + functional.SEARCH_BYTES) / total
+    expected = (used + 48 * 3 * 64 * 64 * 2 + autotune.SEARCH_BYTES) / total
     assert fractions == ([] if allocator == "native" else [min(expected, limit), min(limit, 1.0)])
+
+
+def test_only_the_first_convolution_of_a_kind_in_a_thread_is_a_search(allocators):
+    *_, fractions = allocators("cudaMallocAsync", 1.0)
+    x, weight = torch.empty(1, 4, 3, 8, 8), torch.empty(4, 4, 3, 3, 3)
+    counts = []
+
+    def convolve(x, stride=(1, 1, 1)):
+        with autotune.bounded_search(x, weight, stride):
+            counts.append(len(fractions))
+
+    convolve(x)
+    convolve(x)
+    convolve(x[..., :-1])
+    convolve(x, (1, 2, 2))
+    convolve(x.to(memory_format=torch.channels_last_3d))
+    other = threading.Thread(target=convolve, args=(x,))
+    other.start()
+    other.join()
+    assert counts == [1, 2, 3, 5, 7, 9] and len(fractions) == 10
 
 
 def test_attention_in_blocks_equals_attention(monkeypatch):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.vae import DeferredAdd
+from .autotune import autotune_pays, bounded_search
 from .geometry import Rect
 
 SCORE_BYTES = 256 * 2**20  # of attention scores at a time
-SEARCH_BYTES = 512 * 2**20  # of cuDNN's plans while their times are compared
-AUTOTUNED_FROM = 2**24  # input elements; below, a better cuDNN plan does not win back the 0.07 s of trying plans
 
 
 def convolve(
@@ -37,38 +36,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int,
         padding, dilation = (0,) * len(stride), (1,) * len(stride)
         tf32 = torch.backends.cudnn.allow_tf32
         autotune = autotune and autotune_pays(x, weight)
-        with bounded_search(x, weight) if autotune else nullcontext():
+        with bounded_search(x, weight, stride) if autotune else nullcontext():
             y = torch.cudnn_convolution(x, weight, padding, stride, dilation, 1, autotune, False, tf32)
         return DeferredAdd(y, bias)
     return DeferredAdd((F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, stride))
-
-
-def autotune_pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether cuDNN should time its plans for this convolution once and keep the fastest."""
-    return x.numel() >= AUTOTUNED_FROM and weight.shape[0] > 16  # to 3 channels all plans are alike, and slow to try
-
-
-@contextmanager
-def bounded_search(x: Tensor, weight: Tensor) -> Iterator[None]:
-    """Inside, cuDNN's search for the fastest plan gets SEARCH_BYTES at most.
-
-    Asked what a plan may use, cudaMallocAsync, ComfyUI's usual allocator, takes all memory that the process may have:
-    139 GiB on an H200, and handing it back took longer than the search.
-    """
-    if torch.cuda.get_allocator_backend() == "native":  # counts the blocks that it has cached
-        yield
-        return
-    result = x[:, 0].numel() * weight.shape[0] * x.element_size()  # at most: without padding it shrinks
-    most = torch.cuda.memory_allocated(x.device) + result + SEARCH_BYTES
-    total = torch.cuda.get_device_properties(x.device).total_memory
-    # torch before 2.8 cannot tell the limit; then nobody has set one, or it is lost. Where none was set, this allocator
-    # tells 2**64 bytes, which no limit may be.
-    limit = min(1.0, getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(x.device))
-    torch.cuda.set_per_process_memory_fraction(min(most / total, limit), x.device)
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(limit, x.device)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, check_interrupted: Callable[[], None]) -> Tensor:

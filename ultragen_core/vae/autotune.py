@@ -1,0 +1,48 @@
+"""cuDNN's search for the fastest plan of a convolution: where it pays, and in how much memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+AUTOTUNED_FROM = 2**24  # input elements; below, a better cuDNN plan does not win back the 0.07 s of trying plans
+SEARCH_BYTES = 512 * 2**20  # of cuDNN's plans while their times are compared
+
+_searched = threading.local()  # .keys: convolutions whose plans cuDNN keeps, for each thread as it does
+
+
+def autotune_pays(x: Tensor, weight: Tensor) -> bool:
+    """Whether cuDNN should time its plans for this convolution once and keep the fastest."""
+    return x.numel() >= AUTOTUNED_FROM and weight.shape[0] > 16  # to 3 channels all plans are alike, and slow to try
+
+
+@contextmanager
+def bounded_search(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> Iterator[None]:
+    """Inside, cuDNN's search for the fastest plan gets SEARCH_BYTES at most.
+
+    Asked what a plan may use, cudaMallocAsync, ComfyUI's usual allocator, takes all memory that the process may have:
+    139 GiB on an H200, and handing it back took longer than the search.
+    """
+    # The native allocator counts the blocks that it has cached. Later convolutions of a kind use the plan found: asking
+    # for memory statistics before each would keep the host busier than the launches.
+    key = x.device, x.dtype, x.shape, x.stride(), x.data_ptr() % 64, weight.shape, weight.data_ptr() % 64, stride
+    known = vars(_searched).setdefault("keys", set())
+    if torch.cuda.get_allocator_backend() == "native" or key in known:
+        yield
+        return
+    result = x[:, 0].numel() * weight.shape[0] * x.element_size()  # at most: without padding it shrinks
+    most = torch.cuda.memory_allocated(x.device) + result + SEARCH_BYTES
+    total = torch.cuda.get_device_properties(x.device).total_memory
+    # torch before 2.8 cannot tell the limit; then nobody has set one, or it is lost. Where none was set, this allocator
+    # tells 2**64 bytes, which no limit may be.
+    limit = min(1.0, getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(x.device))
+    torch.cuda.set_per_process_memory_fraction(min(most / total, limit), x.device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(limit, x.device)
+    known.add(key)
