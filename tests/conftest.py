@@ -201,8 +201,10 @@ def _leave_out_overflow_checks(monkeypatch):
         monkeypatch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
 
 
-def _round_fp8_as_gpus(monkeypatch):
-    """Triton's interpreter halves what it rounds up to a power of two in fp8: the carry to the exponent is lost."""
+def _round_as_gpus(monkeypatch):
+    """Triton's interpreter halves what it rounds up to a power of two in fp8: the carry to the exponent is lost.
+    It cuts bfloat16 instead of rounding.
+    """
     import torch
     import triton.language as tl
     from triton.runtime import interpreter
@@ -210,6 +212,8 @@ def _round_fp8_as_gpus(monkeypatch):
     inexact = interpreter._convert_float
 
     def convert(x, before, after, rounding):
+        if (before, after) == (tl.float32, tl.bfloat16):
+            return torch.from_numpy(x).to(torch.bfloat16).view(torch.int16).numpy().view("uint16")
         if (before, after) != (tl.float32, tl.float8e4nv):
             return inexact(x, before, after, rounding)
         return torch.from_numpy(x).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
@@ -224,7 +228,7 @@ def interpreted_kernels(monkeypatch):
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 2):
         pytest.skip("Triton's interpreter runs these kernels from 3.2 on; older ones need a GPU")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    _round_fp8_as_gpus(monkeypatch)
+    _round_as_gpus(monkeypatch)
     _leave_out_overflow_checks(monkeypatch)
     from ultragen_core.ops.dispatch import use_triton
 

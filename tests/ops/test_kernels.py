@@ -13,7 +13,7 @@ from torch import nn
 
 from ultragen_core.attention import engine, rope
 from ultragen_core.grid import TokenGrid, cut_grid
-from ultragen_core.ops import depthwise, dispatch, norm_rope, quantize, resample, residual_norm
+from ultragen_core.ops import depthwise, dispatch, norm_rope, quantize, resample, residual_norm, to_fp8
 
 C = 24
 CPU = torch.device("cpu")
@@ -40,6 +40,7 @@ def both(interpreted_kernels, monkeypatch):
         "depthwise_kernels": ["compress", "refine_blend_"],
         "residual_norm_kernels": ["residual_norm_"],
         "quantize_kernels": ["quantize", "dequantize"],
+        "to_fp8_kernels": ["to_fp8"],
     }.items():
         for name in names:
             kernel = getattr(kernels(module), name)
@@ -155,7 +156,13 @@ def test_quantised_and_back(both, centred, tokens, spans, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", (*dispatch.ATTENTION_KERNEL_MODULES, *dispatch.BLOCK_KERNEL_MODULES, *dispatch.FP8_KERNEL_MODULES)
+    "module",
+    (
+        *dispatch.ATTENTION_KERNEL_MODULES,
+        *dispatch.BLOCK_KERNEL_MODULES,
+        *dispatch.FP8_KERNEL_MODULES,
+        *dispatch.FP8_LINEAR_KERNEL_MODULES,
+    ),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_check_at_first_use_passes(interpreted_kernels, module, dtype):
@@ -207,3 +214,19 @@ def test_kernels_that_find_no_memory_are_checked_again(monkeypatch, error):
     monkeypatch.setitem(sys.modules, f"ultragen_core.ops.{name}", SimpleNamespace(check=check))
     assert [dispatch.triton_for(seeded(2), (name,)) for _ in range(3)] == [False, True, True]
     assert len(tried) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [None, 0.03])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_inputs_of_products_in_fp8(both, dtype, scale, gelu):
+    x = 200 * seeded(3, 7, 111) ** 3
+    x = torch.cat([x.flatten(), seeded(500), torch.tensor([-0.0, torch.nan, torch.inf, 448, 465])]).to(dtype)
+    scale = None if scale is None else torch.tensor(scale)
+    fast, slow = both(to_fp8.to_fp8, lambda: (x, scale, gelu))
+    assert fast.dtype == slow.dtype == quantize.FP8 and fast.shape == x.shape and not slow[:-4].float().isnan().any()
+    if not gelu:
+        torch.testing.assert_close(fast.float(), slow.float(), rtol=0, atol=0, equal_nan=True)
+    fast, slow = (each.view(torch.uint8).int() & 127 for each in (fast, slow))
+    assert (fast - slow).abs().max() <= 1, "not neighbours in fp8"
+    assert (fast != slow).float().mean() < 3e-3

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from ultragen_core.wan import WAN_1_3B
 
 from .attention import CHANNELS, GRIDS, RANK
 from .evaluation import latent_of
+from .fp8_products import counted_fp8_products
 from .kernel_layers import WINDOWS, attention, layers, report
 from .random_model import random_checkpoint
 
@@ -134,36 +135,8 @@ def evaluations(
         with evaluated(model, x, context) as evaluate, counted_fp8_products() as count:
             report(f"{title}, {variant}", evaluate, reference, repeats, device)
         if count.calls:
-            dtype = model.model.manual_cast_dtype
-            print(f"    computed in {dtype}; fp8 in {count.in_fp8} of {count.calls} products of fp8 layers")
+            print(f"    computed in {model.model.manual_cast_dtype}; {count}")
         del model
-
-
-@dataclass
-class Fp8Products:
-    """Calls of ComfyUI's fp8 layers, and how many of them were computed in fp8; it hides why others were not."""
-
-    calls: int = 0
-    in_fp8: int = 0
-
-
-@contextmanager
-def counted_fp8_products() -> Iterator[Fp8Products]:
-    import comfy.ops
-
-    original, count = comfy.ops.fp8_linear, Fp8Products()
-
-    def counted(*args):
-        count.calls += 1
-        out = original(*args)
-        count.in_fp8 += out is not None
-        return out
-
-    comfy.ops.fp8_linear = counted
-    try:
-        yield count
-    finally:
-        comfy.ops.fp8_linear = original
 
 
 @contextmanager

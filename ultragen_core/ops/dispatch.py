@@ -26,6 +26,8 @@ BLOCK_KERNEL_MODULES = ("residual_norm_kernels",)
 """The same for the rest of a block."""
 FP8_KERNEL_MODULES = ("quantize_kernels",)
 """The same for attention in 8 bits."""
+FP8_LINEAR_KERNEL_MODULES = ("to_fp8_kernels",)
+"""The same for the inputs of matrix products in fp8."""
 
 _forced: bool | None = None
 

@@ -34,11 +34,12 @@ class Products:
         modules = model.model.diffusion_model.blocks.named_modules()
         self.names = {module: name for name, module in modules if _in_fp8(getattr(module, "weight", None))}
         self.clear()
-        self._computing, linear = [], F.linear
+        self._computing, self._cast_alone, linear = [], None, F.linear
 
         def watched(x, weight, bias=None):
-            if self._computing and type(x).__name__ == type(weight).__name__ == "QuantizedTensor":
-                self.tokens[self._computing[-1]].append(x.numel() // x.shape[-1])
+            name = self._computing[-1] if self._computing else self._cast_alone
+            if name and type(x).__name__ == type(weight).__name__ == "QuantizedTensor":
+                self.tokens[name].append(x.numel() // x.shape[-1])
             return linear(x, weight, bias)
 
         monkeypatch.setattr(F, "linear", watched)
@@ -67,6 +68,7 @@ class Products:
     def _seen(self, cast_bias_weight):
         def seen(layer, *args, **kwargs):
             result = cast_bias_weight(layer, *args, **kwargs)
+            self._cast_alone = None if self._computing else self.names.get(layer)
             if layer in self.names and not _in_fp8(result[0]):
                 self.cast[self.names[layer]] += 1
             return result

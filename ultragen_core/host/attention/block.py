@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...ops.linear_gelu import linear_gelu
 from ...ops.residual_norm import norm, residual_, residual_norm_
+from .fp8_linear import fp8_linear, is_fp8_linear, multiplies_in_fp8
 from .parameters import is_ready, managed_parameters
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def can_fuse(block: nn.Module) -> bool:
     if type(block) is not wan.WanAttentionBlock or block._compiled_call_impl is not None:
         return False
     norms = (block.norm1, block.norm2, block.norm3)
-    if not all(isinstance(one, nn.LayerNorm) for one in norms) or any(map(_changed, (block, *norms))):
+    if not all(isinstance(one, nn.LayerNorm) for one in norms) or any(map(is_changed, (block, *norms))):
         return False
     affine = [one.elementwise_affine for one in norms]
     hooked = any(map(_hooked, (block.self_attn, block.cross_attn, block.ffn)))
@@ -93,10 +94,14 @@ def fused_feed_forward(ffn: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The forward of a feed-forward part with its first layer's GELU fused; None where it is not Wan's own."""
     if not is_wans_feed_forward(ffn):
         return None
-    linear = all(isinstance(layer, comfy.ops.disable_weight_init.Linear) for layer in (ffn[0], ffn[2]))
+    linear = all(
+        isinstance(layer, comfy.ops.disable_weight_init.Linear) or is_fp8_linear(layer) for layer in (ffn[0], ffn[2])
+    )
     if not linear or type(ffn[1]) is not nn.GELU or ffn[1].approximate != "tanh" or ffn[0].bias is None:
         return None
-    return None if any(map(_changed, (ffn, *ffn))) else partial(_feed_forward, ffn, ffn.forward)
+    if any(map(is_changed, (ffn, *ffn))):
+        return None
+    return partial(_fp8_feed_forward if is_fp8_linear(ffn[2]) else _feed_forward, ffn, ffn.forward)
 
 
 def is_wans_feed_forward(ffn: nn.Module) -> bool:
@@ -113,8 +118,13 @@ def _feed_forward(ffn: nn.Sequential, original: Callable[[Tensor], Tensor], x: T
     return original(x)
 
 
-def _changed(module: nn.Module) -> bool:
-    """Whether somebody has replaced this module's forward, or looks on."""
+def _fp8_feed_forward(ffn: nn.Sequential, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    first, _, second = ffn
+    return fp8_linear(second, first(x), gelu=True) if multiplies_in_fp8(second, x) else original(x)
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether another pack has replaced this module's forward, or has hooked it."""
     return not _own_forward(module) or _hooked(module)
 
 

@@ -21,7 +21,8 @@ from ...attention.layer import dense_attention_
 from ...attention.rope import RopeTables
 from ..compat import attention_operands, preferred_attention
 from ..wan_model import all_blocks, blocks_at, uncompiled
-from .block import FusedBlockLayer, can_fuse, fused_feed_forward, is_wans_feed_forward
+from .block import FusedBlockLayer, can_fuse, fused_feed_forward, is_changed, is_wans_feed_forward
+from .fp8_linear import Fp8LinearLayer, is_fp8_linear
 from .kernels import OVERRIDE, KernelOverride
 from .parameters import managed_parameters
 
@@ -152,6 +153,8 @@ def fused_layers(dm: wan.WanModel, tokens_at_a_time: int | None) -> dict[nn.Modu
     for block in map(uncompiled, all_blocks(dm)):
         if can_fuse(block):
             layers[block] = FusedBlockLayer(block.forward)
+            fp8 = [one for one in block.modules() if is_fp8_linear(one) and not is_changed(one)]
+            layers |= {one: Fp8LinearLayer(one.forward) for one in fp8}
         if feed_forward := fused_feed_forward(block.ffn):
             layers[block.ffn] = TokenWiseLayer(feed_forward, tokens_at_a_time)
     return layers
