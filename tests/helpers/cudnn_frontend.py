@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from ultragen_core.host.attention import fp8_kernel
+from ultragen_core.host.attention.fp8_kernel import Fp8Kernel
 
 FP8 = torch.float8_e4m3fn
 
@@ -114,3 +120,19 @@ class CudnnFrontend(ModuleType):
 
     def pygraph(self, *, handle, **types) -> Graph:
         return Graph(self)
+
+
+@contextlib.contextmanager
+def installed(monkeypatch) -> Iterator[CudnnFrontend]:
+    """Inside, the package is there, new enough, on a device that can; kernels compute any number of keys."""
+    package = CudnnFrontend()
+    monkeypatch.setitem(sys.modules, "cudnn", package)
+    monkeypatch.setattr(fp8_kernel, "version_of", lambda name: "1.32.0")
+    monkeypatch.setattr(Fp8Kernel, "device_types", ("cpu",))
+    monkeypatch.setattr(Fp8Kernel, "fewest_keys", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    vars(fp8_kernel._of_thread).clear()
+    yield package
+    vars(fp8_kernel._of_thread).clear()

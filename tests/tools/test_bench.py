@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import re
 from dataclasses import replace
 
 import pytest
 import torch
+from helpers import cudnn_frontend
 from helpers.support import ToyAttention, dense_attention, relative_error, seeded
 
-from tools.bench import bits, evaluation, kernel_layers, kernels, methods
+from tools.bench import bits, evaluation, kernel_layers, kernels, methods, model
 from tools.bench.attention import GRIDS
 from tools.bench.evaluation import FEW_TOKENS, few_tokens
 from tools.bench.model import sample
@@ -93,21 +95,54 @@ def test_sampling_with_cudnn_asks_for_it(sampled, monkeypatch):
     assert torch.equal(sampled("cudnn"), plain) and asked
 
 
-def test_every_repeat_of_an_evaluation_has_a_timestep_of_its_own(tiny, monkeypatch):
-    """And all of them together one pass over the gates' weights, as in a run."""
+@pytest.fixture
+def evaluated_on_the_cpu(monkeypatch):
+    """`bench model` runs without a GPU, on the tiny model's inputs."""
     import ultragen_core.host.speed.evaluation as measured
 
-    passes, seen, of_embeddings, at = [], [], Gate.of_embeddings, GateTable.at
-    monkeypatch.setattr(Gate, "of_embeddings", lambda gate, x: passes.append(len(x)) or of_embeddings(gate, x))
-    monkeypatch.setattr(GateTable, "at", lambda table, t, *rest: seen.append(t.item()) or at(table, t, *rest))
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
     monkeypatch.setattr(methods, "PUBLISHED_DENSE", frozenset({0, 3}))
     given = seeded(1, 16, 2, 12, 20), seeded(1, 16, 4096, seed=1)
     monkeypatch.setattr(measured, "inputs", lambda latent, device: given)
+
+
+def test_every_repeat_of_an_evaluation_has_a_timestep_of_its_own(tiny, evaluated_on_the_cpu, monkeypatch):
+    """And all of them together one pass over the gates' weights, as in a run."""
+    passes, seen, of_embeddings, at = [], [], Gate.of_embeddings, GateTable.at
+    monkeypatch.setattr(Gate, "of_embeddings", lambda gate, x: passes.append(len(x)) or of_embeddings(gate, x))
+    monkeypatch.setattr(GateTable, "at", lambda table, t, *rest: seen.append(t.item()) or at(table, t, *rest))
     row = evaluation.evaluation(tiny, "tiny", TokenGrid(2, 6, 10), "ours", repeats=3)
     assert seen[:3] == [1000.0, pytest.approx(2000 / 3), pytest.approx(1000 / 3)] and set(seen[3:]) == {1000.0}
     assert set(passes) == {4} and row.seconds > 0 and row.host_ms > 0
+
+
+@torch.inference_mode()
+def test_fp8_products_has_fp8_layers_and_fp8_attention(
+    tiny_path, fp8_layers, evaluated_on_the_cpu, monkeypatch, capsys
+):
+    monkeypatch.setitem(GRIDS, "tiny", TokenGrid(2, 6, 10))
+    options = argparse.Namespace(
+        model="1.3b", sizes=["tiny"], methods=["fp8", "fp8 products", "ours"], repeats=1,
+        sample=None, one_block=[], layers=model.LAYERS, csv=None,
+    )  # fmt: skip
+    calls, inner = {}, model.evaluation
+    with cudnn_frontend.installed(monkeypatch) as package:
+
+        def counted(patcher, size, grid, method, repeats):
+            before = len(fp8_layers.calls), len(package.calls)
+            row = inner(patcher, size, grid, method, repeats)
+            calls[method] = len(fp8_layers.calls) - before[0], len(package.calls) - before[1]
+            return row
+
+        monkeypatch.setattr(model, "evaluation", counted)
+        model.measure(options, tiny_path)
+    products, attentions = calls["fp8 products"]
+    assert calls == {"fp8": (0, attentions), "fp8 products": (products, attentions), "ours": (0, 0)}
+    first, _, second, row, *rest = capsys.readouterr().out.splitlines()
+    assert "fp8 in" not in first and "in torch.float8_e4m3fn, computed in torch.float32" in second and products
+    assert row.startswith("tiny         fp8 products") and f"fp8 in {products} of {products} products" in row
+    assert len(rest) == 2 and not any("fp8" in line for line in rest), "in bf16 again"
 
 
 def test_plain_runs_without_triton(interpreted_kernels):

@@ -22,7 +22,7 @@ from .attention import GRIDS
 from .card import GIB
 from .evaluation import latent_of
 from .gpu_rows import RowFile
-from .methods import METHODS, prepared
+from .methods import METHODS, WEIGHT_DTYPE, prepared
 from .model import SHIFT, sample, scaled
 from .random_model import MODELS, random_checkpoint
 
@@ -48,7 +48,8 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser = subjects.add_parser("gpus", help=__doc__)
     parser.add_argument("--links", action="store_true", help="also measure all pairs, and all to all")
     parser.add_argument("--model", default="1.3b", choices=MODELS)
-    parser.add_argument("--methods", nargs="+", default=["ours", "t3"], choices=METHODS)
+    in_bf16 = [method for method in METHODS if WEIGHT_DTYPE[method] == "default"]
+    parser.add_argument("--methods", nargs="+", default=["ours", "t3"], choices=in_bf16)
     parser.add_argument("--sizes", nargs="*", default=["1080P x 81"], choices=GRIDS)
     parser.add_argument("--gpus", nargs="+", type=int, default=[1, 2, 4], help="numbers of GPUs, 1 first")
     parser.add_argument("--cfg", nargs="+", type=float, default=[1.0], help="1: one prompt; other values: two")

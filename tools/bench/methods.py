@@ -1,11 +1,13 @@
-"""The methods that `python3 -m tools.bench model` compares, each as a clone of one loaded model."""
+"""The methods that `python3 -m tools.bench model` compares: how each loads a checkpoint and patches the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ultragen_core.grid import TokenGrid
@@ -15,20 +17,36 @@ from ultragen_core.rules.ultragen import UltraGenRule
 
 from .published import published_attention
 
-METHODS = ("comfyui", "cudnn", "published", "plain", "ours", "fp8", "all", "t3", "t3 fp8")
+METHODS = ("comfyui", "cudnn", "published", "plain", "ours", "fp8", "fp8 products", "all", "t3", "t3 fp8")
 """ComfyUI's core; the same with cuDNN's attention; UltraGen's published arithmetic; this pack without Triton, with it,
-with attention_kernel fp8, with UltraGen in all blocks; T3-Video's rule, and with attention_kernel fp8."""
+with attention_kernel fp8, and with weight_dtype fp8_e4m3fn_fast as well; with UltraGen in all blocks; T3-Video's rule,
+and with attention_kernel fp8."""
+WEIGHT_DTYPE = {method: "fp8_e4m3fn_fast" if method == "fp8 products" else "default" for method in METHODS}
+"""The weight_dtype that each method's model is loaded with. default: bf16."""
 PUBLISHED_DENSE = frozenset({0, 1, 2, 27, 28, 29})
 
 
+def load(path: Path, rule: str, weight_dtype: str):
+    """Return the model at `path`, patched by `rule`, as UltraGenLoadModel loads it. Unload all others."""
+    import comfy.model_management as mm
+
+    from ultragen_core.host.attention.load import WEIGHT_DTYPES, load_model
+
+    mm.unload_all_models()
+    return load_model(path, rule, {"dtype": torch.bfloat16} | WEIGHT_DTYPES[weight_dtype])
+
+
 def prepared(model, method: str):
-    """Return a clone of a patched `model` (a ModelPatcher) that evaluates as `method` says, also through a sampler."""
+    """Return a clone of a patched `model` that evaluates as `method` says, also through a sampler.
+
+    model: a ModelPatcher with weights of WEIGHT_DTYPE[method].
+    """
     from ultragen_core.attention.config import GlobalConfig
     from ultragen_core.host.attention.patch import Settings, apply, runtime_of
 
     if method in ("comfyui", "cudnn"):
         return _dense(model, cudnn=method == "cudnn")
-    kernel = "fp8" if method.endswith("fp8") else COMFYUI
+    kernel = "fp8" if "fp8" in method.split() else COMFYUI
     if method.startswith("t3"):
         return apply(model, Settings(rule="t3", attention_kernel=kernel))
     blocks = GlobalConfig(dense_blocks=frozenset() if method == "all" else PUBLISHED_DENSE)

@@ -9,6 +9,7 @@ import datetime
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from ultragen_core.wan import WAN_1_3B
 from .attention import GRIDS
 from .card import GIB, card_name, dynamic_vram, small_card
 from .evaluation import Row, evaluation, latent_of, one_block
-from .methods import METHODS, prepared, running
+from .fp8_products import counted_fp8_products
+from .methods import METHODS, WEIGHT_DTYPE, load, prepared, running
 from .random_model import MODELS, random_checkpoint
 
 SHIFT = 5.0
@@ -63,32 +65,33 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:
-    from ultragen_core.host.attention.load import load_model
+    @lru_cache(maxsize=1)
+    def loaded(weight_dtype: str):
+        model = load(path, "auto" if options.model == "1.3b" else "t3", weight_dtype)
+        stored = model.model.get_dtype()
+        computed = model.model.manual_cast_dtype or stored
+        print(f"weights {model.model_size() / GIB:.2f} GiB in {stored}, computed in {computed}")
+        return model
 
-    model = load_model(path, "auto" if options.model == "1.3b" else "t3", {"dtype": torch.bfloat16})
-    print(
-        "weights",
-        f"{model.model_size() / GIB:.2f} GiB in",
-        model.model.get_dtype(),
-        "computed in",
-        model.model.manual_cast_dtype,
-    )
     rows = []
     for size in options.sizes:
         grid = scaled(GRIDS[size], options.model)
         for method in options.methods:
-            if options.sample:
-                rows.append(sampled(model, size, grid, method, options))
-            elif method in ("comfyui", "cudnn") and size in options.one_block:
-                rows.append(one_block(model, size, grid, method))
-            else:
-                rows.append(evaluation(model, size, grid, method, options.repeats))
+            model = loaded(WEIGHT_DTYPE[method])
+            with counted_fp8_products() as products:
+                if options.sample:
+                    rows.append(sampled(model, size, grid, method, options))
+                elif method in ("comfyui", "cudnn") and size in options.one_block:
+                    rows.append(one_block(model, size, grid, method))
+                else:
+                    rows.append(evaluation(model, size, grid, method, options.repeats))
             if options.layers < LAYERS:
                 rows[-1] = rows[-1].of_layers(LAYERS, options.layers)
             row = rows[-1]
-            print(f"{row.size:12} {row.method:10} {row.seconds:9.3f} s {row.peak_gib:7.2f} GiB"
+            print(f"{row.size:12} {row.method:12} {row.seconds:9.3f} s {row.peak_gib:7.2f} GiB"
                   f"{'' if row.host_ms is None else f'  host {row.host_ms:4.0f} ms'}"
-                  f"{'  extrapolated' if row.extrapolated else ''}", flush=True)  # fmt: skip
+                  f"{'  extrapolated' if row.extrapolated else ''}{f'  {products}' if products.calls else ''}",
+                  flush=True)  # fmt: skip
     if options.csv:
         write_csv(options.csv, options.model, rows)
 

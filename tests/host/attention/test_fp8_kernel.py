@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 from functools import partial
-from types import SimpleNamespace
 
 import comfy.ldm.modules.attention as core
 import pytest
 import torch
 from helpers.comfy_run import RULES, attention_passed_on, patched, sample, velocity
-from helpers.cudnn_frontend import CudnnFrontend
+from helpers.cudnn_frontend import CudnnFrontend, installed
 from helpers.support import dense_attention, relative_error, seeded
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -34,18 +32,8 @@ PYTORCH = core.attention_pytorch.__wrapped__
 
 @pytest.fixture
 def frontend(monkeypatch):
-    """NVIDIA's package of a version that is new enough, on a device that can; kernels compute any number of keys."""
-    package = CudnnFrontend()
-    monkeypatch.setitem(sys.modules, "cudnn", package)
-    monkeypatch.setattr(fp8_kernel, "version_of", lambda name: "1.32.0")
-    monkeypatch.setattr(Fp8Kernel, "device_types", ("cpu",))
-    monkeypatch.setattr(Fp8Kernel, "fewest_keys", 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
-    vars(fp8_kernel._of_thread).clear()
-    yield package
-    vars(fp8_kernel._of_thread).clear()
+    with installed(monkeypatch) as package:
+        yield package
 
 
 @pytest.fixture
