@@ -15,11 +15,9 @@ from helpers.wan_models import KINDS, load
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ultragen_core.host.compat import gpu_pool_class
-from ultragen_core.host.multigpu.copies import Copies
 from ultragen_core.host.multigpu.devices import Workers, check_answers
 from ultragen_core.host.multigpu.evaluation import Part
 from ultragen_core.host.multigpu.group import Group
-from ultragen_core.host.multigpu.launch_lock import LaunchLock
 from ultragen_core.host.multigpu.patch import use_gpus
 from ultragen_core.host.multigpu.split import Run
 
@@ -50,10 +48,9 @@ def two_blocks():
     return model
 
 
-@pytest.fixture(params=[False, True], ids=["", "one launches at a time"])
-def group(request, cpus, monkeypatch):
+@pytest.fixture
+def group(cpus, monkeypatch):
     """`evaluate(member, number, fault)` of a small model by three members; without arguments there is no fault."""
-    monkeypatch.setattr(Copies, "launches", request.param)
     devices = cpus(COUNT)
     model = use_gpus(two_blocks(), 0, "video")
     patchers = [model, *model.get_additional_models_with_key("multigpu")]
@@ -82,11 +79,7 @@ def group(request, cpus, monkeypatch):
         """On a CPU that other programs use, too, any share may be measured."""
 
     with Workers(devices) as workers:
-
-        def made(seconds: float = 20.0) -> Group:
-            return Group(devices, patchers, Run().runtime, workers, LaunchLock(), warn, seconds)
-
-        yield evaluate, made
+        yield evaluate, lambda seconds=20.0: Group(devices, patchers, Run().runtime, workers, warn, seconds)
 
 
 def raising(error):

@@ -20,12 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Copies:
-    """Copies on the CPU, where devices are names alone and nothing waits: for tests.
-
-    launches: whether calls return before the device has done its work.
-    """
-
-    launches = False
+    """Copies on the CPU, where devices are names alone and nothing waits: for tests."""
 
     def synchronize(self) -> None:
         """Wait until all devices have done what was launched."""
@@ -56,8 +51,6 @@ class Copies:
 
 class CudaCopies(Copies):
     """Copies on a stream for each pair, which waits for the source alone; for CUDA and ROCm."""
-
-    launches = True
 
     def __init__(self, devices: list[torch.device]):
         self._devices, self._staged = devices, staged_pairs(tuple(devices))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import comfy.model_management
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 from ...attention.split.moves import Moves
 from .copies import SLOTS, Copies, copies_for
 from .devices import SECONDS_WITHOUT_ANSWER
-from .launch_lock import SECONDS_BETWEEN_CHECKS, LaunchLock
+
+SECONDS_BETWEEN_CHECKS = 0.5  # for an interrupt, while waiting
 
 
 class Aborted(RuntimeError):
@@ -36,17 +37,12 @@ class Port:
     def __init__(self, exchange: Exchange, index: int):
         self.exchange, self.index, self.block = exchange, index, -1
 
-    def __str__(self) -> str:
-        return f"{self.exchange.devices[self.index]} (block {self.block})"
-
     def __call__(self, x: Tensor, moves: Moves) -> Tensor:
         return self.exchange.move(self.index, x, moves)
 
-    @contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> AbstractContextManager[None]:
         """Around the member's evaluation, in its thread."""
-        with self.exchange.launching(self), self.exchange.copies.streams_of(self.index):
-            yield
+        return self.exchange.copies.streams_of(self.index)
 
 
 class MeasuredPort(Port):
@@ -80,13 +76,13 @@ class MeasuredPort(Port):
 
 
 class Exchange:
-    """The exchange of one group. lock: of all groups of a run. seconds: how long a member waits for the others.
+    """The exchange of one group. seconds: how long a member waits for the others.
 
     Raises what stopped the first member in that member's thread, and Aborted in those of the others.
     """
 
-    def __init__(self, devices: list[torch.device], lock: LaunchLock, seconds: float = SECONDS_WITHOUT_ANSWER):
-        self.devices, self._lock, self._seconds = devices, lock, seconds
+    def __init__(self, devices: list[torch.device], seconds: float = SECONDS_WITHOUT_ANSWER):
+        self.devices, self._seconds = devices, seconds
         self.new_ports(Port)
         self.copies: Copies = copies_for(devices)
         self.bytes_into = [0] * len(devices)
@@ -112,10 +108,6 @@ class Exchange:
         with self._meeting:
             self._error = self._error or error
             self._meeting.notify_all()
-
-    def launching(self, port: Port) -> AbstractContextManager[None]:
-        """Around a member's evaluation: inside, it launches alone, except while it waits for others."""
-        return self._lock.held(port, self._checks()) if self.copies.launches else nullcontext()
 
     def move(self, index: int, x: Tensor, moves: Moves) -> Tensor:
         """What member `index` wants of everybody's x (b, held tokens, c) -> (b, wanted tokens, c)."""
@@ -158,36 +150,26 @@ class Exchange:
             self._arrived += 1
             if self._arrived == everybody:
                 self._meeting.notify_all()
-            if self._arrived >= everybody or self._error is not None:
-                return self._raise_if_aborted()
-        check = self._checks()
-        with self._lock.released(self.ports[index], check), self._meeting:
-            while self._arrived < everybody:
-                self._raise_if_aborted()
-                if not self._meeting.wait(SECONDS_BETWEEN_CHECKS):
-                    check()
+            elif self._error is None:
+                self._wait(everybody)
+            if self._error is not None:
+                raise Aborted("Another GPU has stopped.") from self._error
 
-    def _raise_if_aborted(self) -> None:
-        if self._error is not None:
-            raise Aborted("Another GPU has stopped.") from self._error
-
-    def _checks(self) -> Callable[[], None]:
-        """What a member calls at intervals while it waits from now on; raises where waiting is in vain."""
+    def _wait(self, everybody: int) -> None:
         give_up = time.monotonic() + self._seconds
-
-        def check() -> None:
-            self._raise_if_aborted()
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if time.monotonic() > give_up:
-                raise self._late()
-
-        return check
+        while self._arrived < everybody and self._error is None:
+            if not self._meeting.wait(SECONDS_BETWEEN_CHECKS):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                if time.monotonic() > give_up:
+                    raise self._late()
 
     def _late(self) -> RuntimeError:
-        """Names the member that holds the lock, for which all wait, or those that have not reached the exchange."""
-        holder, turn = self._lock.holder, max(self._turn)
-        ports = [port for port, reached in zip(self.ports, self._turn, strict=True) if reached < turn]
-        late = ", ".join(map(str, [holder] if holder else ports))
+        turn = max(self._turn)
+        late = ", ".join(
+            f"{device} (block {port.block})"
+            for device, port, reached in zip(self.devices, self.ports, self._turn, strict=True)
+            if reached < turn
+        )
         return RuntimeError(
             f"No answer from {late} for {self._seconds:.0f} s while GPUs compute one video. Restart ComfyUI."
         )

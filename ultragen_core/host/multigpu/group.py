@@ -18,7 +18,6 @@ from ..memory import is_out_of_memory
 from .devices import SECONDS_WITHOUT_ANSWER, Job, Workers
 from .evaluation import Inputs, Part, latent_slices
 from .exchange import Aborted, Exchange, MeasuredPort, Port
-from .launch_lock import LaunchLock
 
 MEASURED_EVALUATION = 2  # of a run; the first one also builds plans
 MOST_EXCHANGE = 0.5  # share of an evaluation
@@ -29,8 +28,7 @@ log = logging.getLogger(__name__)
 class Group:
     """The first device leads: its thread calls `evaluate`, and computes a part of its own.
 
-    patchers: the model's clones, one on each device. runtime: of a model without a rule. workers: the threads. lock: of
-    all groups of a run.
+    patchers: the model's clones, one on each device. runtime: of a model without a rule. workers: the threads.
     warn: gets the exchange's share of an evaluation, from 0 to 1, where that is more than half. seconds: how long the
     members wait for one that does not answer.
     """
@@ -41,12 +39,11 @@ class Group:
         patchers: list,
         runtime: Runtime,
         workers: Workers,
-        lock: LaunchLock,
         warn: Callable[[float], None],
         seconds: float = SECONDS_WITHOUT_ANSWER,
     ):
         self.devices, self.patchers, self._runtime, self._workers = devices, patchers, runtime, workers
-        self._seconds, self.exchange = seconds, Exchange(devices, lock, seconds)
+        self._seconds, self.exchange = seconds, Exchange(devices, seconds)
         self._warn, self._evaluations = warn, 0
 
     def evaluate(

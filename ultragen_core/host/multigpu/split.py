@@ -20,7 +20,6 @@ from ..wan_model import activation_dtype, diffusion_model, token_grid
 from .devices import Workers, check_answers
 from .evaluation import gathered_bytes
 from .group import Group
-from .launch_lock import LaunchLock
 from .refusals import FORWARD_INPUTS, why_not_split
 
 KEY = "ultragen_multigpu"  # of our wrappers on a ModelPatcher
@@ -36,7 +35,6 @@ class Run:
 
     runtime: Runtime = field(default_factory=lambda: Runtime(DenseRule(), None, (0.0, 1.0), bounded=True))
     groups: dict[tuple[torch.device, ...], Group] = field(default_factory=dict)
-    lock: LaunchLock = field(default_factory=LaunchLock)
     noted: set[str] = field(default_factory=set)
 
 
@@ -135,9 +133,7 @@ class Split:
         if key not in self.run.groups:
             workers = Workers(list(clones), model_options[POOL])
             patchers = [clones[device] for device in devices]
-            self.run.groups[key] = Group(
-                devices, patchers, self.run.runtime, workers, self.run.lock, self.warn_of_exchange
-            )
+            self.run.groups[key] = Group(devices, patchers, self.run.runtime, workers, self.warn_of_exchange)
         return self.run.groups[key]
 
     def _prepare_hooks(self, model, conds, timestep: Tensor, model_options: dict) -> None:
