@@ -21,7 +21,7 @@ from ultragen_core.plan.speed import EvaluationTime, Speed
 from ultragen_core.sizes import VideoSize
 
 TIMES = ("evaluations", "sampling", "small_cards", "layers", "decodes", "decodes_gpus", "gpus", "others")
-LOW_PRECISION = "int8", "int8_scores", "fp8", "fp8_products", "fp8_windows"
+LOW_PRECISION = "int8", "int8_scores", "fp8", "fp8_drift", "fp8_products", "fp8_scores", "fp8_windows"
 
 
 def test_pages_and_plots_are_up_to_date():
@@ -104,7 +104,9 @@ def test_a_floor_is_the_slower_of_computing_and_copying():
     assert rates.floor(FLOPs(20.0, 15.0), 1.0) == 5.0
     assert rates.floor(FLOPs(20.0, 15.0), 12.0) == 6.0
     assert floors.ceilings() == Ceilings(575e12, 752e12, 3e12)
-    assert floors.ceilings(fp8=True) == Ceilings(861e12, 752e12, 3e12)
+    assert floors.ceilings("fp8", "fp8") == Ceilings(861e12, 1365e12, 3e12)
+    slower = [floor_of_evaluation("1.3b", "1080P x 81", method) for method in ("ours", "fp8", "fp8 products")]
+    assert slower == sorted(slower, reverse=True) and len(set(slower)) == 3
 
 
 def test_convolutions_are_counted(monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .cells import VIDEOS, share, share_of_ms, table, times
-from .measured import Row, floor_of_evaluation, floors_of_layers, rows
+from .measured import Row, floor_of_evaluation, floors_of_layers, row, rows
 
 SIZES = "1080P x 81", "4K x 81"
 LAYERS = {
@@ -19,6 +19,7 @@ FP8 = {
     "comfyui": LAYERS["comfyui"],
     "ours": "this pack, UltraGen",
     "fp8": "this pack, UltraGen, fp8 attention",
+    "fp8 products": "this pack, UltraGen, fp8 attention and fp8 layers",
     "t3": "this pack, T3-Video's rule",
     "t3 fp8": "this pack, T3-Video's rule, fp8 attention",
 }
@@ -79,14 +80,16 @@ def int8_scores() -> str:
 
 
 def fp8() -> str:
-    """One run of dense attention, bf16 and fp8."""
-    dense, *ours = rows("fp8")
+    """One run at 1920x1088 of dense attention, bf16 and fp8; and other sizes."""
+    dense = row("fp8", size=SIZES[0], method="comfyui")
     body = []
-    for one in (dense, *ours):
-        ratio = "" if one is dense else times(dense["seconds"], one["seconds"])
+    for one in rows("fp8"):
+        compared = one != dense and one["size"] == dense["size"]
+        ratio = times(dense["seconds"], one["seconds"]) if compared else ""
         floor = floor_of_evaluation(one["model"], one["size"], one["method"])
         cells = [f"{float(one['seconds']):.2f}", ratio, share(floor, one["seconds"]), one["peak_gib"], one["host_ms"]]
-        body.append([FP8[one["method"]], *cells])
+        other_size = "" if one["size"] == dense["size"] else f"{VIDEOS[one['size']]}: "
+        body.append([other_size + FP8[one["method"]], *cells])
     return table(["", "seconds", "", "floor", "peak GiB", "host ms"], body)
 
 
@@ -100,14 +103,22 @@ def fp8_windows() -> str:
 
 
 def fp8_products() -> str:
-    head = ["attention", "weights", "ms", "peak GiB", "error against float32"]
+    head = ["attention", "weights", "ms", "ms before", "peak GiB", "error against float32"]
+    columns = "weights", "ms", "ms_before", "peak_gib", "error"
     return table(
-        head,
-        (
-            [KERNELS[one["kernel"]], one["weights"], one["ms"], one["peak_gib"], one["error"]]
-            for one in rows("fp8_products")
-        ),
+        head, ([KERNELS[one["kernel"]], *(one[column] for column in columns)] for one in rows("fp8_products"))
     )
+
+
+def fp8_scores() -> str:
+    return table(
+        ["", "bf16", "fp8 attention", "fp8 layers", "both"],
+        ([one[column] for column in ("score", "comfyui", "fp8", "fp8_layers", "both")] for one in rows("fp8_scores")),
+    )
+
+
+def fp8_drift() -> str:
+    return table(["", "distance from bf16"], ([one["what"], one["drift"]] for one in rows("fp8_drift")))
 
 
 def errors() -> str:

@@ -31,20 +31,16 @@ class Ceilings(NamedTuple):
 
 
 @functools.cache
-def ceilings(fp8: bool = False) -> Ceilings:
-    """fp8: attention's rate is that of fp8."""
+def ceilings(attention: str = "bf16", products: str = "bf16") -> Ceilings:
+    """attention, products: the precision of each, bf16 or fp8."""
     with (DATA / "ceilings.csv").open(encoding="utf-8", newline="") as file:
         rates = {row["what"]: float(row["rate"]) * 1e12 for row in csv.DictReader(file)}
-    attention = rates[f"cuDNN {'fp8' if fp8 else 'bf16'} attention"]
-    return Ceilings(attention, rates["bf16 matrix products"], rates["copies"])
+    return Ceilings(rates[f"cuDNN {attention} attention"], rates[f"{products} matrix products"], rates["copies"])
 
 
-def evaluation_floor(flops: FLOPs, model: WanShape, tokens: int, fp8: bool = False) -> float:
-    """Seconds of one evaluation. Each layer of a block reads and writes all tokens once.
-
-    fp8: all attention is in fp8.
-    """
-    return ceilings(fp8).floor(flops, model.blocks * LAYERS_OF_A_BLOCK * _map_bytes(tokens, model.channels))
+def evaluation_floor(flops: FLOPs, model: WanShape, tokens: int, rates: Ceilings) -> float:
+    """Seconds of one evaluation. Each layer of a block reads and writes all tokens once."""
+    return rates.floor(flops, model.blocks * LAYERS_OF_A_BLOCK * _map_bytes(tokens, model.channels))
 
 
 def layer_floor(flops: FLOPs, tokens: int, channels: int) -> float:

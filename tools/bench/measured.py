@@ -13,8 +13,8 @@ from ultragen_core.rules.rule import Rule
 from ultragen_core.wan import WAN_1_3B, WanShape
 
 from .attention import GRIDS
-from .floors import DATA, decode_floor, evaluation_floor, layer_floor
-from .methods import PUBLISHED_DENSE
+from .floors import DATA, ceilings, decode_floor, evaluation_floor, layer_floor
+from .methods import PUBLISHED_DENSE, WEIGHT_DTYPE
 from .model import scaled
 from .random_model import MODELS
 
@@ -62,9 +62,13 @@ def evaluation_flops(model: str, size: str, method: str) -> FLOPs:
 
 
 def floor_of_evaluation(model: str, size: str, method: str) -> float:
-    """Seconds."""
+    """Seconds. All attention, and all matrix products, are in the precision of the method."""
     tokens = scaled(GRIDS[size], model).tokens
-    return evaluation_floor(evaluation_flops(model, size, method), MODELS[model], tokens, method.endswith("fp8"))
+    rates = ceilings(
+        attention="fp8" if "fp8" in method.split() else "bf16",
+        products="bf16" if WEIGHT_DTYPE[method] == "default" else "fp8",
+    )
+    return evaluation_floor(evaluation_flops(model, size, method), MODELS[model], tokens, rates)
 
 
 def floors_of_layers(size: str, method: str) -> tuple[float, float]:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-from .attention_tables import errors, fp8, fp8_products, fp8_windows, int8, int8_scores, kernels, layers
+from .attention_tables import (
+    errors,
+    fp8,
+    fp8_drift,
+    fp8_products,
+    fp8_scores,
+    fp8_windows,
+    int8,
+    int8_scores,
+    kernels,
+    layers,
+)
 from .cells import VIDEOS, seconds, share, table, times
 from .floors import DATA
 from .front_page import readme
@@ -217,7 +228,9 @@ TABLES: dict[str, Callable[[], str]] = {
         errors,
         evaluations,
         fp8,
+        fp8_drift,
         fp8_products,
+        fp8_scores,
         fp8_windows,
         gpu_videos,
         gpus,
