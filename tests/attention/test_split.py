@@ -17,6 +17,7 @@ from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import dense_attention_, ultragen_attention
 from ultragen_core.attention.split import ultragen as split_ultragen
 from ultragen_core.attention.split.member import (
+    MapMoves,
     dense_received,
     everything,
     held_numbers,
@@ -110,13 +111,13 @@ def test_moves_bring_every_wanted_token_and_refuse_a_token_held_twice():
 def test_counted_tokens_are_those_that_the_moves_bring(count, changes):
     grid, members = TokenGrid(2, 19, 22), range(count)
     own, all_ = rectangles(grid, count), everything(grid, count)
-    assert dense_received(grid, count) == tuple(map(rectangle_moves(grid, own, all_).tokens_into, members))
+    assert dense_received(grid, count) == tuple(map(rectangle_moves(MapMoves(grid, own, all_)).tokens_into, members))
     for block, refined in ((0, True), (1, False)):
         spec = block_spec(block, LocalConfig(**changes))
         coarse = tuple((s, ratio) for s, ratio in ((spec.hierarchical, 2), (spec.global_, 4)) if s)
         shares = block_shares(grid, count, spec.local, coarse, split_ultragen.REFINEMENT_HALO if refined else 0)
-        moves = [rectangle_moves(grid, own, shares.sources)]
-        moves += [rectangle_moves(each.grid, each.cells, each.sources) for each in shares.coarse]
+        moves = [rectangle_moves(MapMoves(grid, own, shares.sources))]
+        moves += [rectangle_moves(*shares.coarse)] if coarse else []
         counted = ultragen_received(grid, count, spec.local, coarse, refined)
         assert counted == tuple(sum(each.tokens_into(member) for each in moves) for member in members)
     assert len(set(counted)) > 1 or count == 2
@@ -130,7 +131,7 @@ def test_counted_tokens_of_t3_are_those_that_the_moves_bring(sizes, count):
     assume(fitting(grid, count) == count)
     close, moves = close_windows(grid, count, windows), []
     if close is not None:
-        moves.append(rectangle_moves(grid, rectangles(grid, count), close.wanted))
+        moves.append(rectangle_moves(MapMoves(grid, rectangles(grid, count), close.wanted)))
     for strided in [False] * (close is None) + [True] * (not cuts_coincide(grid, windows)):
         shares = shared_windows(grid, count, windows, strided)
         moves += [shares.there, shares.back]

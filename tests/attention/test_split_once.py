@@ -49,7 +49,7 @@ def builds(monkeypatch):
     return built
 
 
-@pytest.mark.parametrize(("rule", "moves"), [("ultragen", 3), ("t3", 4)])
+@pytest.mark.parametrize(("rule", "moves"), [("ultragen", 2), ("t3", 4)])
 def test_members_build_each_thing_once(rule, moves, builds):
     grid, tables = TokenGrid(2, 12, 28), RopeTables()  # a size of this test alone: what is built is kept
     engine = Engine(dense_attention, rope_tables=tables)

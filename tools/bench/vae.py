@@ -90,6 +90,7 @@ def measure_case(vae, case: str, options: argparse.Namespace) -> list[Row]:
             for _ in range(options.repeats):
                 clock = Clock(z.shape[2])
                 made, peaks = measured(lambda: decode(vae, z, method, gpus, clock))
+                print(f"{case} {method} {gpus} GPUs: {peaks.seconds:.2f} s", flush=True)
             errors = (float("nan"), float("nan")) if reference is None else compare(made, reference)
             different = None if of_one is None else int((made != of_one).sum())
             rows.append(Row(case, method, gpus, peaks, clock.phases, *errors, different))

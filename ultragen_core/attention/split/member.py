@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,12 +53,24 @@ def held_numbers(grid: TokenGrid, members: int) -> tuple[Tensor, ...]:
     return tuple(token_numbers(rectangle, grid) for rectangle in rectangles(grid, members))
 
 
+class MapMoves(NamedTuple):
+    """Of a map of tokens or of compressed cells: the rectangles that members hold, and those that they want."""
+
+    grid: TokenGrid
+    held: tuple[Rectangle, ...]
+    wanted: tuple[Rectangle, ...]
+
+
 @built_once(maxsize=64)
 @torch.inference_mode(False)
-def rectangle_moves(grid: TokenGrid, held: tuple[Rectangle, ...], wanted: tuple[Rectangle, ...]) -> Moves:
-    """The moves that bring each member its wanted rectangle of a grid of tokens or of compressed cells."""
-    numbers = ([token_numbers(rectangle, grid) for rectangle in some] for some in (held, wanted))
-    return Moves(*numbers, grid.tokens)
+def rectangle_moves(*maps: MapMoves) -> Moves:
+    """The moves that bring each member its rectangles of all maps, which follow one another in its sequence."""
+    held, wanted, tokens = [], [], 0
+    for grid, *sides in maps:
+        for numbers, rectangles_of_map in zip((held, wanted), sides, strict=True):
+            numbers.append([tokens + token_numbers(rectangle, grid) for rectangle in rectangles_of_map])
+        tokens += grid.tokens
+    return Moves(*([torch.cat(parts) for parts in zip(*side, strict=True)] for side in (held, wanted)), tokens)
 
 
 @lru_cache(maxsize=16)
@@ -81,7 +94,7 @@ def split_dense_attention_(attn: Projections, x: Tensor, table: Tensor, member: 
     """
     member.check(x)
     grid, count = member.grid, member.count
-    sequence = member.moved(x, rectangle_moves(grid, rectangles(grid, count), everything(grid, count)))
+    sequence = member.moved(x, rectangle_moves(MapMoves(grid, rectangles(grid, count), everything(grid, count))))
     numbers = _numbers_on(grid, count, member.index, x.device)
     return dense_attention_(attn, x, table.index_select(0, numbers), engine, (sequence, table))
 

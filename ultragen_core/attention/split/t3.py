@@ -14,7 +14,7 @@ from ...grid import TokenGrid, cut_axis, window_partition, window_unpartition
 from ..engine import Engine
 from ..layer import NO_STRIDE, Projections, attend
 from ..t3 import Windows, cuts_coincide, window_grid
-from .member import Member, held_numbers, rectangle_moves
+from .member import MapMoves, Member, held_numbers, rectangle_moves
 from .moves import Moves
 from .rectangles import (
     AxisPart,
@@ -74,7 +74,7 @@ def _in_own_rectangle(
 ) -> Tensor:
     grid, part, (b, _, c) = member.grid, close.parts[member.index], x.shape
     own, wide, regions = member.rectangle, part.windows, part.regions
-    moves = rectangle_moves(grid, rectangles(grid, member.count), close.wanted)
+    moves = rectangle_moves(MapMoves(grid, rectangles(grid, member.count), close.wanted))
     source = member.moved(x, moves).unflatten(1, wide.grid(grid.t))
     out = x.new_empty(b, *own.grid(grid.t), c) if len(regions) > 1 else None
     for _, row, column in regions:

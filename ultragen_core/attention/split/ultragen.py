@@ -17,7 +17,7 @@ from ..gate import Gates
 from ..layer import Projections, blended_
 from ..spec import BlockSpec, BranchSpec
 from .branch import BranchWork, branch_source, branch_work, split_branch
-from .member import Member, rectangle_moves
+from .member import MapMoves, Member, rectangle_moves
 from .rectangles import Rectangle, Span, received, rectangles
 
 REFINEMENT_HALO = 1  # rows and columns that the 3x3x3 convolution reads around the tokens that it computes
@@ -46,29 +46,21 @@ def split_ultragen_attention(
     halo = REFINEMENT_HALO if any(coarse.refine is not None for _, coarse, _ in branches) else 0
     shares = block_shares(grid, member.count, spec.local, tuple((s, c.ratio) for s, c, _ in branches), halo)
     work, b, c = shares.members[member.index], x.shape[0], x.shape[-1]
-    moves = rectangle_moves(grid, rectangles(grid, member.count), shares.sources)
+    moves = rectangle_moves(MapMoves(grid, rectangles(grid, member.count), shares.sources))
     x = member.moved(x, moves).view(b, *work.extent, c)
     y = split_branch(attn, x, work.local, spec.local, engine)
     if work.edges:  # what is computed there is cut off again
         y = F.pad(y, work.edges)
-    for (branch_spec, coarse, gate), branch, coarse_work in zip(branches, shares.coarse, work.coarse, strict=True):
-        cells = _cells(x, coarse_work, coarse, engine)
-        moves = rectangle_moves(branch.grid, branch.cells, branch.sources)
-        cells = member.moved(cells, moves).view(b, *coarse_work.extent, c)
+    maps = _gathered_maps(x, branches, shares.coarse, work.coarse, member, engine)
+    for (branch_spec, coarse, gate), coarse_work, cells in zip(branches, work.coarse, maps, strict=True):
         cells = split_branch(attn, cells, coarse_work.branch, branch_spec, engine, coarse)
         y = blended_(cells, coarse, y, gate, engine)
     rows, columns = work.inner
     return attn.o(y[:, :, rows, columns].flatten(1, 3))
 
 
-class CoarseShares(NamedTuple):
-    """A coarse branch, by member. grid: of the compressed map. cells: its tokens that the member computes. sources:
-    those that its windows read.
-    """
-
-    grid: TokenGrid
-    cells: tuple[Rectangle, ...]
-    sources: tuple[Rectangle, ...]
+CoarseInputs = tuple[BranchSpec, CoarseBranch, Tensor]
+"""A coarse branch with its extras, and its gate."""
 
 
 class CoarseWork(NamedTuple):
@@ -95,10 +87,12 @@ class MemberWork(NamedTuple):
 
 
 class BlockShares(NamedTuple):
-    """What the members of a block compute. sources: the tokens that each one's local branch and cells read."""
+    """What the members of a block compute. sources: the tokens that each one's local branch and cells read. coarse: of
+    each coarse branch, the cells of the compressed map that each member computes, and those that its windows read.
+    """
 
     sources: tuple[Rectangle, ...]
-    coarse: tuple[CoarseShares, ...]
+    coarse: tuple[MapMoves, ...]
     members: tuple[MemberWork, ...]
 
 
@@ -113,16 +107,16 @@ def block_shares(
     shares = tuple(_coarse_shares(grid, members, spec, ratio, halo) for spec, ratio in coarse)
     for (_, ratio), share in zip(coarse, shares, strict=True):
         sources = [
-            source.joined(_of_cells(cells, grid, ratio)) for source, cells in zip(sources, share.cells, strict=True)
+            source.joined(_of_cells(cells, grid, ratio)) for source, cells in zip(sources, share.held, strict=True)
         ]
     work = []
     for index, (rectangle, source) in enumerate(zip(own, sources, strict=True)):
         outer = rectangle.widened(halo, grid.h, grid.w)
         parts = tuple(
             CoarseWork(
-                _of_cells(share.cells[index], grid, ratio).within(source),
-                share.sources[index].grid(grid.t),
-                branch_work(grid, spec, ratio, outer, share.sources[index]),
+                _of_cells(share.held[index], grid, ratio).within(source),
+                share.wanted[index].grid(grid.t),
+                branch_work(grid, spec, ratio, outer, share.wanted[index]),
             )
             for (spec, ratio), share in zip(coarse, shares, strict=True)
         )
@@ -147,11 +141,11 @@ def ultragen_received(
     """
     shares = block_shares(grid, members, local, coarse, REFINEMENT_HALO if refined and coarse else 0)
     counts = [received(grid.t, rectangles(grid, members), shares.sources)]
-    counts += [received(grid.t, branch.cells, branch.sources) for branch in shares.coarse]
+    counts += [received(grid.t, branch.held, branch.wanted) for branch in shares.coarse]
     return tuple(map(sum, zip(*counts, strict=True)))
 
 
-def _coarse_shares(grid: TokenGrid, members: int, spec: BranchSpec, ratio: int, halo: int) -> CoarseShares:
+def _coarse_shares(grid: TokenGrid, members: int, spec: BranchSpec, ratio: int, halo: int) -> MapMoves:
     own = rectangles(grid, members)
     cells_grid = TokenGrid(grid.t, *(max(length // ratio, 1) for length in (grid.h, grid.w)))
 
@@ -162,7 +156,7 @@ def _coarse_shares(grid: TokenGrid, members: int, spec: BranchSpec, ratio: int, 
 
     computed = tuple(Rectangle.of(cells(each.rows, cells_grid.h), cells(each.columns, cells_grid.w)) for each in own)
     sources = tuple(branch_source(grid, spec, ratio, each.widened(halo, grid.h, grid.w)) for each in own)
-    return CoarseShares(cells_grid, computed, sources)
+    return MapMoves(cells_grid, computed, sources)
 
 
 def _of_cells(cells: Rectangle, grid: TokenGrid, ratio: int) -> Rectangle:
@@ -172,6 +166,27 @@ def _of_cells(cells: Rectangle, grid: TokenGrid, ratio: int) -> Rectangle:
         for (first, last), length in zip((cells.rows, cells.columns), (grid.h, grid.w), strict=True)
     )
     return Rectangle.of(rows, columns)
+
+
+def _gathered_maps(
+    x: Tensor,
+    branches: list[CoarseInputs],
+    shares: tuple[MapMoves, ...],
+    works: tuple[CoarseWork, ...],
+    member: Member,
+    engine: Engine,
+) -> list[Tensor]:
+    """What the member's windows read of the compressed map of each branch: (b, t, h, w, c).
+
+    All maps travel together: where members meet, their hosts wait.
+    """
+    if not branches:
+        return []
+    cells = [_cells(x, work, coarse, engine) for (_, coarse, _), work in zip(branches, works, strict=True)]
+    moves = rectangle_moves(*shares)
+    gathered = member.moved(torch.cat(cells, 1) if len(cells) > 1 else cells[0], moves)
+    parts = gathered.split([work.extent.tokens for work in works], 1)
+    return [part.contiguous().unflatten(1, work.extent) for part, work in zip(parts, works, strict=True)]
 
 
 def _cells(x: Tensor, work: CoarseWork, coarse: CoarseBranch, engine: Engine) -> Tensor:
