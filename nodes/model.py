@@ -96,9 +96,9 @@ class UltraGenLoadModel(Node):
                     default="default",
                     tooltip=(
                         "Precision of the base weights in memory. default: as in the file. fp8 halves their memory and"
-                        " costs some quality. fp8_e4m3fn_fast also multiplies matrices in fp8. It is not recommended for"
-                        " speed: on an H200 blocks take 11% less time, but a small model's loss rose by 20%. UltraGen's"
-                        " extras keep their precision."
+                        " costs some quality. fp8_e4m3fn_fast also multiplies matrices in fp8. It is not recommended"
+                        " for speed: on an H200 blocks take 11% less time, but a small model's loss rose by 20%."
+                        " UltraGen's extras keep their precision."
                     ),
                 ),
                 attention_kernel_input(),

@@ -105,9 +105,7 @@ def fp8_windows() -> str:
 def fp8_products() -> str:
     head = ["attention", "weights", "ms", "ms before", "peak GiB", "error against float32"]
     columns = "weights", "ms", "ms_before", "peak_gib", "error"
-    return table(
-        head, ([KERNELS[one["kernel"]], *(one[column] for column in columns)] for one in rows("fp8_products"))
-    )
+    return table(head, ([KERNELS[one["kernel"]], *(one[column] for column in columns)] for one in rows("fp8_products")))
 
 
 def fp8_scores() -> str:
