@@ -18,6 +18,7 @@ from tools.bench.evaluation import FEW_TOKENS, few_tokens
 from tools.bench.model import sample
 from tools.bench.published import published_attention
 from training.miniature.scenes import CHECKED
+from ultragen_core.attention import rope
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_block
@@ -191,6 +192,23 @@ def test_kernels_compares_layers_and_evaluations_with_float32(kitchen, capsys):
     found = errors(capsys.readouterr().out)
     for title in ("random", "miniature"):  # ComfyUI computes in float32 on the CPU
         assert found[f"{title}, comfyui"] < found[f"{title}, int8"] < 0.1, found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["ultragen", "t3", "dense"])
+def test_layers_are_timed_without_the_rotations_that_a_run_computes_once(rule, monkeypatch):
+    computed = []
+    for module, name in ((rope, "rope_table"), (kernel_layers, "wan_freqs")):
+        inner = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, inner=inner: computed.append(given) or inner(*given))
+    counts = []
+    for repeats in (1, 3):
+        computed.clear()
+        kernel_layers.layers(
+            ["comfyui"], TokenGrid(2, 8, 12), [rule], repeats, ExtrasShape(256, rank=4, refined=True), CPU
+        )
+        counts.append(len(computed))
+    assert counts[0] == counts[1] > 0
 
 
 def test_kernels_scores_the_miniature(kitchen, capsys):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.extras import ExtrasShape
 from ultragen_core.attention.layer import ultragen_attention
+from ultragen_core.attention.rope import RopeTables
 from ultragen_core.attention.t3 import t3_attention
 from ultragen_core.grid import TokenGrid
 from ultragen_core.rules.choice import COMFYUI
@@ -72,11 +73,16 @@ def layers(
 
 
 def _functions(rule: str, grid: TokenGrid, gates) -> Iterator[tuple[str, Callable[..., Tensor]]]:
-    """Yield name and function(attn, x, extras, transformer_options, kept=False) of a rule's layers."""
+    """Yield name and function(attn, x, extras, transformer_options, kept=False) of a rule's layers.
+
+    Rotations are computed in the first call of each dtype, as once a run: on the CPU they take longer than a layer.
+    """
     from ultragen_core.host.attention.layers import engine
 
+    tables, freqs = RopeTables(), {}
+
     def engine_of(attn, options: dict, kept: bool):
-        made = engine(attn, options, None)
+        made = engine(attn, options, None, rope_tables=tables)
         return replace(made, attention_=None) if kept else made
 
     def ultragen(attn, x, extras, options, kept=False, block=0):
@@ -87,7 +93,9 @@ def _functions(rule: str, grid: TokenGrid, gates) -> Iterator[tuple[str, Callabl
         return t3_attention(attn, x, grid, PUBLISHED_1_3B.windows_of(block, grid), engine_of(attn, options, kept))
 
     def dense(attn, x, extras, options, kept=False):
-        return attn(x, wan_freqs(grid, attn.dim, x), transformer_options=options)
+        if x.dtype not in freqs:
+            freqs[x.dtype] = wan_freqs(grid, attn.dim, x)
+        return attn(x, freqs[x.dtype], transformer_options=options)
 
     if rule == "dense":
         yield "dense", dense
