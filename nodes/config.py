@@ -5,17 +5,18 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..ultragen_core.attention.config import GlobalConfig, LocalConfig
-from ..ultragen_core.attention.gate import GateLine
+from ..ultragen_core.attention.gate import UNTRAINED_GLOBAL, UNTRAINED_HIERARCHICAL, GateLine
 from ..ultragen_core.rules.blocks import parse_blocks
 from ..ultragen_core.rules.ultragen import TRAINED_WINDOWS
 from .base import Node
 
 LocalConfigType = io.Custom("ULTRAGEN_LOCAL")
 GlobalConfigType = io.Custom("ULTRAGEN_GLOBAL")
+ENABLED = {"auto": None, "on": True, "off": False}
 
 
-def gate_inputs(fine: str, coarse: str) -> list:
-    """Inputs of a gate: the trained one, or a line over the sampling run."""
+def gate_inputs(fine: str, coarse: str, untrained: GateLine) -> list:
+    """Inputs of a gate: the trained one, or a line over the sampling run. untrained: without trained weights."""
     share = f"With gate = schedule: share of {fine} against {coarse}, 0 to 1,"
     return [
         io.Combo.Input(
@@ -23,8 +24,8 @@ def gate_inputs(fine: str, coarse: str) -> list:
             options=["trained", "schedule"],
             default="trained",
             tooltip=(
-                f"Balance of {fine} and {coarse}. trained: the checkpoint's gates (without trained weights: from 0.5 to"
-                " 1). schedule: the two values below, for experiments."
+                f"Balance of {fine} and {coarse}. trained: the checkpoint's gates (without trained weights: from"
+                f" {untrained.at_noise:g} to {untrained.at_end:g}). schedule: the two values below, for experiments."
             ),
         ),
         io.Float.Input(
@@ -50,7 +51,7 @@ def gate_line(gate: str, gate_at_noise: float, gate_at_end: float) -> GateLine |
     return GateLine(gate_at_noise, gate_at_end) if gate == "schedule" else None
 
 
-def windows_inputs(branch: str, prefix: str, trained: tuple[int, int]) -> list[io.Int.Input]:
+def windows_inputs(branch: str, prefix: str, trained: tuple[int, int], untrained: str) -> list[io.Int.Input]:
     return [
         io.Int.Input(
             f"{prefix}windows_{parity}",
@@ -60,7 +61,7 @@ def windows_inputs(branch: str, prefix: str, trained: tuple[int, int]) -> list[i
             tooltip=(
                 f"Windows per axis of {branch} in {parity} blocks. More windows are faster, but each covers less of"
                 f" the frame. Set even and odd together; one alone is an error. 0 in both: as trained ({count});"
-                " without trained weights, windows about as large as the frames that the base model was trained on."
+                f" without trained weights, {untrained}."
             ),
         )
         for parity, count in zip(("even", "odd"), trained, strict=True)
@@ -91,9 +92,17 @@ class UltraGenLocalConfig(Node):
             node_id="UltraGenLocalConfig",
             display_name="UltraGen Local Config",
             category="UltraGen",
-            description=("The fine side of UltraGen's attention. The defaults are those of the published weights."),
+            description=(
+                "The fine side of UltraGen's attention. The defaults are those of the published weights; without"
+                " trained weights they were chosen by experiment."
+            ),
             inputs=[
-                *windows_inputs("the local branch", "", TRAINED_WINDOWS.local),
+                *windows_inputs(
+                    "the local branch",
+                    "",
+                    TRAINED_WINDOWS.local,
+                    "windows no larger than the frames that the base model was trained on",
+                ),
                 io.Combo.Input(
                     "cross_window",
                     options=["paper", "off", "swin"],
@@ -127,9 +136,15 @@ class UltraGenLocalConfig(Node):
                     default=True,
                     tooltip="The branch at half resolution, between local and global. Switch it off for experiments.",
                 ),
-                *windows_inputs("the hierarchical branch", "hierarchical_", TRAINED_WINDOWS.hierarchical),
+                *windows_inputs(
+                    "the hierarchical branch",
+                    "hierarchical_",
+                    TRAINED_WINDOWS.hierarchical,
+                    "the whole frame up to 1080P, above it windows about as large as the frames that the base model was"
+                    " trained on",
+                ),
                 lora_strength_input("hierarchical_lora_strength", "the hierarchical branch"),
-                *gate_inputs("the local branch", "the hierarchical branch"),
+                *gate_inputs("the local branch", "the hierarchical branch", UNTRAINED_HIERARCHICAL),
             ],
             outputs=[LocalConfigType.Output("local_config", tooltip="For local_config of UltraGen Apply.")],
         )
@@ -173,14 +188,20 @@ class UltraGenGlobalConfig(Node):
             node_id="UltraGenGlobalConfig",
             display_name="UltraGen Global Config",
             category="UltraGen",
-            description=("The coarse side of UltraGen's attention. The defaults are those of the published weights."),
+            description=(
+                "The coarse side of UltraGen's attention. The defaults are those of the published weights; without"
+                " trained weights they were chosen by experiment."
+            ),
             inputs=[
-                io.Boolean.Input(
+                io.Combo.Input(
                     "enabled",
-                    default=True,
+                    options=list(ENABLED),
+                    default="auto",
                     tooltip=(
-                        "The global branch: attention over the whole frame at low resolution. Without it the windows do"
-                        " not match each other."
+                        "The global branch: attention over the whole frame at low resolution. auto: on with trained"
+                        " weights; without them, off where the hierarchical branch sees the whole frame and"
+                        " compress_ratio is 0. Where neither branch sees it, windows do not match each other. Keep auto"
+                        " with trained weights."
                     ),
                 ),
                 io.Int.Input(
@@ -195,7 +216,7 @@ class UltraGenGlobalConfig(Node):
                     ),
                 ),
                 lora_strength_input("lora_strength", "the global branch"),
-                *gate_inputs("local and hierarchical together", "the global branch"),
+                *gate_inputs("local and hierarchical together", "the global branch", UNTRAINED_GLOBAL),
                 lora_strength_input("ffn_lora_strength", "the feed-forward part (the published weights have none)"),
                 io.String.Input(
                     "dense_blocks",
@@ -216,7 +237,7 @@ class UltraGenGlobalConfig(Node):
     ) -> io.NodeOutput:
         return io.NodeOutput(
             GlobalConfig(
-                enabled=enabled,
+                enabled=ENABLED[enabled],
                 compress_ratio=compress_ratio or None,
                 lora_strength=lora_strength,
                 gate=gate_line(gate, gate_at_noise, gate_at_end),

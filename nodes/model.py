@@ -136,7 +136,8 @@ class UltraGenApply(Node):
                     tooltip=(
                         "auto: the rule of the patched model or of the extras; an error if there is neither. t3: for"
                         " T3-Video's weights from any loader (other weights give a broken picture). ultragen: also"
-                        " without extras (experimental: average pooling, measured on a small model only)."
+                        " without extras (experimental: average pooling; on a small model 76% of what captions ask for"
+                        " was right, with full attention 60%)."
                     ),
                 ),
                 io.Combo.Input(
@@ -183,10 +184,20 @@ class UltraGenApply(Node):
                 attention_kernel_input(),
                 keep_gb_input(),
                 LocalConfigType.Input(
-                    "local_config", optional=True, tooltip="Windows and hierarchical branch. Default: as published."
+                    "local_config",
+                    optional=True,
+                    tooltip=(
+                        "Windows and hierarchical branch. Default: as published; without trained weights, chosen by"
+                        " experiment."
+                    ),
                 ),
                 GlobalConfigType.Input(
-                    "global_config", optional=True, tooltip="Global branch and dense blocks. Default: as published."
+                    "global_config",
+                    optional=True,
+                    tooltip=(
+                        "Global branch and dense blocks. Default: as published; without trained weights, chosen by"
+                        " experiment."
+                    ),
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The patched model.")],

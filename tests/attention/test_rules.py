@@ -18,10 +18,11 @@ from ultragen_core.attention.extras import BlockExtras, ExtrasShape, initial_blo
 from ultragen_core.attention.gate import GateLine, Gates
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.attention.rope import rope_table
+from ultragen_core.attention.spec import BlockSpec, BranchSpec
 from ultragen_core.grid import TokenGrid
 from ultragen_core.ops.norm_rope import apply_rope
 from ultragen_core.rules.blocks import format_blocks, parse_blocks
-from ultragen_core.rules.ultragen import WindowCounts, block_spec, windows_near
+from ultragen_core.rules.ultragen import WindowCounts, block_spec, untrained_windows
 
 C, HEADS = 24, 2
 ABLATIONS = {
@@ -185,15 +186,65 @@ def test_every_rule_runs_in_float16_without_float64(name):
 @pytest.mark.parametrize(
     ("size", "base_tokens", "local", "hierarchical"),
     [
-        ((68, 120), 1560, (2, 3), (1, 1)),  # 1080P on a model of 480P
-        ((120, 68), 1560, (2, 3), (1, 1)),
+        ((68, 120), 1560, (3, 4), (1, 1)),  # 1080P on a model of 480P
+        ((120, 68), 1560, (3, 4), (1, 1)),
         ((136, 240), 1560, (5, 6), (2, 3)),
         ((68, 120), 880, (3, 4), (2, 3)),  # 4K on the 5B
         ((30, 52), 1560, (1, 1), (1, 1)),  # no border to move
+        ((30, 53), 1560, (1, 1), (1, 1)),  # hardly larger than a known frame
+        ((34, 60), 1560, (2, 3), (1, 1)),
     ],
 )
-def test_windows_without_weights_are_about_as_large_as_known_frames(size, base_tokens, local, hierarchical):
-    assert windows_near(base_tokens, TokenGrid(21, *size), 2) == (local, hierarchical)
+def test_windows_without_weights_are_no_larger_than_known_frames(size, base_tokens, local, hierarchical):
+    assert untrained_windows(base_tokens, TokenGrid(21, *size), 2) == (local, hierarchical)
+
+
+@pytest.mark.parametrize(
+    ("global_", "trained", "local", "hierarchical", "has_global"),
+    [
+        ({}, True, LocalConfig(), (1, 1), True),
+        ({}, False, LocalConfig(), (1, 1), False),  # the hierarchical branch sees the whole frame
+        ({}, False, LocalConfig(), (2, 3), True),
+        ({}, False, LocalConfig(hierarchical_windows=(1, 2)), (1, 1), True),
+        ({}, False, LocalConfig(hierarchical_windows=(1, 1)), (2, 3), False),
+        ({}, False, LocalConfig(hierarchical=False), (1, 1), True),
+        ({"compress_ratio": 2}, False, LocalConfig(), (1, 1), True),
+        ({"enabled": True}, False, LocalConfig(), (1, 1), True),
+        ({"enabled": False}, False, LocalConfig(), (2, 3), False),
+        ({"enabled": False}, True, LocalConfig(), (2, 3), False),
+    ],
+)
+def test_without_weights_one_branch_sees_the_whole_frame(global_, trained, local, hierarchical, has_global):
+    for block in (0, 1):
+        spec = block_spec(block, local, GlobalConfig(**global_), trained, WindowCounts((3, 4), hierarchical))
+        assert (spec.global_ is not None) == has_global
+
+
+def test_without_weights_a_global_branch_at_half_resolution_is_the_hierarchical_one_again():
+    """With windows over the whole frame both pool in the same way: their gates multiply, as docs/ablation.md says."""
+    attn, grid = ToyAttention(C, HEADS), TokenGrid(2, 6, 10)
+    shape = ExtrasShape(C, global_ratio=2)
+    extras = BlockExtras(shape)
+    extras.load_state_dict(initial_block(shape))
+    x, whole = seeded(1, grid.tokens, C), LocalConfig(windows=(3, 4), hierarchical_windows=(1, 1))
+    half, part = (torch.full((1, 1, 1), share) for share in (0.5, 0.2))
+
+    def run(enabled, gates):
+        spec = block_spec(0, whole, GlobalConfig(enabled=enabled), trained=False)
+        return ultragen_attention(attn, x, grid, spec, extras.requires_grad_(False), gates, Engine(dense_attention))
+
+    twice, once = run(True, Gates(part, half)), run(None, Gates(part * half, half))
+    assert relative_error(twice, once) < 1e-6
+    assert relative_error(run(None, Gates(part, half)), once) > 1e-2
+
+
+def test_trained_weights_have_the_published_layout():
+    """All switches spelled out equal the defaults, which keep their values with trained weights."""
+    for block, (local, hierarchical) in enumerate([(4, 2), (5, 3)]):
+        fine = BranchSpec(local, resize=True)
+        coarse = BranchSpec(hierarchical, resize=True, lora_strength=1.0)
+        published = BlockSpec(fine, coarse, BranchSpec(1, resize=True, key_from_query=True))
+        assert block_spec(block) == block_spec(block, global_=GlobalConfig(enabled=True)) == published
 
 
 def test_windows_of_the_user_come_first():

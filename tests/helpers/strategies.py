@@ -32,7 +32,7 @@ local_configs = st.builds(
 
 global_configs = st.builds(
     GlobalConfig,
-    enabled=st.booleans(),
+    enabled=st.none() | st.booleans(),
     lora_strength=st.sampled_from([0.0, 1.0]) | st.floats(0, 2),
     gate=gates,
     ffn_lora_strength=st.sampled_from([0.0, 1.0]) | st.floats(0, 2),

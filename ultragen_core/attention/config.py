@@ -17,7 +17,8 @@ class LocalConfig:
     """The fine side of a layer: windows at full resolution and the hierarchical branch (section 4.2 of the paper).
 
     windows, hierarchical_windows: counts per axis in (even, odd) blocks. None: as trained; without trained weights,
-        windows about as large as the frames that the base model was trained on.
+        local windows no larger than the frames that the base model was trained on, and hierarchical ones about as
+        large, which up to 1080P is the whole frame.
     cross_window: "paper" alternates the two counts so that borders move; "off" keeps the even count; "swin" keeps it
         and shifts by half a window.
     uneven: how a frame that does not divide into windows is handled. "resize" resizes the features, as the published
@@ -26,7 +27,8 @@ class LocalConfig:
     antialias: resize with antialiasing; off in the environment of the published weights.
     hierarchical: whether the hierarchical branch runs.
     hierarchical_lora_strength: factor on its domain-aware low-rank deltas; 0 is the paper's ablation without them.
-    gate: share of the local against the hierarchical branch. None is the trained gate.
+    gate: share of the local against the hierarchical branch. None is the trained gate; without trained weights, a
+        line from 0.2 at pure noise to 1.
 
     Raises ValueError for values out of range.
     """
@@ -60,11 +62,13 @@ class GlobalConfig:
     """The coarse side of a layer: compressed attention over the whole frame (section 4.1 of the paper), and what holds
     for whole blocks: deltas on their feed-forward part, and which of them stay dense.
 
-    enabled: whether the global branch runs.
+    enabled: whether the global branch runs. None: with trained weights it does; without, it does where compress_ratio
+        is set or the hierarchical branch does not see the whole frame.
     compress_ratio: tokens per axis that become one. None is as trained, which is the only choice with trained weights,
         and 4 without.
     lora_strength: factor on its domain-aware low-rank deltas; 0 is the paper's ablation without them.
-    gate: share of local and hierarchical branch together against the global branch. None is the trained gate.
+    gate: share of local and hierarchical branch together against the global branch. None is the trained gate; without
+        trained weights, a line from 0.5 at pure noise to 1.
     ffn_lora_strength: factor on the low-rank deltas of the feed-forward part, where the extras have them.
     dense_blocks: indices of blocks that keep full attention. None: every block without extras; without trained weights
         the outer tenth at either end.
@@ -72,7 +76,7 @@ class GlobalConfig:
     Raises ValueError for values out of range.
     """
 
-    enabled: bool = True
+    enabled: bool | None = None
     compress_ratio: int | None = None
     lora_strength: float = 1.0
     gate: GateLine | None = None
@@ -84,7 +88,8 @@ class GlobalConfig:
             raise ValueError(f"compress_ratio must be a whole number of at least 1, got {self.compress_ratio}.")
         if self.dense_blocks is not None and not all(_is_count(index, least=0) for index in self.dense_blocks):
             raise ValueError(f"dense_blocks must be block indices from 0, got {sorted(self.dense_blocks)}.")
-        _check_switches(self, "enabled")
+        if self.enabled is not None:
+            _check_switches(self, "enabled")
         _check_strength(self, "lora_strength")
         _check_strength(self, "ffn_lora_strength")
         check_gate(self.gate)

@@ -80,8 +80,10 @@ def check_gate(gate: GateLine | None) -> None:
         raise ValueError(f"A gate's shares must be between 0 and 1, got {gate.at_noise} and {gate.at_end}.")
 
 
-# The coarse branches settle the layout while there is noise, the windows add detail at the end.
-UNTRAINED_GATE = GateLine(at_noise=0.5, at_end=1.0)
+# Without trained weights the coarse branches settle the layout while there is noise, the windows add detail at the end.
+# Chosen by experiment: docs/ablation.md.
+UNTRAINED_HIERARCHICAL = GateLine(at_noise=0.2, at_end=1.0)
+UNTRAINED_GLOBAL = GateLine(at_noise=0.5, at_end=1.0)
 
 
 class Gates(NamedTuple):

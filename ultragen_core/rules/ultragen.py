@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..attention.config import DEFAULT_GLOBAL, DEFAULT_LOCAL, GlobalConfig, LocalConfig
 from ..attention.extras import BlockExtras, ExtrasSummary
 from ..attention.feed_forward import feed_forward
-from ..attention.gate import UNTRAINED_GATE, Gates, GateSources
+from ..attention.gate import UNTRAINED_GLOBAL, UNTRAINED_HIERARCHICAL, Gates, GateSources
 from ..attention.layer import ultragen_attention
 from ..attention.spec import BlockSpec, BranchSpec
 from ..attention.split.member import Member
@@ -38,20 +38,24 @@ class WindowCounts(NamedTuple):
 
 
 TRAINED_WINDOWS = WindowCounts((4, 5), (2, 3))
+TOLERATED = 1.1  # side of a local window over that of the frames that the base model was trained on
 
 
-def windows_near(base_tokens: int, grid: TokenGrid, hierarchical_ratio: int) -> WindowCounts:
-    """Counts that give windows of about `base_tokens` per frame, so that no branch attends to more than the base model
-    was trained on.
+def untrained_windows(base_tokens: int, grid: TokenGrid, hierarchical_ratio: int) -> WindowCounts:
+    """Counts for models without trained weights, whose training frames had `base_tokens`.
 
-    Odd blocks have one window more per axis, like the published ones, where there is a border to move.
+    Local windows are no larger than these frames, hierarchical windows are about as large: smaller local windows had
+    better scores (docs/ablation.md). Odd blocks have one window more per axis, like the published ones, where there is
+    a border to move.
     """
+    frames = math.sqrt(grid.h * grid.w / base_tokens)  # per axis
 
-    def counts(ratio: int) -> tuple[int, int]:
-        even = max(round(math.sqrt(grid.h * grid.w / base_tokens) / ratio), 1)
+    def counts(even: int) -> tuple[int, int]:
         return even, even + 1 if even > 1 else 1
 
-    return WindowCounts(counts(1), counts(hierarchical_ratio))
+    return WindowCounts(
+        counts(max(math.ceil(frames / TOLERATED), 1)), counts(max(round(frames / hierarchical_ratio), 1))
+    )
 
 
 def block_spec(
@@ -74,15 +78,19 @@ def block_spec(
         "resize": trained if local.uneven == "auto" else local.uneven == "resize",
         "antialias": local.antialias,
     }
-    hierarchical = (local.hierarchical_windows or windows.hierarchical)[alternate]
+    hierarchical = local.hierarchical_windows or windows.hierarchical
+    has_global = global_.enabled
+    if has_global is None:
+        sees_whole_frame = local.hierarchical and max(hierarchical) == 1
+        has_global = trained or global_.compress_ratio is not None or not sees_whole_frame
     return BlockSpec(
         local=BranchSpec((local.windows or windows.local)[alternate], **common),
         hierarchical=(
-            BranchSpec(hierarchical, lora_strength=local.hierarchical_lora_strength, **common)
+            BranchSpec(hierarchical[alternate], lora_strength=local.hierarchical_lora_strength, **common)
             if local.hierarchical
             else None
         ),
-        global_=(BranchSpec(key_from_query=trained, lora_strength=global_.lora_strength) if global_.enabled else None),
+        global_=(BranchSpec(key_from_query=trained, lora_strength=global_.lora_strength) if has_global else None),
     )
 
 
@@ -104,7 +112,7 @@ class UltraGenRule:
         windows = (
             TRAINED_WINDOWS
             if self.extras.trained
-            else windows_near(self.model.base_tokens, grid, self.extras.shape.hierarchical_ratio)
+            else untrained_windows(self.model.base_tokens, grid, self.extras.shape.hierarchical_ratio)
         )
         return block_spec(index, self.local, self.global_, self.extras.trained, windows)
 
@@ -179,7 +187,7 @@ def ultragen_rule(model: WanShape, local: LocalConfig, global_: GlobalConfig, ex
 def _gate_sources(local: LocalConfig, global_: GlobalConfig, extras: ExtrasSummary, blocks: list[int]) -> GateSources:
     def source(index: int):
         trained = extras.gates.get(index)
-        hierarchical = trained.hierarchical_gate if trained else UNTRAINED_GATE
-        return local.gate or hierarchical, global_.gate or (trained.global_gate if trained else UNTRAINED_GATE)
+        hierarchical = trained.hierarchical_gate if trained else UNTRAINED_HIERARCHICAL
+        return local.gate or hierarchical, global_.gate or (trained.global_gate if trained else UNTRAINED_GLOBAL)
 
     return GateSources(extras.shape.channels, {index: source(index) for index in blocks})

@@ -16,11 +16,13 @@ from ultragen_core.attention.gate import GateLine
 from ultragen_core.host.attention.patch import Settings, apply
 
 EVERY_BLOCK = frozenset()
-WINDOWED = Settings(LocalConfig(windows=(2, 3)), GlobalConfig(dense_blocks=EVERY_BLOCK), rule="ultragen")
+WINDOWED = Settings(LocalConfig(windows=(2, 3)), GlobalConfig(enabled=True, dense_blocks=EVERY_BLOCK), rule="ultragen")
 FINE_ONLY = GateLine(1.0, 1.0)
 # One window over the frame, and nothing of the coarse branches: what dense attention computes.
 WHOLE = Settings(
-    LocalConfig(windows=(1, 1), gate=FINE_ONLY), GlobalConfig(gate=FINE_ONLY, dense_blocks=EVERY_BLOCK), rule="ultragen"
+    LocalConfig(windows=(1, 1), gate=FINE_ONLY),
+    GlobalConfig(enabled=True, gate=FINE_ONLY, dense_blocks=EVERY_BLOCK),
+    rule="ultragen",
 )
 
 

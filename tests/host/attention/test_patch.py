@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.model_management
 import comfy.sd
 import pytest
@@ -45,6 +47,19 @@ def test_applying_twice_is_applying_once_and_keeps_the_extras(tiny):
     once = apply(tiny, Settings())
     assert torch.equal(velocity(apply(once, Settings()), LATENT, CONTEXT, 0.5), velocity(tiny, LATENT, CONTEXT, 0.5))
     assert len(once.get_additional_models_with_key(KEY)) == 1
+
+
+def test_trained_defaults_are_the_published_layout_bit_for_bit(tiny, dense):
+    """Whatever the defaults without trained weights are. The golden numbers pin the values themselves."""
+    published = Settings(
+        LocalConfig(windows=(4, 5), hierarchical_windows=(2, 3), uneven="resize"),
+        GlobalConfig(enabled=True, compress_ratio=4, dense_blocks=frozenset()),
+    )
+    for sigma in (0.9, 0.2):
+        trained, spelled_out = (velocity(model, LATENT, CONTEXT, sigma) for model in (tiny, apply(tiny, published)))
+        assert torch.equal(trained, spelled_out)
+    untrained, other = (apply(dense, replace(settings, rule="ultragen")) for settings in (Settings(), published))
+    assert not torch.equal(velocity(untrained, LATENT, CONTEXT, 0.9), velocity(other, LATENT, CONTEXT, 0.9))
 
 
 def test_the_incoming_model_is_never_changed(dense):

@@ -158,7 +158,7 @@ def test_the_page_shows_the_kept_results(name, heading):
 
 def test_the_page_shows_what_settings_cost():
     from tools.bench.measured import evaluation_flops, row
-    from training.miniature.search_variants import VARIANTS
+    from training.miniature.search_variants import DEFAULTS, VARIANTS
     from ultragen_core.grid import TokenGrid
     from ultragen_core.host.plan import flops_of
     from ultragen_core.plan.speed import EvaluationTime, Speed
@@ -192,7 +192,7 @@ def test_the_page_shows_what_settings_cost():
     assert dense[2] == f"{float(measured['seconds']):.1f} (measured)"
     for name, (*shares, seconds) in shown.items():
         run = name.startswith(("scaled first", "two passes"))  # of more than one evaluation's cost
-        variant = "small, gate 0.2 to 1" if run else name
+        variant = DEFAULTS if run else name
         for share, model in zip(shares, models, strict=True):
             whole = evaluation("dense", model).total
             part = evaluation(variant, model).total / whole
@@ -202,3 +202,25 @@ def test_the_page_shows_what_settings_cost():
                 part = 0.4 * part + evaluation("dense", model, small).total / whole
             assert f"{part:.2f}" == share, name
         assert seconds == ("" if run else f"{speed.evaluation(evaluation(variant, models[0])):.1f}")
+
+
+def test_the_nodes_defaults_are_those_that_the_search_chose(monkeypatch):
+    """For the miniature, as for any Wan model, by the size of its training frames."""
+    from training.miniature.make import Miniature
+    from training.miniature.search_variants import DEFAULTS, VARIANTS
+    from ultragen_core.grid import TokenGrid
+    from ultragen_core.rules.choice import Settings, choose_rule
+    from ultragen_core.wan import WanShape
+
+    recipe, chosen = Miniature(), VARIANTS[DEFAULTS]
+    low, high = (TokenGrid(5, size.height // 16, size.width // 16) for size in (recipe.low, recipe.high))
+    monkeypatch.setattr(WanShape, "base_tokens", low.h * low.w)
+    model = WanShape(recipe.blocks, recipe.channels, recipe.channels // 128, recipe.ffn_channels)
+    default, wanted = (
+        choose_rule(model, Settings(*configs, rule="ultragen")) for configs in ((), (chosen.local, chosen.global_))
+    )
+    assert default.blocks == wanted.blocks == list(range(recipe.blocks))
+    assert [default.spec(block, high) for block in (0, 1)] == [wanted.spec(block, high) for block in (0, 1)]
+    assert default.spec(0, high).global_ is None
+    gates, wanted_gates = (rule.gate_sources.by_block for rule in (default, wanted))
+    assert all(gates[block][0] == wanted_gates[block][0] for block in default.blocks)
