@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import functools
-import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +14,6 @@ from tools.console import Trouble
 from ultragen_core.attention.config import LocalConfig
 from ultragen_core.metrics.scores import HD_MSE
 
-PAGE = Path(__file__).parents[3] / "docs" / "ablation.md"
 T_NOISE, T_END = torch.tensor([1000.0]), torch.tensor([100.0])
 
 
@@ -121,87 +117,6 @@ def test_start_images_need_the_image_to_video_model(search, variants, made, tmp_
     empty.folder = tmp_path
     with pytest.raises(Trouble, match="part i2v is needed, .* is missing. Make it with .* --parts i2v"):
         type(search(variants))(empty, search.args[1], variants, start_images=True)
-
-
-def page_rows(heading: str) -> dict[str, list[str]]:
-    """The rows of the table under a line of docs/ablation.md that begins with `heading`, by their first cells."""
-    lines = PAGE.read_text(encoding="utf-8").split(f"\n{heading}", 1)[1].splitlines()
-    start = next(index for index, line in enumerate(lines) if line.startswith("|"))
-    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
-    return {name: cells for name, *cells in ([cell.strip() for cell in line.strip("|").split("|")] for line in table)}
-
-
-@pytest.mark.parametrize(("name", "heading"), [("search", "## Without trained"), ("search_i2v", "**Image-to-video**")])
-def test_the_page_shows_the_kept_results(name, heading):
-    """Every row is one of the command's table, without columns that the page leaves out."""
-    from training.miniature.search_variants import DENSE, VARIANTS
-    from training.miniature.table import table
-
-    with (PAGE.parent / "data" / f"{name}.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    measured = rows[0].keys() - {"variant", "card", "recorded"}
-    results = [{key: float(row[key]) if key in measured else row[key] for key in row} for row in rows]
-    assert {row["variant"] for row in results} <= VARIANTS.keys()
-    assert all(sum(row["variant"] == one["variant"] for one in results) == 3 for row in results)
-    printed = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in table(results, VARIANTS, DENSE).split("\n")
-    ]
-    headings, *_ = printed
-    shown = page_rows(heading)
-    kept = [headings.index(cell) for cell in shown.pop("")]
-    del shown["---"]
-    by_name = {row[0]: row for row in printed}
-    assert len(shown) > 10
-    for variant, cells in shown.items():
-        assert cells == [by_name[variant][index] for index in kept], variant
-
-
-def test_the_page_shows_what_settings_cost():
-    from tools.bench.measured import evaluation_flops, row
-    from training.miniature.search_variants import DEFAULTS, VARIANTS
-    from ultragen_core.grid import TokenGrid
-    from ultragen_core.host.plan import flops_of
-    from ultragen_core.plan.speed import EvaluationTime, Speed
-    from ultragen_core.rules.choice import Settings, choose_rule
-    from ultragen_core.sizes import VideoSize
-    from ultragen_core.wan import WAN_1_3B, WanShape
-
-    large, small = TokenGrid(21, 68, 120), TokenGrid(21, 30, 52)
-    models = WAN_1_3B, WanShape(blocks=40, channels=5120, heads=40, ffn_channels=13824)
-    evaluations = [
-        EvaluationTime(VideoSize(1, 1, 1), evaluation_flops("1.3b", size, method), float(found["seconds"]))
-        for size, method in (("1080P x 81", "ours"), ("4K x 81", "t3"))
-        for found in [row("evaluations", card="H200", model="1.3b", size=size, method=method)]
-    ]
-    speed = Speed("2026-11-24", tuple(evaluations), ())
-
-    def evaluation(name, model, grid=large):
-        """FLOPs, as UltraGen Apply would set it: with dense outer blocks."""
-        variant = VARIANTS[name]
-        if variant.local is None:
-            return flops_of((), grid, model)[0]
-        global_ = dataclasses.replace(variant.global_, dense_blocks=None)
-        rule = choose_rule(model, Settings(variant.local, global_, rule="ultragen"))
-        return flops_of(rule.groups(grid), grid, model)[0]
-
-    shown = page_rows("**What it costs**")
-    del shown[""], shown["---"]
-    dense = shown.pop("dense, scaled or not")
-    assert dense[:2] == ["1", "1"] and len(shown) == 5
-    measured = row("evaluations", card="H200", model="1.3b", size="1080P x 81", method="cudnn")
-    assert dense[2] == f"{float(measured['seconds']):.1f} (measured)"
-    for name, (*shares, seconds) in shown.items():
-        run = name.startswith(("scaled first", "two passes"))  # of more than one evaluation's cost
-        variant = DEFAULTS if run else name
-        for share, model in zip(shares, models, strict=True):
-            whole = evaluation("dense", model).total
-            part = evaluation(variant, model).total / whole
-            if name.startswith("scaled first"):
-                part = 0.3 + 0.7 * part
-            elif name.startswith("two passes"):
-                part = 0.4 * part + evaluation("dense", model, small).total / whole
-            assert f"{part:.2f}" == share, name
-        assert seconds == ("" if run else f"{speed.evaluation(evaluation(variant, models[0])):.1f}")
 
 
 def test_the_nodes_defaults_are_those_that_the_search_chose(monkeypatch):
