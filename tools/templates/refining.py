@@ -41,10 +41,10 @@ def two_pass_1080p(layout: Layout) -> str:
         "Plain Wan 2.1 1.3B makes 960x544 with full attention, which sees the whole frame. The latent is enlarged to"
         " 1920x1088, noise is added, and UltraGen samples the last 40 % of its steps: it adds detail and keeps the"
         " layout of the first pass. Quality is unmeasured.",
-        "**Without UltraGen's weights**, for any Wan model: connect *Load Wan model* to *UltraGen Apply* (attention_rule"
-        " *ultragen*), this to *ScaleROPE* (scale_x and scale_y 0.8), and this to the second pass in place of *UltraGen"
-        " Load Model*. On a small model 97 % of what captions ask for was right in this way, in one pass 76 %, with full"
-        " attention 60 % (docs/ablation.md).",
+        "**Without UltraGen's weights**, for any Wan model: connect *Load Wan model* to *UltraGen Apply*"
+        " (attention_rule *ultragen*), this to *ScaleROPE* (scale_x and scale_y 0.8), and this to the second pass in"
+        " place of *UltraGen Load Model*. On a small model 97 % of what captions ask for was right in this way, in one"
+        " pass 76 %, with full attention 60 % (docs/ablation.md).",
         "**denoise** (*SplitSigmasDenoise*) sets how much UltraGen may change. Higher: more new detail. Lower: closer"
         " to the first pass, and softer.",
         "**Only the first pass?** Connect its latent to *UltraGen Save Video* for a quick look at the layout.",
