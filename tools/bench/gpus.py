@@ -18,6 +18,7 @@ from ultragen_core.grid import TokenGrid
 from ultragen_core.plan.flops import TEXT_TOKENS
 from ultragen_core.wan import WAN_1_3B
 
+from . import gpu_member
 from .attention import GRIDS
 from .card import GIB
 from .evaluation import latent_of
@@ -57,6 +58,8 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser.add_argument("--sample", type=int, default=3, metavar="STEPS")
     parser.add_argument("--layers", type=int, default=WAN_1_3B.blocks, help="blocks of the model")
     parser.add_argument("--errors", nargs="*", default=[], choices=GRIDS, help="sizes to compare with float32")
+    parser.add_argument("--alone", type=int, metavar="GPUS", help="measure each member of so many alone, on one GPU")
+    parser.add_argument("--profile", action="store_true", help="with --alone: where the last member's host spends time")
     parser.add_argument("--staged", action="store_true", help="copy through host memory, as without peer access")
     parser.add_argument("--native", action="store_true", help="PyTorch's own allocator")
     parser.add_argument("--csv", type=Path, help="add the rows to this file, in the columns of docs/data/gpus.csv")
@@ -120,10 +123,23 @@ def measure(options: argparse.Namespace, path: Path, rows: RowFile) -> None:
     model = load(torch.bfloat16)
     for method in options.methods:
         for size in options.sizes:
+            if options.alone:
+                alone(model, method, size, options)
+                continue
             for cfg in options.cfg:
                 compare(model, method, size, cfg, options, rows)
     for size in options.errors:
         errors(model, load(torch.float32), size, options)
+
+
+def alone(model, method: str, size: str, options: argparse.Namespace) -> None:
+    grid = scaled(GRIDS[size], options.model)
+    for index, times in enumerate(gpu_member.measure(model, method, grid, options.alone, options.profile)):
+        print(
+            f"{size:12} {method:8} member {index} of {options.alone} alone: {times.seconds:.3f} s,"
+            f" launched in {times.host:.3f} s",
+            flush=True,
+        )
 
 
 def compare(model, method: str, size: str, cfg: float, options: argparse.Namespace, rows: RowFile) -> None:

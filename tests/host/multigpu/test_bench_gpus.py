@@ -13,8 +13,10 @@ from tools.bench import gpus, methods
 from tools.bench.attention import GRIDS
 from tools.bench.floors import DATA
 from tools.bench.gpu_rows import RowFile
+from ultragen_core.attention.split.rectangles import rectangles
 from ultragen_core.grid import TokenGrid
 from ultragen_core.host.compat import gpu_pool_class
+from ultragen_core.host.multigpu.evaluation import Part
 
 
 def options(*given: str) -> argparse.Namespace:
@@ -68,3 +70,15 @@ def test_without_a_file_no_row_is_written(card, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     RowFile(options()).add(size="x")
     assert not list(tmp_path.iterdir())
+
+
+def test_each_member_is_measured_alone_in_its_own_part(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(methods, "PUBLISHED_DENSE", frozenset({0, 3}))
+    monkeypatch.setitem(GRIDS, "tiny", TokenGrid(2, 8, 24))
+    parts, compute = [], Part.compute
+    monkeypatch.setattr(Part, "compute", lambda part: parts.append(part.rectangle) or compute(part))
+    gpus.alone(tiny, "ours", "tiny", options("--alone", "2", "--profile"))
+    lines = capsys.readouterr().out.splitlines()
+    assert "function calls" in lines[0] and any("linear}" in line for line in lines)
+    assert [line.partition(" alone")[0].split()[-3:] for line in lines[-2:]] == [["0", "of", "2"], ["1", "of", "2"]]
+    assert set(parts[:4]) == {rectangles(TokenGrid(2, 8, 24), 2)[0]} and len(set(parts)) == 2

@@ -1,0 +1,101 @@
+"""One member of several GPUs, alone on one GPU: the time of its part of an evaluation, and of its host, which no other
+member delays. What others would send is made up, so the video is wrong.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import time
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+
+from ultragen_core.grid import TokenGrid
+from ultragen_core.plan.flops import TEXT_TOKENS
+
+from .evaluation import latent_of
+from .methods import prepared
+from .model import SHIFT, sample
+
+STEPS = 4  # the first builds plans and tables
+
+
+class MemberTimes(NamedTuple):
+    """Of the fastest step but the first. seconds: until the GPU has done its part. host: until it is launched."""
+
+    seconds: float
+    host: float
+
+
+class MadeUp:
+    """Stands for the port to an exchange: gives a member as many tokens as it wants, with no others there."""
+
+    def __init__(self, index: int):
+        self.index, self.block = index, -1
+
+    def __call__(self, x: torch.Tensor, moves) -> torch.Tensor:
+        wanted = moves.part(self.index, x.device).order.shape[0]
+        return x[:, :1].expand(-1, wanted, -1).contiguous()
+
+    def evaluation(self):
+        return nullcontext()
+
+
+def measure(model, method: str, grid: TokenGrid, count: int, profile: bool) -> list[MemberTimes]:
+    """The times of each of `count` members. profile: print where the host of the last one spends its time."""
+    found = []
+    for index in range(count):
+        profiler = cProfile.Profile() if profile and index == count - 1 else None
+        found.append(alone(model, method, grid, count, index, profiler))
+    if profile:
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(40)
+    return found
+
+
+def alone(
+    model, method: str, grid: TokenGrid, count: int, index: int, profiler: cProfile.Profile | None = None
+) -> MemberTimes:
+    """Member `index` of `count` in a run through ComfyUI's sampler. profiler: gets the last step."""
+    from comfy.patcher_extension import WrappersMP
+
+    from ultragen_core.host.attention.runtime import EVALUATION, GROUPS
+    from ultragen_core.host.multigpu.evaluation import Inputs, Part, latent_slices
+    from ultragen_core.host.sampling import with_shift
+    from ultragen_core.host.speed.random_weights import TEXT_CHANNELS
+
+    chosen = with_shift(prepared(model, method), SHIFT)
+    steps: list[MemberTimes] = []
+
+    def part_of(
+        executor, x, timestep, context, clip_fea=None, time_dim_concat=None, transformer_options=None, **others
+    ):
+        options = dict(transformer_options)
+        options.pop(GROUPS)
+        evaluation = options.pop(EVALUATION)
+        inputs = Inputs(x, timestep, context, clip_fea, time_dim_concat, options, {}, tuple(x.shape[-2:]), evaluation.t)
+        part = Part(chosen.model, x.device, evaluation.runtime, inputs, count, MadeUp(index))
+        _synchronize(x.device)
+        start = time.perf_counter()
+        with profiler if profiler and len(steps) == STEPS - 1 else nullcontext():
+            output = part.compute()
+        host = time.perf_counter() - start
+        _synchronize(x.device)
+        steps.append(MemberTimes(time.perf_counter() - start, host))
+        video = x.new_zeros(x.shape[0], output.shape[1], *x.shape[2:])
+        video[(..., *latent_slices(part.rectangle))] = output
+        return video
+
+    chosen.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench_member", part_of)
+    chosen.model_options["transformer_options"][GROUPS] = "one member"
+    generator = torch.Generator().manual_seed(0)
+    prompts = [0.1 * torch.randn(1, TEXT_TOKENS, TEXT_CHANNELS, generator=generator) for _ in range(2)]
+    sample(chosen, method, torch.zeros(latent_of(model, grid)), prompts, STEPS, 1.0, lambda: None)
+    later = steps[1:]
+    return MemberTimes(min(step.seconds for step in later), min(step.host for step in later))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
