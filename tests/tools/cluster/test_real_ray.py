@@ -35,7 +35,7 @@ from tools.endurance.folder import frames_digest
 from tools.server import make_base
 
 STEPS, STORE = 16, 80 * 2**20
-LONGEST = 180  # seconds that anything may take
+LONGEST = 300  # seconds that anything may take
 CODEC = "FFV1 lossless RGB"
 GOOD = ["a foggy lake", "a clear lake", "a lake at dusk", "hills at noon", "peaks at dawn"]
 FAULTS = '''
