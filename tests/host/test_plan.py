@@ -219,6 +219,26 @@ def test_gates_over_the_run(tiny, dense, tiny_path):
     assert plan_of(dense, SHAPE).gates == ()
 
 
+OF_LOCAL, OF_FINER = "of the local branch against hierarchical", "of the finer branches against global"
+
+
+@pytest.mark.parametrize(
+    ("local", "global_", "title"),
+    [
+        (LocalConfig(), GlobalConfig(), f"{OF_LOCAL}, and {OF_FINER}"),
+        (LocalConfig(), GlobalConfig(enabled=False), OF_LOCAL),
+        (LocalConfig(hierarchical=False), GlobalConfig(), OF_FINER),
+        (LocalConfig(hierarchical=False), GlobalConfig(enabled=False), None),
+    ],
+)
+def test_gates_are_drawn_for_the_branches_that_run(tiny, local, global_, title):
+    drawn = picture(plan_of(apply(tiny, Settings(local, global_)), SHAPE))
+    assert ("gates over the run" in drawn) == (title is not None)
+    if title:
+        plot = drawn.partition(f"<title>share {title}, from noise to the end</title>")[2].partition("</g>")[0]
+        assert plot.count("<path") == 1 + title.count(", and")
+
+
 def test_what_speaks_against_it(tiny, dense):
     cut, part = plan_of(apply(tiny, Settings(start_percent=0.3)), SHAPE).warnings
     assert cut.startswith("Frames of 192x128 divide badly into windows")

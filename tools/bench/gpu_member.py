@@ -23,7 +23,7 @@ STEPS = 4  # the first builds plans and tables
 
 
 class MemberTimes(NamedTuple):
-    """Of the fastest step but the first. seconds: until the GPU has done its part. host: until it is launched."""
+    """The shortest of all steps but the first. seconds: until the GPU has done its part. host: until it is launched."""
 
     seconds: float
     host: float

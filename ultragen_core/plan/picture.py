@@ -24,6 +24,10 @@ COLOURS = {
     "neighbours": "#4a9eff",
     "strided": "#b58cff",
 }
+GATES = {  # by the coarse branch that each blends in
+    "hierarchical": "of the local branch against hierarchical",
+    "global": "of the finer branches against global",
+}
 
 
 def picture(plan: Plan) -> str:
@@ -107,9 +111,9 @@ def _shares(plan: Plan, shares: Shares, y: float) -> list[str]:
 
 def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
     """The gates on the left, bars on the right."""
-    parts, left = [], MARGIN
-    if plan.gates:
-        parts.append(_gate_plot(plan.gates, MARGIN, y + 4))
+    parts, left, gated = [], MARGIN, _gated_branches(plan)
+    if gated:
+        parts.append(_gate_plot(plan.gates, gated, MARGIN, y + 4))
         left += PLOT[0] + 2 * MARGIN
     low, high = plan.activations
     planned, dense = plan.flops.total, plan.dense_flops.total
@@ -127,26 +131,32 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
         parts.append(f'<rect x="{left}" y="{top + 12}" width="{full}" height="5" fill="currentColor" opacity="0.2"/>')
         parts.append(f'<rect x="{left}" y="{top + 12}" width="{full * part:.1f}" height="5" fill="#4a9eff"/>')
     parts.append(_text(left, y + 12 + 4 * LINE, f"exact decode: {' or '.join(gib(size) for size in plan.decode)}"))
-    return parts, (PLOT[1] + LINE if plan.gates else 4 * LINE) + 10
+    return parts, (PLOT[1] + LINE if gated else 4 * LINE) + 10
 
 
-def _gate_plot(gates: Sequence[GatePoint], x: float, y: float) -> str:
-    """Shares of the finer sides over the run, noise on the left."""
+def _gated_branches(plan: Plan) -> list[str]:
+    """The coarse branches that run, with known gates."""
+    running = {branch.name for group in plan.groups for branch in group.branches}
+    return [name for name in GATES if plan.gates and name in running]
+
+
+def _gate_plot(gates: Sequence[GatePoint], branches: Sequence[str], x: float, y: float) -> str:
+    """Shares of the finer side over the run, noise on the left, for each of the coarse branches."""
     width, height = PLOT
 
-    def line(values: Sequence[float]) -> str:
+    def line(name: str) -> str:
         points = (
-            f"{x + width * (1 - point.sigma):.1f} {y + height * (1 - value):.1f}"
-            for point, value in zip(gates, values, strict=True)
+            f"{x + width * (1 - point.sigma):.1f}"
+            f" {y + height * (1 - (point.local if name == 'hierarchical' else point.windows)):.1f}"
+            for point in gates
         )
-        return "M" + "L".join(points)
+        return _path("M" + "L".join(points), COLOURS[name], 1.5)
 
     frame = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="none" stroke="currentColor" opacity="0.4"/>'
-    title = "share of the local branch against hierarchical, and of both against global, from noise to the end"
+    title = f"share {', and '.join(GATES[name] for name in branches)}, from noise to the end"
     return (
         f"<g><title>{title}</title>{frame}"
-        + _path(line([point.local for point in gates]), COLOURS["hierarchical"], 1.5)
-        + _path(line([point.windows for point in gates]), COLOURS["global"], 1.5)
+        + "".join(map(line, branches))
         + _text(x, y + height + LINE, "gates over the run")
         + "</g>"
     )

@@ -38,24 +38,23 @@ class WindowCounts(NamedTuple):
 
 
 TRAINED_WINDOWS = WindowCounts((4, 5), (2, 3))
-TOLERATED = 1.1  # side of a local window over that of the frames that the base model was trained on
+LARGEST_SIDE = 1.1  # of a local window without trained weights, in sides of the base model's training frames
 
 
 def untrained_windows(base_tokens: int, grid: TokenGrid, hierarchical_ratio: int) -> WindowCounts:
     """Counts for models without trained weights, whose training frames had `base_tokens`.
 
-    Local windows are no larger than these frames, hierarchical windows are about as large: smaller local windows had
-    better scores (docs/ablation.md). Odd blocks have one window more per axis, like the published ones, where there is
-    a border to move.
+    Local windows are no larger than these frames, up to LARGEST_SIDE per axis; hierarchical windows are about as large.
+    Smaller local windows had better scores (docs/ablation.md). Odd blocks have one window more per axis, like the
+    published ones, where there is a border to move.
     """
-    frames = math.sqrt(grid.h * grid.w / base_tokens)  # per axis
+    frames_per_axis = math.sqrt(grid.h * grid.w / base_tokens)
 
     def counts(even: int) -> tuple[int, int]:
         return even, even + 1 if even > 1 else 1
 
-    return WindowCounts(
-        counts(max(math.ceil(frames / TOLERATED), 1)), counts(max(round(frames / hierarchical_ratio), 1))
-    )
+    local, hierarchical = math.ceil(frames_per_axis / LARGEST_SIDE), round(frames_per_axis / hierarchical_ratio)
+    return WindowCounts(counts(max(local, 1)), counts(max(hierarchical, 1)))
 
 
 def block_spec(

@@ -12,7 +12,7 @@ from torch import Tensor
 AUTOTUNED_FROM = 2**24  # input elements; below, a better cuDNN plan does not win back the 0.07 s of trying plans
 SEARCH_BYTES = 512 * 2**20  # of cuDNN's plans while their times are compared
 
-_searched = threading.local()  # .keys: convolutions whose plans cuDNN keeps, for each thread as it does
+_searched = threading.local()  # .keys: convolutions with a plan; cuDNN keeps plans for each thread of its own
 
 
 def autotune_pays(x: Tensor, weight: Tensor) -> bool:
@@ -27,8 +27,8 @@ def bounded_search(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> Iterat
     Asked what a plan may use, cudaMallocAsync, ComfyUI's usual allocator, takes all memory that the process may have:
     139 GiB on an H200, and handing it back took longer than the search.
     """
-    # The native allocator counts the blocks that it has cached. Later convolutions of a kind use the plan found: asking
-    # for memory statistics before each would keep the host busier than the launches.
+    # No limit on the native allocator, which would count the blocks in its cache as well. None for later convolutions
+    # of a kind, which use the plan found: memory statistics before each would keep the host busier than the launches.
     key = x.device, x.dtype, x.shape, x.stride(), x.data_ptr() % 64, weight.shape, weight.data_ptr() % 64, stride
     known = vars(_searched).setdefault("keys", set())
     if torch.cuda.get_allocator_backend() == "native" or key in known:
