@@ -22,12 +22,11 @@ from . import gpu_member
 from .attention import GRIDS
 from .card import GIB
 from .evaluation import latent_of
+from .gpu_links import links
 from .gpu_rows import RowFile
 from .methods import METHODS, WEIGHT_DTYPE, prepared
 from .model import SHIFT, sample, scaled
 from .random_model import MODELS, random_checkpoint
-
-LINK_BYTES = (8 * 2**20, 32 * 2**20, 128 * 2**20)
 
 
 class Run(NamedTuple):
@@ -81,37 +80,6 @@ def run(options: argparse.Namespace) -> None:
         shape, extras = replace(MODELS[options.model], blocks=options.layers), options.model == "1.3b"
         with random_checkpoint(shape, devices[0], extras) as path:
             measure(options, path, rows)
-
-
-def links(devices: list[torch.device]) -> None:
-    """Copies between two GPUs and between all, through the exchange's own class."""
-    from ultragen_core.host.multigpu.copies import CudaCopies, staged_pairs
-
-    staged = staged_pairs(tuple(devices))
-    pairs = [(a, b) for a in range(len(devices)) for b in range(len(devices)) if a != b]
-    print(f"direct copies with the right bits: {len(pairs) - len(staged)} of {len(pairs)} pairs")
-    copies = CudaCopies(devices)
-    for size in LINK_BYTES:
-        buffers = [torch.zeros(size // 8, dtype=torch.int64, device=device) for device in devices]
-        received = [torch.empty_like(buffer) for buffer in buffers]
-        rates = {}
-        for name, chosen in (("one pair", [(0, 1)]), ("all to all", pairs)):
-            times = []
-            for _ in range(6):
-                copies.synchronize()
-                start = time.perf_counter()
-                for source, target in chosen:
-                    with copies.streams_of(target):
-                        copies.packed(source, 0)
-                        copies.fetch(source, target, 0, buffers[source], received[target])
-                copies.synchronize()
-                times.append(time.perf_counter() - start)
-            into_one = sum(1 for _, target in chosen if target == chosen[0][1])
-            rates[name] = into_one * size / min(times) / 1e9
-        print(
-            f"{size / 2**20:.0f} MiB a pair:", *(f"{name} {rate:.0f} GB/s into a GPU" for name, rate in rates.items())
-        )
-    torch.cuda.set_device(devices[0])
 
 
 def measure(options: argparse.Namespace, path: Path, rows: RowFile) -> None:
