@@ -203,7 +203,7 @@ def _leave_out_overflow_checks(monkeypatch):
 
 def _round_as_gpus(monkeypatch):
     """Triton's interpreter halves what it rounds up to a power of two in fp8: the carry to the exponent is lost.
-    It cuts bfloat16 instead of rounding.
+    It truncates to bfloat16 instead of rounding.
     """
     import torch
     import triton.language as tl

@@ -30,7 +30,7 @@ class MemberTimes(NamedTuple):
 
 
 class MadeUp:
-    """Stands for the port to an exchange: gives a member as many tokens as it wants, with no others there."""
+    """Replaces a member's port to the exchange: returns as many tokens as others would send, without them."""
 
     def __init__(self, index: int):
         self.index, self.block = index, -1

@@ -30,9 +30,9 @@ from .random_model import MODELS, random_checkpoint
 
 
 class Run(NamedTuple):
-    """seconds: of the fastest step but the first. steps: of all. exchange: share of it that the GPU which waits longest
-    spends in exchanges, waiting included. host: processor seconds of each GPU's thread in a step. peaks: GiB on each
-    GPU. received: GiB into the GPU that gets most in a step.
+    """seconds: of the fastest step but the first. steps: seconds of all. exchange: share of the fastest step that the
+    GPU with most spends in exchanges, waiting included. host: processor seconds of each GPU's thread in this step.
+    peaks: GiB on each GPU. received: GiB into the GPU that gets most in this step.
     """
 
     seconds: float

@@ -54,7 +54,7 @@ def held_numbers(grid: TokenGrid, members: int) -> tuple[Tensor, ...]:
 
 
 class MapMoves(NamedTuple):
-    """Of a map of tokens or of compressed cells: the rectangles that members hold, and those that they want."""
+    """A map of tokens or of compressed cells, with the rectangle that each member holds and the one that it wants."""
 
     grid: TokenGrid
     held: tuple[Rectangle, ...]
