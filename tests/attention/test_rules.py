@@ -19,7 +19,7 @@ from ultragen_core.attention.gate import GateLine, Gates
 from ultragen_core.attention.layer import ultragen_attention
 from ultragen_core.attention.rope import rope_table
 from ultragen_core.attention.spec import BlockSpec, BranchSpec
-from ultragen_core.grid import TokenGrid
+from ultragen_core.grid import TokenGrid, window_borders
 from ultragen_core.ops.norm_rope import apply_rope
 from ultragen_core.rules.blocks import format_blocks, parse_blocks
 from ultragen_core.rules.ultragen import WindowCounts, block_spec, untrained_windows
@@ -208,6 +208,8 @@ def test_windows_without_weights_are_no_larger_than_known_frames(size, base_toke
         ({}, False, LocalConfig(hierarchical_windows=(1, 2)), (1, 1), True),
         ({}, False, LocalConfig(hierarchical_windows=(1, 1)), (2, 3), False),
         ({}, False, LocalConfig(hierarchical=False), (1, 1), True),
+        ({}, False, LocalConfig(cross_window="off", hierarchical_windows=(1, 2)), (2, 3), False),
+        ({}, False, LocalConfig(cross_window="swin"), (1, 1), True),  # which cuts the one window in odd blocks
         ({"compress_ratio": 2}, False, LocalConfig(), (1, 1), True),
         ({"enabled": True}, False, LocalConfig(), (1, 1), True),
         ({"enabled": False}, False, LocalConfig(), (2, 3), False),
@@ -218,6 +220,8 @@ def test_without_weights_one_branch_sees_the_whole_frame(global_, trained, local
     for block in (0, 1):
         spec = block_spec(block, local, GlobalConfig(**global_), trained, WindowCounts((3, 4), hierarchical))
         assert (spec.global_ is not None) == has_global
+        if global_ == {} and not has_global:
+            assert len(window_borders(68, spec.hierarchical.num_windows, spec.hierarchical.shifted)) == 2
 
 
 def test_without_weights_a_global_branch_at_half_resolution_is_the_hierarchical_one_again():

@@ -80,8 +80,7 @@ def block_spec(
     hierarchical = local.hierarchical_windows or windows.hierarchical
     has_global = global_.enabled
     if has_global is None:
-        sees_whole_frame = local.hierarchical and max(hierarchical) == 1
-        has_global = trained or global_.compress_ratio is not None or not sees_whole_frame
+        has_global = trained or global_.compress_ratio is not None or not _sees_whole_frame(local, hierarchical)
     return BlockSpec(
         local=BranchSpec((local.windows or windows.local)[alternate], **common),
         hierarchical=(
@@ -91,6 +90,13 @@ def block_spec(
         ),
         global_=(BranchSpec(key_from_query=trained, lora_strength=global_.lora_strength) if has_global else None),
     )
+
+
+def _sees_whole_frame(local: LocalConfig, hierarchical: tuple[int, int]) -> bool:
+    """Whether the hierarchical branch has one window in every block. hierarchical: counts in even and odd blocks."""
+    if not local.hierarchical or local.cross_window == "swin":  # which cuts even a single window, in odd blocks
+        return False
+    return max(hierarchical if local.cross_window == "paper" else hierarchical[:1]) == 1
 
 
 @dataclass(frozen=True)
