@@ -98,6 +98,13 @@ def test_the_page_shows_what_settings_cost():
                 part = 0.4 * part + evaluation("dense", model, small).total / whole
             assert f"{part:.2f}" == share, name
         assert seconds == ("" if run else f"{speed.evaluation(evaluation(variant, models[0])):.1f}")
+    shares = []
+    for model in models:
+        first = evaluation("dense", model, TokenGrid(21, 34, 60)).total
+        both = 0.4 * evaluation(DEFAULTS, model).total + first
+        shares.append(f"{both / evaluation('dense', model).total:.2f}")
+    sentence = "first pass at 960x544 it costs {} of full attention's FLOPs ({} with the 14B)".format(*shares)
+    assert sentence in " ".join(PAGE.read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize(
