@@ -24,19 +24,8 @@ from .make import Making
 from .picture import draw_rows
 from .sampling import Paint, Patched
 from .scoring import Scores, slug
-from .study import (
-    DENSE,
-    FINISHED,
-    FULL,
-    NEAR_BASE,
-    NEAR_BASE_GLOBAL,
-    T3_FINISHED,
-    TIMED,
-    TRAINED,
-    UNTRAINED,
-    Scored,
-    Study,
-)
+from .search_variants import AT_QUARTER, NEAR
+from .study import DENSE, FINISHED, FULL, T3_FINISHED, TIMED, TRAINED, UNTRAINED, Scored, Study
 
 
 class Ablation:
@@ -149,7 +138,7 @@ class Ablation:
     def _untrained(self) -> Callable:
         """Load the dense model and patch it as UltraGen Apply does."""
         dense = load_model(self.making.finished("dense"), "dense")
-        return Patched(apply(dense, Settings(NEAR_BASE, NEAR_BASE_GLOBAL, rule="ultragen")))
+        return Patched(apply(dense, Settings(NEAR, AT_QUARTER, rule="ultragen")))
 
     def _name(self, variant: str, seed: int, steps: int) -> str:
         return f"{slug(variant)}-{seed}-{steps:06}"
@@ -173,5 +162,5 @@ class Ablation:
             return judge.borders(grid.w, [(PUBLISHED_1_3B.windows_of(index, grid)[2], False) for index in blocks])
         specs = [recipe.spec(index) for index in blocks]
         if variant == UNTRAINED:
-            specs = [block_spec(index, NEAR_BASE, NEAR_BASE_GLOBAL, trained=False) for index in range(2)]
+            specs = [block_spec(index, NEAR, AT_QUARTER, trained=False) for index in range(2)]
         return judge.borders(grid.w, [(spec.local.num_windows, spec.local.shifted) for spec in specs])

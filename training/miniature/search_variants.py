@@ -9,9 +9,9 @@ from ultragen_core.attention.config import GlobalConfig, LocalConfig
 from ultragen_core.attention.gate import GateLine
 
 # All that a variant uses is written here, so that results keep their meaning when the nodes' defaults change.
-EVEN = GateLine(0.5, 1.0)
-AT_QUARTER = GlobalConfig(enabled=True, compress_ratio=4, gate=EVEN)
-AT_HALF = GlobalConfig(enabled=True, compress_ratio=2, gate=EVEN)
+FROM_HALF = GateLine(0.5, 1.0)
+AT_QUARTER = GlobalConfig(enabled=True, compress_ratio=4, gate=FROM_HALF)
+AT_HALF = GlobalConfig(enabled=True, compress_ratio=2, gate=FROM_HALF)
 OFF = GlobalConfig(enabled=False)
 
 
@@ -37,11 +37,11 @@ DENSE = "dense"
 DEFAULTS = "small, gate 0.2 to 1"  # what UltraGen Apply sets without trained weights
 TO_BASE = 0.4  # brings positions at 640 pixels back to those of the dense training at 256
 # Windows about as large as the frames of the dense training, in both branches.
-NEAR = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2), gate=EVEN)
+NEAR = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2), gate=FROM_HALF)
 # The hierarchical branch sees whole frames, at half of the resolution.
-WHOLE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 1), gate=EVEN)
+WHOLE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 1), gate=FROM_HALF)
 # No window is larger than the frames of the dense training.
-SMALL = LocalConfig(windows=(3, 4), hierarchical_windows=(1, 1), gate=EVEN)
+SMALL = LocalConfig(windows=(3, 4), hierarchical_windows=(1, 1), gate=FROM_HALF)
 
 
 def _gated(local: LocalConfig, at_noise: float, at_end: float) -> LocalConfig:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ultragen_core.attention.config import GlobalConfig, LocalConfig
-from ultragen_core.attention.gate import GateLine
-
 from .scoring import Scoring
 
 FULL = "full"
@@ -27,11 +24,6 @@ DENSE, FINISHED, UNTRAINED = "dense, as trained low", "full, to the end", "Ultra
 T3_FINISHED = "t3, to the end"  # the miniature's part t3, which is made on demand
 VARIANTS = (DENSE, FINISHED, UNTRAINED, *TRAINED)
 ON_DEMAND = (T3_FINISHED,)
-# Without weights: windows about as large as the base's training frames, all three branches. Written out, so that the
-# table keeps its meaning when the nodes' defaults change.
-EVEN = GateLine(0.5, 1.0)
-NEAR_BASE = LocalConfig(windows=(2, 3), hierarchical_windows=(1, 2), gate=EVEN)
-NEAR_BASE_GLOBAL = GlobalConfig(enabled=True, compress_ratio=4, gate=EVEN)
 TIMED = 0.1  # share of the steps from which the time of a step is taken
 
 
