@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from functools import partial
 
+import comfy.model_management
 import comfy.ops
 import pytest
 import torch
@@ -186,6 +187,18 @@ def test_weights_are_fetched_as_comfyui_fetches_them(monkeypatch):
     monkeypatch.setattr(comfy.ops, "uncast_bias_weight", lambda *given: returned.append(given) or uncast(*given))
     assert torch.equal(layer(x.clone()), fp8_linear.fp8_linear(layer, x))
     assert len(calls) == len(returned) == 2 and calls[0] == calls[1]
+
+
+@needs_newer
+@torch.no_grad()
+def test_an_interrupt_by_the_user_stops_at_the_next_layer():
+    layer, x = linear(), seeded(2, 5, 32)
+    comfy.model_management.interrupt_current_processing()
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            fp8_linear.fp8_linear(layer, x)
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
 
 
 @needs_newer

@@ -46,6 +46,7 @@ def is_supported() -> bool:
     return (
         hasattr(layout, "Params")
         and hasattr(quant_ops, "get_layout_class")
+        and hasattr(comfy.ops, "run_every_op")
         and hasattr(comfy.model_management, "lora_compute_dtype")
         and given <= inspect.signature(comfy.ops.cast_bias_weight).parameters.keys()
     )
@@ -99,6 +100,7 @@ def fp8_product(layer: nn.Module, x: quant_ops.QuantizedTensor) -> Tensor:
     """Return the layer's output for an input (tokens, c) in fp8, multiplied by ComfyUI's own dispatch."""
     if _is_quantized(layer):
         return type(layer).forward(layer, x)  # an input in fp8 is taken unchanged
+    comfy.ops.run_every_op()  # stops here if the user has interrupted, as the layer's own forward does
     # As in comfy.ops.fp8_linear, from where its input is rounded.
     weight, bias, stream = comfy.ops.cast_bias_weight(
         layer,
