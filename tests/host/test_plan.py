@@ -28,7 +28,7 @@ from ultragen_core.plan.flops import feed_forward_delta_flops
 from ultragen_core.plan.picture import picture
 from ultragen_core.plan.speed import DecodeTime, EvaluationTime, Speed
 from ultragen_core.rules.t3 import t3_rule
-from ultragen_core.rules.ultragen import UNTRAINED_WARNING
+from ultragen_core.rules.ultragen import UNTRAINED_WARNING, WHOLE_FRAME_WARNING
 from ultragen_core.sizes import VideoSize
 from ultragen_core.wan import WAN_1_3B, WAN_5B
 
@@ -244,7 +244,7 @@ def test_what_speaks_against_it(tiny, dense):
     assert cut.startswith("Frames of 192x128 divide badly into windows")
     assert part == "Attention is dense, at full cost, outside 30% to 100% of the run."
     untrained = plan_of(apply(dense, Settings(rule="ultragen")), SHAPE)
-    assert untrained.warnings == (UNTRAINED_WARNING,)
+    assert untrained.warnings == (UNTRAINED_WARNING, WHOLE_FRAME_WARNING)
     assert f"Warning: {UNTRAINED_WARNING}" in untrained.text()
     assert html.escape(UNTRAINED_WARNING[:40]) in picture(untrained)
     with pytest.raises(ValueError, match="The latent has 48 channels, the model needs 16. Connect the model's VAE"):

@@ -12,9 +12,10 @@ from ultragen_core.attention.extras import ExtrasShape
 from ultragen_core.grid import TokenGrid
 from ultragen_core.plan.flops import dense_layer_flops, layer_flops
 from ultragen_core.rules.advice import MAX_RESIZE, MAX_UNEVENNESS, resized, ultragen_advice, uneven
+from ultragen_core.rules.choice import UNTRAINED_RATIO, untrained_summary
 from ultragen_core.rules.groups import enabled_branches, ultragen_group
 from ultragen_core.rules.t3 import PUBLISHED_1_3B, t3_rule
-from ultragen_core.rules.ultragen import block_spec
+from ultragen_core.rules.ultragen import UNTRAINED_WARNING, WHOLE_FRAME_WARNING, block_spec, ultragen_rule
 from ultragen_core.sizes import PRESETS
 from ultragen_core.wan import WAN_1_3B
 
@@ -90,6 +91,19 @@ def test_what_is_said():
         "Frames of 960x208 divide badly into windows: features are resized by up to 7.7%, windows are up to 50% longer"
         " than others. The nearest good sizes: 960x64, 960x384."
     ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "local", "whole_frame"),
+    [((21, 30, 52), {}, True), ((21, 45, 80), {}, False), ((21, 30, 52), {"windows": (1, 2)}, False)],
+)
+def test_without_weights_a_window_that_covers_the_frame_is_pointed_out(grid, local, whole_frame):
+    grid, extras = TokenGrid(*grid), untrained_summary(WAN_1_3B, UNTRAINED_RATIO)
+    rule = ultragen_rule(WAN_1_3B, LocalConfig(**local), GlobalConfig(), extras)
+    assert (WHOLE_FRAME_WARNING in rule.advice(grid)) == whole_frame and rule.advice(grid)[0] == UNTRAINED_WARNING
+    dense = dense_layer_flops(grid, WAN_1_3B.channels)
+    dearer = all(sum(layer_flops(group.branches, grid, WAN_1_3B.channels)) > sum(dense) for group in rule.groups(grid))
+    assert dearer == whole_frame
 
 
 def test_t3_says_which_size_it_was_trained_for_or_which_it_can_cut():

@@ -29,6 +29,11 @@ UNTRAINED_WARNING = (
     " docs/ablation.md."
 )
 
+WHOLE_FRAME_WARNING = (
+    "One window covers the whole frame at this size. That costs more than full attention, and changes the video. Remove"
+    " UltraGen Apply, or sample larger frames."
+)
+
 
 class WindowCounts(NamedTuple):
     """Windows per axis in (even, odd) blocks."""
@@ -176,7 +181,10 @@ class UltraGenRule:
     def advice(self, grid: TokenGrid) -> list[str]:
         specs = [self.spec(parity, grid) for parity in {index % 2 for index in self.blocks}]
         sizes = ultragen_advice(grid, specs, self.extras.shape, self.model.token_pixels)
-        return sizes if self.extras.trained else [UNTRAINED_WARNING, *sizes]
+        if self.extras.trained:
+            return sizes
+        whole_frame = specs and all(spec.local.num_windows == 1 for spec in specs)
+        return [UNTRAINED_WARNING, *([WHOLE_FRAME_WARNING] if whole_frame else []), *sizes]
 
 
 def ultragen_rule(model: WanShape, local: LocalConfig, global_: GlobalConfig, extras: ExtrasSummary) -> UltraGenRule:
