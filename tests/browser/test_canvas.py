@@ -108,7 +108,7 @@ def test_blueprint_is_the_1080p_template_as_one_node(any_canvas):
 
 def test_loader_inside_the_blueprint_shows_its_plan(any_canvas):
     any_canvas.open(json.loads(templates.BLUEPRINT.read_text()))
-    any_canvas.page.wait_for_function(INSIDE, timeout=10_000)
+    any_canvas.page.wait_for_function(INSIDE)
 
 
 def without_ids(graph: dict) -> list[tuple]:
@@ -137,10 +137,10 @@ def test_every_node_has_a_help_page(any_canvas, visited):
 def test_node_shows_its_text_output(any_canvas):
     any_canvas.add("UltraGenEmptyLatent")
     any_canvas.run("() => app.graph._nodes[0].onExecuted({text: ['1920x1088, 81 frames', '(rounded up)']})")
-    any_canvas.page.get_by_text("1920x1088, 81 frames (rounded up)").wait_for(timeout=10_000)
+    any_canvas.page.get_by_text("1920x1088, 81 frames (rounded up)").wait_for()
     any_canvas.shoot("output")
     any_canvas.run("() => app.graph._nodes[0].onExecuted({})")
-    any_canvas.page.get_by_text("1920x1088, 81 frames").wait_for(state="hidden", timeout=10_000)
+    any_canvas.page.get_by_text("1920x1088, 81 frames").wait_for(state="hidden")
 
 
 def test_picture_of_the_plan_follows_the_widgets(any_canvas):
@@ -148,7 +148,7 @@ def test_picture_of_the_plan_follows_the_widgets(any_canvas):
     any_canvas.open(json.loads(workflow.SHIPPED.read_text()))
     loader = {"checkpoint": "ultragen_1080p.ckpt", "attention_rule": "auto"}
     picture = any_canvas.page.locator("svg", has_text="1920x1088, 81 frames: rule ultragen")
-    picture.wait_for(timeout=10_000)
+    picture.wait_for()
     assert texts(picture) == texts_of(any_canvas.server, {"node": loader})
     any_canvas.shoot("plan")
 
@@ -156,7 +156,7 @@ def test_picture_of_the_plan_follows_the_widgets(any_canvas):
     any_canvas.run(SET, ["UltraGenEmptyLatent", "preset", latent["preset"]])
     any_canvas.run(SET, ["UltraGenLoadModel", "attention_rule", "t3"])
     picture = any_canvas.page.locator("svg", has_text="3840x2176, 81 frames: rule t3")
-    picture.wait_for(timeout=10_000)
+    picture.wait_for()
     assert texts(picture) == texts_of(any_canvas.server, {"node": {**loader, "attention_rule": "t3"}, "latent": latent})
     assert "strided of 1,344 tokens" in picture.locator("title").nth(1).text_content()
     any_canvas.shoot("plan-t3")
@@ -197,9 +197,7 @@ ODD = """() => {
 
 def plan_says(canvas, kind: str, text: str) -> None:
     """Wait until the picture on this node, or the message instead of it, starts with `text`."""
-    canvas.page.wait_for_function(
-        f"([kind, text]) => ({PLAN})(kind).startsWith(text)", arg=[kind, text], timeout=30_000
-    )
+    canvas.page.wait_for_function(f"([kind, text]) => ({PLAN})(kind).startsWith(text)", arg=[kind, text])
 
 
 def test_plan_of_two_passes_is_that_of_the_second_for_its_loader(canvas):
@@ -241,7 +239,7 @@ def test_plan_shows_what_would_run(canvas):
         canvas, "UltraGenLoadModel", "UltraGen Empty Latent: width is linked and is known only when the graph runs"
     )
     canvas.run(MODE, ["UltraGenLoadModel", 2])
-    canvas.page.wait_for_function(f"kind => ({PLAN})(kind) === ''", arg="UltraGenLoadModel", timeout=10_000)
+    canvas.page.wait_for_function(f"kind => ({PLAN})(kind) === ''", arg="UltraGenLoadModel")
 
 
 def test_plan_is_asked_for_again_after_no_answer(canvas):
@@ -280,9 +278,9 @@ def test_run_shows_progress_and_ends_with_a_playable_video(canvas):
     canvas.open(toy_workflow())
     canvas.page.get_by_test_id("queue-button").click()
 
-    canvas.page.get_by_text("decoding: ").wait_for(timeout=120_000)
+    canvas.page.get_by_text("decoding: ").wait_for()
     canvas.shoot("decoding")
-    video = canvas.page.wait_for_function(VIDEO, timeout=120_000).json_value()
+    video = canvas.page.wait_for_function(VIDEO).json_value()
     canvas.page.get_by_text(re.compile("256x160, 9 frames(?!: rule)")).wait_for()
     canvas.page.get_by_text(f"{OWN_NAME}_00001_.mp4").first.wait_for()
     canvas.shoot("video")

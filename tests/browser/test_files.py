@@ -61,7 +61,7 @@ def mkv(tmp_path):
 
 def wait_for_nodes(canvas, kinds) -> None:
     script = f"kinds => JSON.stringify(({KINDS})()) === JSON.stringify(kinds)"
-    canvas.page.wait_for_function(script, arg=sorted(kinds), timeout=20_000)
+    canvas.page.wait_for_function(script, arg=sorted(kinds))
 
 
 def test_an_mkv_dropped_on_the_graph_opens_its_workflow(any_canvas, mkv):
@@ -83,7 +83,7 @@ def test_an_mkv_chosen_in_the_menu_opens_too(canvas, mkv):
     chooser = canvas.page.locator("#comfy-file-input")
     assert ".mkv" in chooser.get_attribute("accept").split(",")
     chooser.set_input_files(mkv(workflow=json.loads((ROOT / "workflows/ultragen_decode_only.json").read_text())))
-    canvas.page.wait_for_function(f"() => ({KINDS})().includes('UltraGenLoadLatent')", timeout=20_000)
+    canvas.page.wait_for_function(f"() => ({KINDS})().includes('UltraGenLoadLatent')")
 
 
 def test_other_files_go_the_way_they_went(canvas, mkv, tmp_path):
@@ -93,13 +93,13 @@ def test_other_files_go_the_way_they_went(canvas, mkv, tmp_path):
     canvas.add("UltraGenEmptyLatent")
     canvas.drop(text, "text/plain")
     canvas.drop(plain, "")
-    canvas.page.wait_for_function("() => app.ultragenSeen.length === 2", timeout=20_000)
+    canvas.page.wait_for_function("() => app.ultragenSeen.length === 2")
     assert sorted(canvas.run("() => app.ultragenSeen")) == ["lake.mkv", "notes.txt"]
     assert canvas.run(KINDS) == ["UltraGenEmptyLatent"]
     small = tmp_path / "small.json"
     small.write_text(json.dumps(json.loads((ROOT / "workflows/ultragen_decode_only.json").read_text())))
     canvas.drop(small, "application/json")
-    canvas.page.wait_for_function(f"() => ({KINDS})().includes('UltraGenLoadLatent')", timeout=20_000)
+    canvas.page.wait_for_function(f"() => ({KINDS})().includes('UltraGenLoadLatent')")
 
 
 def element(identity: str, content: bytes, unknown: bool = False) -> bytes:

@@ -44,12 +44,12 @@ def test_button_queues_a_run_for_each_prompt(any_canvas):
     wait_for_runs(server, 3)
     any_canvas.shoot("prompts")
     assert [line for line in shown(server) if not line.startswith(("3 prompts", "Now"))] == text.splitlines()[1:]
-    page.wait_for_function(f"() => JSON.stringify(({INDEX})()) === '[-1,\"fixed\"]'", timeout=10_000)
+    page.wait_for_function(f"() => JSON.stringify(({INDEX})()) === '[-1,\"fixed\"]'")
 
     any_canvas.add("UltraGenPrompts")
     any_canvas.run(SHOW, '["broken"')
     any_canvas.run(BUTTON)
-    page.get_by_text("is not valid JSON").first.wait_for(timeout=10_000)
+    page.get_by_text("is not valid JSON").first.wait_for()
 
 
 def test_button_stops_where_the_queue_refuses(canvas):

@@ -69,6 +69,7 @@ def test_sampler_functions_by_name():
 @pytest.mark.parametrize("bias", [True, False])
 def test_parameters_are_cast_patched_and_safe_to_keep(bias):
     linear = comfy.ops.manual_cast.Linear(2, 3, bias=bias)
+    torch.nn.init.ones_(linear.weight)  # ComfyUI leaves it uninitialised, and NaN equals nothing
     assert compat.cast_parameters(linear, torch.float32, CPU) == (linear.weight, linear.bias)
     linear.weight_function = [lambda weight: weight + 1]
     weight, cast_bias = compat.cast_parameters(linear, torch.float64, CPU)
