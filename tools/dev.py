@@ -12,6 +12,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - older Pythons get this far
 import argparse
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 # The repository takes the place of tools/ on the path, where tools/server.py would hide ComfyUI's server.py.
@@ -19,6 +20,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tools import comfyui, environment  # noqa: E402
 from tools.console import Trouble, end_with  # noqa: E402
+
+CLIENTS = ("demo", "serve")  # with --comfyui they only talk to a ComfyUI that brings its own Python
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,7 +83,7 @@ def add_test(commands) -> None:
 
 def enter(cache: Path, args: argparse.Namespace) -> None:
     """Continue in the environment that the command needs. It is created if it does not exist."""
-    if args.comfyui:
+    if args.comfyui and args.command in CLIENTS:
         python = environment.client_only(cache)
     elif tree := getattr(args, "tree", None):
         python = environment.with_tree(cache, comfyui.own_install(tree))
@@ -113,11 +116,19 @@ def main() -> int:
             tree = comfyui.own_install(args.tree) if args.tree else comfyui.tree_of(comfyui.NEWEST, cache)
             return suite.run_on_tree(cache, tree, rest, args.newest)
         return suite.run(cache, rest)
-    from tools import compare, demo
+    return command(args.command)(cache, args)
+
+
+def command(name: str) -> Callable[[Path, argparse.Namespace], int]:
+    """Return what runs a command. Those in CLIENTS are imported without PyTorch, the others draw with the miniature."""
+    from tools import demo
+
+    if name in CLIENTS:
+        return demo.run if name == "demo" else demo.serve
+    from tools import compare
     from tools.templates import write as templates
 
-    commands = {"demo": demo.run, "compare": compare.run, "serve": demo.serve, "templates": templates.run}
-    return commands[args.command](cache, args)
+    return compare.run if name == "compare" else templates.run
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from argparse import Namespace
 
 import pytest
 
-from tools import demo
+from tools import demo, dev
+from tools.server import ROOT
 from training.miniature.reading import frames_of, read
 from training.miniature.scenes import CHECKED, understood
 
@@ -49,3 +52,10 @@ def test_tiny_models_are_made_again_when_others_are_wanted(monkeypatch, tmp_path
     for option in (first, then, then):
         demo.make_tiny_models("python", "tree", tmp_path, option)
     assert asked == [[option] if option else [] for option in (first, then)]
+
+
+@pytest.mark.parametrize("name", dev.CLIENTS)
+def test_a_client_of_another_comfyui_needs_no_torch(name):
+    script = f"import sys; sys.modules['torch'] = None; from tools import dev; print(dev.command({name!r}).__name__)"
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.strip() == {"demo": "run", "serve": "serve"}[name], found.stderr
