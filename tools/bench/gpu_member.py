@@ -13,11 +13,10 @@ from typing import NamedTuple
 import torch
 
 from ultragen_core.grid import TokenGrid
-from ultragen_core.plan.flops import TEXT_TOKENS
 
 from .evaluation import latent_of
 from .methods import prepared
-from .model import SHIFT, sample
+from .model import SHIFT, random_prompts, sample
 
 STEPS = 4  # the first builds plans and tables
 
@@ -36,8 +35,7 @@ class MadeUp:
         self.index, self.block = index, -1
 
     def __call__(self, x: torch.Tensor, moves) -> torch.Tensor:
-        wanted = moves.part(self.index, x.device).order.shape[0]
-        return x[:, :1].expand(-1, wanted, -1).contiguous()
+        return x[:, :1].expand(-1, moves.wanted[self.index], -1).contiguous()
 
     def evaluation(self):
         return nullcontext()
@@ -63,7 +61,7 @@ def alone(
     from ultragen_core.host.attention.runtime import EVALUATION, GROUPS
     from ultragen_core.host.multigpu.evaluation import Inputs, Part, latent_slices
     from ultragen_core.host.sampling import with_shift
-    from ultragen_core.host.speed.random_weights import TEXT_CHANNELS
+    from ultragen_core.host.speed.timing import synchronize
 
     chosen = with_shift(prepared(model, method), SHIFT)
     steps: list[MemberTimes] = []
@@ -76,12 +74,12 @@ def alone(
         evaluation = options.pop(EVALUATION)
         inputs = Inputs(x, timestep, context, clip_fea, time_dim_concat, options, {}, tuple(x.shape[-2:]), evaluation.t)
         part = Part(chosen.model, x.device, evaluation.runtime, inputs, count, MadeUp(index))
-        _synchronize(x.device)
+        synchronize(x.device)
         start = time.perf_counter()
         with profiler if profiler and len(steps) == STEPS - 1 else nullcontext():
             output = part.compute()
         host = time.perf_counter() - start
-        _synchronize(x.device)
+        synchronize(x.device)
         steps.append(MemberTimes(time.perf_counter() - start, host))
         video = x.new_zeros(x.shape[0], output.shape[1], *x.shape[2:])
         video[(..., *latent_slices(part.rectangle))] = output
@@ -89,13 +87,6 @@ def alone(
 
     chosen.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "bench_member", part_of)
     chosen.model_options["transformer_options"][GROUPS] = "one member"
-    generator = torch.Generator().manual_seed(0)
-    prompts = [0.1 * torch.randn(1, TEXT_TOKENS, TEXT_CHANNELS, generator=generator) for _ in range(2)]
-    sample(chosen, method, torch.zeros(latent_of(model, grid)), prompts, STEPS, 1.0, lambda: None)
+    sample(chosen, method, torch.zeros(latent_of(model, grid)), random_prompts(), STEPS, 1.0, lambda: None)
     later = steps[1:]
     return MemberTimes(min(step.seconds for step in later), min(step.host for step in later))
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

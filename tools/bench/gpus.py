@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 
 from ultragen_core.grid import TokenGrid
-from ultragen_core.plan.flops import TEXT_TOKENS
 from ultragen_core.wan import WAN_1_3B
 
 from . import gpu_member
@@ -25,7 +24,7 @@ from .evaluation import latent_of
 from .gpu_links import links
 from .gpu_rows import RowFile
 from .methods import METHODS, WEIGHT_DTYPE, prepared
-from .model import SHIFT, sample, scaled
+from .model import SHIFT, random_prompts, sample, scaled
 from .random_model import MODELS, random_checkpoint
 
 
@@ -145,14 +144,11 @@ def sampled(model, method: str, grid: TokenGrid, count: int, cfg: float, steps: 
     """A run through ComfyUI's sampler; both prompts are random."""
     from ultragen_core.host.multigpu.patch import use_gpus
     from ultragen_core.host.sampling import with_shift
-    from ultragen_core.host.speed.random_weights import TEXT_CHANNELS
 
     chosen = with_shift(prepared(model, method), SHIFT)
     if count > 1:
         chosen = use_gpus(chosen, count, split)
-    generator = torch.Generator().manual_seed(0)
-    latent = torch.zeros(latent_of(model, grid))
-    prompts = [0.1 * torch.randn(1, TEXT_TOKENS, TEXT_CHANNELS, generator=generator) for _ in range(2)]
+    latent, prompts = torch.zeros(latent_of(model, grid)), random_prompts()
     cards = range(torch.cuda.device_count())
     for card in cards:
         torch.cuda.reset_peak_memory_stats(card)

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 from ultragen_core.attention.config import GlobalConfig
 from ultragen_core.plan.flops import FLOPs
-from ultragen_core.rules.choice import Settings, choose_rule, untrained_summary
+from ultragen_core.rules.choice import COMFYUI, Settings, choose_rule, untrained_summary
 from ultragen_core.rules.rule import Rule
 from ultragen_core.wan import WAN_1_3B, WanShape
 
 from .attention import GRIDS
 from .floors import DATA, ceilings, decode_floor, evaluation_floor, layer_floor
-from .methods import PUBLISHED_DENSE, WEIGHT_DTYPE
+from .methods import KERNEL, PUBLISHED_DENSE, WEIGHT_DTYPE
 from .model import scaled
 from .random_model import MODELS
 
@@ -65,7 +65,7 @@ def floor_of_evaluation(model: str, size: str, method: str) -> float:
     """Seconds. All attention, and all matrix products, are in the precision of the method."""
     tokens = scaled(GRIDS[size], model).tokens
     rates = ceilings(
-        attention="fp8" if "fp8" in method.split() else "bf16",
+        attention="bf16" if KERNEL[method] == COMFYUI else "fp8",
         products="bf16" if WEIGHT_DTYPE[method] == "default" else "fp8",
     )
     return evaluation_floor(evaluation_flops(model, size, method), MODELS[model], tokens, rates)

@@ -23,6 +23,8 @@ with attention_kernel fp8, and with weight_dtype fp8_e4m3fn_fast as well; with U
 and with attention_kernel fp8."""
 WEIGHT_DTYPE = {method: "fp8_e4m3fn_fast" if method == "fp8 products" else "default" for method in METHODS}
 """The weight_dtype that each method's model is loaded with. default: bf16."""
+KERNEL = {method: "fp8" if "fp8" in method.split() else COMFYUI for method in METHODS}
+"""Each method's attention_kernel. comfyui: bf16."""
 PUBLISHED_DENSE = frozenset({0, 1, 2, 27, 28, 29})
 
 
@@ -46,7 +48,7 @@ def prepared(model, method: str):
 
     if method in ("comfyui", "cudnn"):
         return _dense(model, cudnn=method == "cudnn")
-    kernel = "fp8" if "fp8" in method.split() else COMFYUI
+    kernel = KERNEL[method]
     if method.startswith("t3"):
         return apply(model, Settings(rule="t3", attention_kernel=kernel))
     blocks = GlobalConfig(dense_blocks=frozenset() if method == "all" else PUBLISHED_DENSE)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ultragen_core.grid import TokenGrid
+from ultragen_core.plan.flops import TEXT_TOKENS
 from ultragen_core.wan import WAN_1_3B
 
 from .attention import GRIDS
@@ -133,6 +134,14 @@ def sampled(model, size: str, grid: TokenGrid, method: str, options: argparse.Na
     if options.decode:
         decode(video)
     return Row(size, grid.tokens, f"{method}, {options.sample} steps", seconds, peak, False)
+
+
+def random_prompts() -> list[torch.Tensor]:
+    """Two texts (1, TEXT_TOKENS, TEXT_CHANNELS) for `sample`, the same in every call."""
+    from ultragen_core.host.speed.random_weights import TEXT_CHANNELS
+
+    generator = torch.Generator().manual_seed(0)
+    return [0.1 * torch.randn(1, TEXT_TOKENS, TEXT_CHANNELS, generator=generator) for _ in range(2)]
 
 
 def sample(

@@ -30,12 +30,13 @@ def profiled(work: Callable[[], object], device: torch.device) -> str:
 
     Convolutions are listed by channels and kernel, others by name.
     """
+    from ultragen_core.host.speed.timing import synchronize
+
     on_gpu = device.type == "cuda"
     start = time.perf_counter()
     with profile(record_shapes=True, acc_events=True) as recorded, torch.inference_mode():
         work()
-        if on_gpu:
-            torch.cuda.synchronize(device)
+        synchronize(device)
     wall, entries = time.perf_counter() - start, collections.defaultdict(Entry)
     for event in recorded.key_averages(group_by_input_shape=True):
         micros = event.self_device_time_total if on_gpu else event.self_cpu_time_total

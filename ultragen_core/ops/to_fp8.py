@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import dispatch
 from .quantize import FP8, LARGEST
 
 
@@ -15,9 +16,7 @@ def to_fp8(x: Tensor, scale: Tensor | None, gelu: bool, triton: bool) -> Tensor:
     dtype. Values beyond the range of FP8 are clamped to it.
     """
     if triton:
-        from . import to_fp8_kernels as kernels
-
-        return kernels.to_fp8(x, scale, gelu)
+        return dispatch.kernels("to_fp8_kernels").to_fp8(x, scale, gelu)
     y = F.gelu(x, approximate="tanh") if gelu else x
     if scale is not None:
         y = y * (1.0 / scale).to(y.dtype)

@@ -27,11 +27,14 @@ def bounded_search(x: Tensor, weight: Tensor, stride: tuple[int, ...]) -> Iterat
     Asked what a plan may use, cudaMallocAsync, ComfyUI's usual allocator, takes all memory that the process may have:
     139 GiB on an H200, and handing it back took longer than the search.
     """
-    # No limit on the native allocator, which would count the blocks in its cache as well. None for later convolutions
-    # of a kind, which use the plan found: memory statistics before each would keep the host busier than the launches.
+    if torch.cuda.get_allocator_backend() == "native":  # a limit would count the blocks in its cache as well
+        yield
+        return
+    # No limit for later convolutions of a kind, which use the plan found: memory statistics before each would keep the
+    # host busier than the launches.
     key = x.device, x.dtype, x.shape, x.stride(), x.data_ptr() % 64, weight.shape, weight.data_ptr() % 64, stride
     known = vars(_searched).setdefault("keys", set())
-    if torch.cuda.get_allocator_backend() == "native" or key in known:
+    if key in known:
         yield
         return
     result = x[:, 0].numel() * weight.shape[0] * x.element_size()  # at most: without padding it shrinks
