@@ -105,8 +105,10 @@ class Venv:
         )
 
     def _run(self, command: list[str], purpose: str) -> None:
-        # uv links files from its cache, which works on one disk only: keep the cache next to the environment.
-        environment = {"UV_CACHE_DIR": str(self.folder.parent / "uv"), "UV_NO_PROGRESS": "1", **os.environ}
+        # uv links files from its cache, which works on one disk only: keep the cache next to the environment. Like pip,
+        # it trusts the system's certificates, to which companies add that of their proxy.
+        own = {"UV_CACHE_DIR": str(self.folder.parent / "uv"), "UV_NO_PROGRESS": "1", "UV_SYSTEM_CERTS": "1"}
+        environment = {**own, **os.environ}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         with self.log.open("a") as log:
             log.write(f"$ {' '.join(command)}\n{done.stdout}\n")
