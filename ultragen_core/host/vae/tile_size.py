@@ -120,7 +120,10 @@ def choose_tile(
     requested = max(needs.frames, needs.tile(largest))
     mm.load_models_gpu([vae.patcher], memory_required=requested + needs.features, force_full_load=vae.disable_offload)
     free = free_memory(vae.patcher, vae.device)
-    least = max(needs.frames, needs.tile(largest if tile else max(SMALLEST_TILE, largest // 2)))
+
+    def least() -> int:
+        return max(needs.frames, needs.tile(largest if tile else max(SMALLEST_TILE, largest // 2)))
+
     helping = _free_on_others(vae, others, requested, least)
     fits = not helping and requested + needs.features <= free and needs.features <= tensor_limit(vae.device)
     features_device, left = (vae.device, free - needs.features) if fits else (HOST, min([free, *helping.values()]))
@@ -136,13 +139,17 @@ def choose_tile(
     return TileChoice(chosen, features_device, tuple(helping))
 
 
-def _free_on_others(vae, others: Sequence[torch.device], requested: int, least: int) -> dict[torch.device, int]:
-    """Free bytes of the other GPUs that have `least`, after asking ComfyUI to free `requested` on each."""
+def _free_on_others(
+    vae, others: Sequence[torch.device], requested: int, least: Callable[[], int]
+) -> dict[torch.device, int]:
+    """Free bytes of the other GPUs that have `least()`, after asking ComfyUI to free `requested`, which is no less, on
+    each. To count `least()` takes 0.1 s, so it is asked only where it decides.
+    """
     free = {}
     for device in others:
         mm.free_memory(requested + mm.extra_reserved_memory(), device)
         free[device] = free_memory(vae.patcher, device)
-        if free[device] < least:
+        if free[device] < requested and free[device] < least():
             logging.info("UltraGen VAE: %s does not help, %.1f GiB are free there.", device, free.pop(device) / 2**30)
     return free
 
