@@ -80,17 +80,17 @@ def int8_scores() -> str:
 
 
 def fp8() -> str:
-    """One run at 1920x1088 of dense attention, bf16 and fp8; and other sizes."""
-    dense = row("fp8", size=SIZES[0], method="comfyui")
-    body = []
-    for one in rows("fp8"):
-        compared = one != dense and one["size"] == dense["size"]
-        ratio = times(dense["seconds"], one["seconds"]) if compared else ""
+    """Dense attention, bf16 and fp8, under headings that name size and card. Ratios are to ComfyUI in the same run."""
+    head, body, heading = ["", "seconds", "", "floor", "peak GiB", "host ms"], [], ""
+    for one in sorted(rows("fp8"), key=lambda one: (SIZES.index(one["size"]), one["card"])):
+        if heading != (heading := f"*{VIDEOS[one['size']]}, {one['card']}*"):
+            body.append([heading, *[""] * (len(head) - 1)])
+        dense = row("fp8", run=one["run"], size=one["size"], method="comfyui")
+        ratio = times(dense["seconds"], one["seconds"]) if dense not in (None, one) else ""
         floor = floor_of_evaluation(one["model"], one["size"], one["method"])
         cells = [f"{float(one['seconds']):.2f}", ratio, share(floor, one["seconds"]), one["peak_gib"], one["host_ms"]]
-        other_size = "" if one["size"] == dense["size"] else f"{VIDEOS[one['size']]}: "
-        body.append([other_size + FP8[one["method"]], *cells])
-    return table(["", "seconds", "", "floor", "peak GiB", "host ms"], body)
+        body.append([FP8[one["method"]], *cells])
+    return table(head, body)
 
 
 def fp8_windows() -> str:

@@ -24,7 +24,7 @@ def readme() -> str:
 
 
 def _fp8(method: str, name: str) -> list[str]:
-    dense, ours = (row("fp8", size="1080P x 81", method=each)["seconds"] for each in ("comfyui", method))
+    dense, ours = (row("fp8", card="H200", size="1080P x 81", method=each)["seconds"] for each in ("comfyui", method))
     return [name, f"{seconds(dense)} s", f"**{seconds(ours)} s** {times(dense, ours)}"]
 
 
