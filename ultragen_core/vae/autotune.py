@@ -19,8 +19,8 @@ _searched = threading.local()  # .keys: convolutions with a plan; cuDNN keeps pl
 def autotune_pays(x: Tensor, weight: Tensor) -> bool:
     """Whether cuDNN should time its plans for this convolution once, 0.4 s, and keep the fastest.
 
-    Measured in a 4K decode on an H100: for 96 channels the first plan computes 248 TFLOP/s, the fastest 378; for 192 and
-    384 both compute 540 to 600.
+    Measured in a 4K decode on an H100: for 96 channels the first plan computes 248 TFLOP/s, the fastest 378; for 192
+    and 384 both compute 540 to 600.
     """
     unsuited = weight.shape[1] % SUITED > 0 and weight.shape[0] > 16  # to 3 channels all plans are slow
     first_frame = weight.ndim == 5 and weight.shape[2] == 1  # one call for each tile, too few to win it back
