@@ -94,6 +94,8 @@ def _size(latent: object) -> VideoSize:
     """Return the size of an UltraGen Empty Latent after `steps`, each of which scales it or sets width and height."""
     values = mapping("latent", latent or {})
     steps = values.get("steps")
+    if values.get("preset", DEFAULT_PRESET) is None:
+        raise ValueError(f"The size of the latent {KNOWN_LATER}")
     if values.get("preset", DEFAULT_PRESET) != CUSTOM:  # the preset alone decides
         values = {name: value for name, value in values.items() if name == "preset"}
     size = UltraGenEmptyLatent.wanted(**_widgets(UltraGenEmptyLatent, values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import shutil
 
 import pytest
@@ -25,7 +26,7 @@ from ultragen_core.host.speed.records import write_speed
 from ultragen_core.host.speed.setup import setup_of
 from ultragen_core.host.wan_model import shape_of
 from ultragen_core.plan.flops import feed_forward_delta_flops
-from ultragen_core.plan.picture import picture
+from ultragen_core.plan.picture import LETTERS, WIDTH, picture
 from ultragen_core.plan.speed import DecodeTime, EvaluationTime, Speed
 from ultragen_core.rules.t3 import t3_rule
 from ultragen_core.rules.ultragen import UNTRAINED_WARNING, WHOLE_FRAME_WARNING
@@ -251,13 +252,22 @@ def test_what_speaks_against_it(tiny, dense):
         plan_of(tiny, (1, 48, 3, 16, 24))
 
 
+def test_every_line_of_the_picture_ends_within_it(tiny, dense):
+    """With plot and without: lines beside the plot are shorter."""
+    for model in (tiny, apply(dense, Settings(rule="ultragen"))):
+        drawn = picture(plan_of(model, (1, 16, 21, 136, 240)))
+        lines = re.findall(r'<text x="([\d.]+)"[^>]*>(?:<title>.*?</title>)?(.*?)</text>', drawn)
+        assert len(lines) > 5
+        assert [line for x, line in lines if float(x) + len(html.unescape(line)) * WIDTH / LETTERS > WIDTH] == []
+
+
 def test_the_picture_says_the_tokens_of_the_text(tiny):
     made = plan_of(apply(tiny, Settings(LocalConfig(windows=(2, 3)))), SHAPE)
     drawn = picture(made)
     for kind in made.groups:
         for branch in kind.branches:
             assert f"{branch} of {branch.windows[0]:,} tokens" in drawn
-    assert drawn.count("stroke-dasharray") == 2  # the hierarchical borders of even and of odd blocks
+    assert drawn.count("stroke-dasharray") == 3  # the hierarchical borders of even and of odd blocks, and the legend
 
 
 MEASURED = VideoSize(64, 64, 81)

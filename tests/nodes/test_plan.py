@@ -66,6 +66,7 @@ WRONG = [
     ({"node": LOADER, "latent": {**LATENT, "frames": 10**9}}, "frames must be a whole number from 1 to 4097"),
     ({"node": LOADER, "latent": {**LATENT, "height": None}}, "height is linked"),
     ({"node": LOADER, "latent": {**LATENT, "preset": "8K"}}, "preset must be one of"),
+    ({"node": LOADER, "latent": {"preset": None}}, "The size of the latent is known only when the graph runs"),
     ({"node": LOADER, "latent": {**LATENT, "steps": [{"scale_by": 99}]}}, "width must be a whole number from 16"),
     ({"node": LOADER, "latent": {**LATENT, "steps": [{"scale_by": "2"}]}}, "scale_by must be between 0 and 100, got"),
     ({"node": LOADER, "latent": "1080P"}, "latent must be a JSON object"),

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from html import escape
 
 from ..rules.groups import BlockGroup, Branch
-from .report import GatePoint, Plan, exchange_text, gib, windows_text
+from .report import DECODE_TILES, GatePoint, Plan, exchange_text, gib, windows_text
 from .split import Shares
 
 WIDTH, MARGIN, LINE = 420, 10, 14  # pixels
 LETTERS = 68  # per line
+SIGN = 18  # width of what stands before a line: its colour in the legend, the sign of a warning
 FRAME_HEIGHT = 110
 SMALL_FRAME = 90, 48  # width and height, at most, of the frame with the rectangles of GPUs
-PLOT = 110, 60  # width and height of the gates' plot
+PLOT = 100, 60  # width and height of the gates' plot
 COLOURS = {
     "local": "#4a9eff",
     "hierarchical": "#f0a030",
@@ -37,12 +38,13 @@ def picture(plan: Plan) -> str:
         drawn, height = draw(plan, y)
         parts += drawn
         y += height
-    sentences = [(f"{plan.time_name}: {plan.estimate}", "currentColor")] if plan.estimate else []
-    sentences += [(f"\N{WARNING SIGN} {warning}", "#e0a000") for warning in plan.warnings]
-    for sentence, colour in sentences:
-        for line in textwrap.wrap(sentence, LETTERS):
+    sentences = [(f"{plan.time_name}: {plan.estimate}", MARGIN)] if plan.estimate else []
+    for sentence, left in sentences + [(warning, MARGIN + SIGN) for warning in plan.warnings]:
+        if left > MARGIN:
+            parts.append(_text(MARGIN, y + LINE, "\N{WARNING SIGN}", "#e0a000"))
+        for line in textwrap.wrap(sentence, _letters(left)):
             y += LINE
-            parts.append(_text(MARGIN, y, line, colour))
+            parts.append(_text(left, y, line))
     size = f'width="{WIDTH}" height="{y + MARGIN}" viewBox="0 0 {WIDTH} {y + MARGIN}"'
     style = 'font-family="sans-serif" font-size="11" fill="currentColor"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(parts)}</svg>'
@@ -67,20 +69,25 @@ def _frame(group: BlockGroup, x: float, y: float, width: float, height: float) -
     for branch in group.branches:
         rows = "".join(f"M{x:.1f} {y + height * row:.1f}h{width:.1f}" for row in branch.rows[1:-1])
         columns = "".join(f"M{x + width * column:.1f} {y:.1f}v{height:.1f}" for column in branch.columns[1:-1])
-        thick = 2 if branch.name == "hierarchical" else 1
         if rows or columns:
-            lines.append(_path(rows + columns, COLOURS[branch.name], thick, dashed=thick > 1))
+            lines.append(_border(rows + columns, branch))
     outline = f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     title = escape("\n".join(windows_text(branch) for branch in group.branches))
     frame = f'{outline} fill="transparent" stroke="currentColor"><title>{title}</title></rect>'
     return "".join(lines) + frame + _text(x, y + height + LINE, f"{len(group.blocks)} {group.name}")
 
 
+def _border(data: str, branch: Branch) -> str:
+    hierarchical = branch.name == "hierarchical"
+    return _path(data, COLOURS[branch.name], 2 if hierarchical else 1, dashed=hierarchical)
+
+
 def _legend(branches: Sequence[Branch], y: float) -> list[str]:
     parts, x = [], MARGIN
     for branch in branches:
-        parts.append(_text(x, y, branch.name, COLOURS[branch.name]))
-        x += 7 * len(branch.name) + MARGIN
+        parts.append(_border(f"M{x} {y - 4}h{SIGN - 4}", branch))
+        parts.append(_text(x + SIGN, y, branch.name))
+        x += SIGN + 7 * len(branch.name) + MARGIN
     return parts
 
 
@@ -104,7 +111,7 @@ def _shares(plan: Plan, shares: Shares, y: float) -> list[str]:
             f' stroke="currentColor"><title>{title}</title></rect>'
         )
     left = SMALL_FRAME[0] + 2 * MARGIN
-    lines = textwrap.wrap(exchange_text(shares, plan.grid), LETTERS * (WIDTH - left) // WIDTH)
+    lines = textwrap.wrap(exchange_text(shares, plan.grid), _letters(left))
     parts.append(_text(left, y + LINE - 4, shares.heading, bold=True))
     return parts + [_text(left, y + LINE * row - 4, line) for row, line in enumerate(lines, 2)]
 
@@ -117,20 +124,24 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
         left += PLOT[0] + 2 * MARGIN
     low, high = plan.activations
     planned, dense = plan.flops.total, plan.dense_flops.total
+    against = "of one evaluation of the model, compared with full attention"
     bars = (
+        (f"{planned / 1e15:.3g} of {dense / 1e15:.3g} PFLOPs ({dense / planned:.1f}x fewer)", against, planned / dense),
         (
-            f"{planned / 1e15:.3g} of {dense / 1e15:.3g} PFLOPs per evaluation ({dense / planned:.1f}x fewer)",
-            planned / dense,
+            f"sampling: {gib(low + plan.weights)} (least) to {gib(high + plan.weights)} (fastest)",
+            "GPU memory for one video",
+            low / high,
         ),
-        (f"sampling: {gib(low + plan.weights)} (least) to {gib(high + plan.weights)} (fastest)", low / high),
     )
-    for number, (text, part) in enumerate(bars):
+    for number, (text, title, part) in enumerate(bars):
         top = y + 4 + number * 2 * LINE
         full = WIDTH - MARGIN - left
-        parts.append(_text(left, top + 8, text))
+        parts.append(_text(left, top + 8, text, title=title))
         parts.append(f'<rect x="{left}" y="{top + 12}" width="{full}" height="5" fill="currentColor" opacity="0.2"/>')
         parts.append(f'<rect x="{left}" y="{top + 12}" width="{full * part:.1f}" height="5" fill="#4a9eff"/>')
-    parts.append(_text(left, y + 12 + 4 * LINE, f"exact decode: {' or '.join(gib(size) for size in plan.decode)}"))
+    small, usual = map(gib, plan.decode)
+    tiles = f"GPU memory with tiles of {DECODE_TILES[0]} and of {DECODE_TILES[1]} pixels"
+    parts.append(_text(left, y + 12 + 4 * LINE, f"exact decode: {small} (least) to {usual}", title=tiles))
     return parts, (PLOT[1] + LINE if gated else 4 * LINE) + 10
 
 
@@ -162,11 +173,18 @@ def _gate_plot(gates: Sequence[GatePoint], branches: Sequence[str], x: float, y:
     )
 
 
+def _letters(left: float) -> int:
+    """How many letters fit into a line that begins at `left`."""
+    return int(LETTERS * (WIDTH - left) / WIDTH)
+
+
 def _path(data: str, colour: str, width: float, dashed: bool = False) -> str:
     dashes = ' stroke-dasharray="4 3"' if dashed else ""
     return f'<path d="{data}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>'
 
 
-def _text(x: float, y: float, text: str, colour: str = "currentColor", bold: bool = False) -> str:
+def _text(x: float, y: float, text: str, colour: str = "currentColor", bold: bool = False, title: str = "") -> str:
+    """A line of text. title: shown where one points at it."""
     weight = ' font-weight="bold"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{weight}>{escape(text)}</text>'
+    more = f"<title>{escape(title)}</title>" if title else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{weight}>{more}{escape(text)}</text>'
