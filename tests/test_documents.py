@@ -1,4 +1,4 @@
-"""Links between the Markdown files."""
+"""Links between the Markdown files, and from the notes of the templates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True, encoding="utf-8").split())
+NOTES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "workflows").glob("*.json"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+HERE = "https://github.com/ultragen-comfyui/ultragen/blob/main/"  # for pages that are read elsewhere
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
@@ -20,14 +22,15 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", PAGES + NOTES)
 def test_links_lead_to_files_and_headings(page):
     path = ROOT / page
     broken = []
     for link in LINK.findall(path.read_text(encoding="utf-8")):
-        name, _, anchor = link.partition("#")
-        target = (path.parent / name).resolve() if name else path
-        if "://" in link or link.startswith("mailto:"):
+        name, _, anchor = link.removeprefix(HERE).partition("#")
+        folder = ROOT if link.startswith(HERE) else path.parent
+        target = (folder / name).resolve() if name else path
+        if "://" in name or link.startswith("mailto:"):
             continue
         if not target.exists() or anchor and anchor not in anchors(target):
             broken.append(link)

@@ -147,10 +147,10 @@ def _note(layout: Layout) -> str:
         " GB of RAM, while SeedVR2 runs (computed); with the models, 32 GB of RAM should do. *Split SeedVR2 Latent*"
         " gives SeedVR2 as many frames at a time as your GPU can take.",
         f"**Side by side** shows a and b above c and d, at half their size, for the first {SECONDS} seconds. That needs"
-        " 5 GB of RAM. For all 81 frames set `duration` to 0 in *The first seconds*: 14 GB. The whole videos are in"
-        " `output/video/compare`.",
+        " 5 GB of RAM. For all 81 frames set *duration* to 0 in *The first seconds*: 14 GB. The whole videos are in"
+        " output/video/compare.",
         "**Table.** HD-MSE of each video. Higher: more detail, or more noise. Switch on further metrics there; each"
-        " names the file that it needs. For `clip_score` copy the prompt.",
+        " names the file that it needs. For *clip_score* copy the prompt.",
         "**b** has the files and settings of ComfyUI's template for SeedVR2. Two things differ: where the video is"
         " split, pieces overlap by 2 latent frames; and *Post-Process SeedVR2 Output* is left out, because it removes"
         " padding, of which *Size* needs none.",

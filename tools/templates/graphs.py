@@ -13,6 +13,7 @@ from tools.templates.parts import (
     LOG,
     NEGATIVE_ULTRAGEN,
     NEGATIVE_WAN,
+    OWN_MODEL,
     PRESET_4K,
     PRESET_1080P,
     PROMPT_I2V,
@@ -140,7 +141,7 @@ def multigpu_1080p(layout: Layout) -> str:
         "All GPUs of this computer sample one video, and decode it together. The result is that of one GPU, except for"
         " rounding. Needs ComfyUI 0.30.0 or newer; on an older one, or with one GPU, it runs as ultragen_t2v_1080p.",
         "**gpus** is 0 in both nodes: all. *UltraGen MultiGPU* samples, *UltraGen Save Video* decodes.",
-        "**What it gains**, measured with CFG 5: a step of 6.9 s takes 4.0 s on two H100 and 1.8 s on four (NVLink,"
+        "**What it gains**, measured with CFG 5: a step of 6.8 s takes 3.5 s on two H200 and 1.9 s on four (NVLink,"
         " random weights of real size). GPUs without NVLink are unmeasured; set split to *prompts* there. Small videos"
         " gain nothing.",
         "**Memory.** Each GPU holds the whole model.",
@@ -170,15 +171,14 @@ def i2v_1080p(layout: Layout) -> str:
     return note(
         layout,
         "Any Wan model: 1080P image to video (experimental)",
-        "UltraGen's attention on a Wan model that was not trained for it: no extras, average pooling, fixed"
-        " gates. It shows what the attention alone can do, here with Wan 2.1 I2V 14B. **Its quality was measured on a"
-        " small model only**: there HD-FVD was 0.0012, with full attention 0.0661. docs/ablation.md has more numbers,"
-        " and what to do with your own Wan model.",
+        "UltraGen's attention on a Wan model that was not trained for it, here Wan 2.1 I2V 14B. **Its quality was"
+        " measured on a small model only**: there the distance to real videos (HD-FVD, lower is better) was 0.0012,"
+        f" with full attention 0.0661. [More numbers, and what to do with your own Wan model]({OWN_MODEL}).",
         "**Another Wan model** goes into *Load Wan model*, from any loader, GGUF too. Text to video works the same:"
         " *UltraGen Apply* after the loader, attention_rule *ultragen*.",
         "**To try**: *ScaleROPE* with scale_x and scale_y 0.8 after *UltraGen Apply*, which brought HD-FVD to 0.0007"
         " there. Full attention in the first fifth of the run (start_percent 0.2) made it worse: the first frame"
-        " already gives the layout. Text to video has none: use two passes.",
+        " already gives the layout. Text to video has no first frame: use ultragen_two_pass_1080p.",
         "**Settings** are Wan's own: 40 steps, shift 5, CFG 5, 16 fps. The image is cropped to the video's"
         " shape. *UltraGen Exact VAE Tiling* encodes it in bounded memory too.",
         RESUME,
@@ -202,11 +202,11 @@ def batch_1080p(layout: Layout) -> str:
         "UltraGen: one video for each prompt of a list",
         "**Press *queue all prompts*** on *UltraGen Prompts*, or set the number next to Run to the length of the list"
         " (here 3) and run. Each entry of the queue makes the video of one prompt and saves it before the next begins."
-        " `index` counts them, from 0.",
-        "**Your list** is text, one prompt a line, or a `.txt`, `.csv` or `.json` file in ComfyUI's `input` folder:"
-        " press R and choose it in `file`. A table with the columns `prompt`, `negative`, `seed` sets them for each"
+        " *index* counts them, from 0.",
+        "**Your list** is text, one prompt a line, or a .txt, .csv or .json file in ComfyUI's input folder:"
+        " press R and choose it in *file*. A table with the columns *prompt*, *negative*, *seed* sets them for each"
         " video; empty cells take the node's values.",
-        "**Interrupted?** Saved videos stay. Set `index` to the interrupted prompt and run the rest again.",
+        "**Interrupted?** Saved videos stay. Set *index* to the interrupted prompt and run the rest again.",
         "**Settings** are the published ones, as in ultragen_t2v_1080p.",
         LOG,
         ULTRAGEN_LINKS,
@@ -223,11 +223,11 @@ def decode_only(layout: Layout) -> str:
         layout,
         "Rescue: a video from a latent that was kept",
         "The decode was killed, the disk was full, or you want the same video in another codec? *UltraGen Save Video*"
-        " kept the latent in `output/latents` before the decode began. This graph needs no model and no sampling.",
+        " kept the latent in output/latents before the decode began. This graph needs no model and no sampling.",
         "**Which latent?** The newest is chosen when this opens. Press R to see newer ones.",
-        "**Which VAE?** The one that the video was sampled with: `wan_2.1_vae` for 16 channels, `wan2.2_vae` for 48"
+        "**Which VAE?** The one that the video was sampled with: *wan_2.1_vae* for 16 channels, *wan2.2_vae* for 48"
         " (the 5B model). The frame rate is your choice again: UltraGen 15, T3-Video 30, Wan 16.",
-        "**Still out of memory?** Give `tile` a smaller number, such as 256: the result is the same.",
+        "**Still out of memory?** Give *tile* a smaller number, such as 256: the result is the same.",
     )
 
 

@@ -56,6 +56,7 @@ LOG = "**What ran** is in ComfyUI's log, one line per run: rule, blocks and wind
 ULTRAGEN_LINKS = (
     "[UltraGen's paper](https://arxiv.org/abs/2510.18775) - [published code](https://github.com/sjtuplayer/UltraGen)"
 )
+OWN_MODEL = "https://github.com/ultragen-comfyui/ultragen/blob/main/docs/ablation.md#what-to-do-with-your-own-wan-model"
 T3_LINKS = (
     "[T3-Video's paper](https://arxiv.org/abs/2512.13492) - [published code](https://github.com/zhangzjn/T3-Video)"
 )
@@ -140,7 +141,10 @@ def add_video(
 
 
 def note(layout: Layout, title: str, *paragraphs: str) -> str:
-    """Return a note: title, first paragraph, the files that the graph needs, the other paragraphs."""
-    links = [f"- [{file.name}]({file.url}) in `models/{file.directory}`" for file in dict.fromkeys(layout.used)]
+    """Return a note: title, first paragraph, the files that the graph needs, the other paragraphs.
+
+    Names are in italics: ComfyUI's newer renderer writes code in blue on blue, which nobody can read on a note.
+    """
+    links = [f"- [{file.name}]({file.url}) in models/{file.directory}" for file in dict.fromkeys(layout.used)]
     files = ["**Files** (the nodes show a download button when one is missing)", "\n".join(links)] if links else []
     return "\n\n".join([f"# {title}", paragraphs[0], *files, *paragraphs[1:]]) + "\n"

@@ -6,6 +6,7 @@ from tools.templates.layout import Layout
 from tools.templates.parts import (
     LOG,
     NEGATIVE_ULTRAGEN,
+    OWN_MODEL,
     PROMPT_REFINE,
     RESUME,
     ULTRAGEN,
@@ -39,12 +40,12 @@ def two_pass_1080p(layout: Layout) -> str:
         layout,
         "Two passes: 1080P from a smaller video (experimental)",
         "Plain Wan 2.1 1.3B makes 960x544 with full attention, which sees the whole frame. The latent is enlarged to"
-        " 1920x1088, noise is added, and UltraGen samples the last 40 % of its steps: it adds detail and keeps the"
-        " layout of the first pass. Quality is unmeasured.",
+        " 1920x1088, noise is added, and UltraGen samples the last 40% of its steps: it adds detail and keeps the"
+        " layout of the first pass. Its quality with UltraGen's weights is unmeasured.",
         "**Without UltraGen's weights**, for any Wan model: connect *Load Wan model* to *UltraGen Apply*"
         " (attention_rule *ultragen*), this to *ScaleROPE* (scale_x and scale_y 0.8), and this to the second pass in"
-        " place of *UltraGen Load Model*. On a small model 97 % of what captions ask for was right in this way, in one"
-        " pass 76 %, with full attention 60 % (docs/ablation.md).",
+        " place of *UltraGen Load Model*. On a small model 97% of what captions ask for was right in this way, in one"
+        f" pass 76%, with full attention 60% ([measurements]({OWN_MODEL})).",
         "**denoise** (*SplitSigmasDenoise*) sets how much UltraGen may change. Higher: more new detail. Lower: closer"
         " to the first pass, and softer.",
         "**Only the first pass?** Connect its latent to *UltraGen Save Video* for a quick look at the layout.",
@@ -75,14 +76,14 @@ def refine_1080p(layout: Layout) -> str:
     return note(
         layout,
         "Refine a video: new detail at 1080P (experimental)",
-        "Takes a video file, enlarges it to 1920x1088, encodes it exactly, adds noise, and samples the last 40 % of"
+        "Takes a video file, enlarges it to 1920x1088, encodes it exactly, adds noise, and samples the last 40% of"
         " UltraGen's steps: new detail in the same scene. Number of frames, frame rate and audio stay. Quality is"
         " unmeasured.",
         "**Your video**: choose it in *Load video* and describe it in *Prompt*: the model paints what it reads there.",
         "**denoise** (*SplitSigmasDenoise*) is the share of the steps that run again. Higher: more new detail, further"
         " from your video. Lower: closer to it, and softer.",
         "**Length.** Wan was trained on 81 frames; cut longer videos (*Trim Video*, in ComfyUI 0.30.0). Its VAE takes"
-        " 4n + 1 frames, so the last frame is repeated up to three times, and `max_frames` takes these off again.",
+        " 4n + 1 frames, so the last frame is repeated up to three times, and *max_frames* takes these off again.",
         "**4K**: T3-Video's checkpoint in *UltraGen Load Model*, 3840x2176 in *Enlarge*, crop 2160 lines. **Another Wan"
         " model**: *Load Diffusion Model* and *UltraGen Apply*, attention_rule *ultragen*.",
         "**What changed**: HD-MSE of the enlarged and of the refined video. Higher: more detail, or more noise.",
