@@ -18,6 +18,9 @@ from training.miniature import WEIGHTS
 from training.miniature.scenes import understood
 
 DEMO_NODES = ROOT / "tools" / "demo_nodes"
+SERVED = "ultragen_demo"
+PROMPT = "a cloudy lake at dusk, peaks, the sun on the right"
+SIZE = (640, 352, 17, 12)  # at which the tiny model was trained: width, height, frames, steps
 REPORT = re.compile(r"UltraGen: (.*rule .* in \d+ of \d+ blocks.*)")
 
 
@@ -42,7 +45,12 @@ def run(cache: Path, args: argparse.Namespace) -> int:
 
 def serve(cache: Path, args: argparse.Namespace) -> int:
     with start(cache, "serve", args) as server:
+        file = server.base / "user" / "default" / "workflows" / f"{SERVED}.json"
+        if not file.exists():  # it may have been changed in the browser
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(workflow.for_canvas(PROMPT, *SIZE)), encoding="utf-8")
         say(f"ComfyUI with UltraGen runs at {server.url} (log: {server.log}). Ctrl-C ends it.")
+        say(f"Open the workflow {SERVED} and press Run: the templates need text encoders that are not here.")
         try:
             return server.process.wait()
         except KeyboardInterrupt:

@@ -53,6 +53,28 @@ def make_small(graph: dict, width: int, height: int, frames: int, steps: int, se
     return small
 
 
+def for_canvas(prompt: str, width: int, height: int, frames: int, steps: int) -> dict:
+    """Return the shipped workflow in the canvas's format, small, with the demo's nodes instead of a text encoder."""
+    content = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    loader = next(node for node in content["nodes"] if node["type"] == "CLIPLoader")
+    content["nodes"].remove(loader)
+    content["links"] = [link for link in content["links"] if link[1] != loader["id"]]
+    for node in content["nodes"]:
+        values = node["widgets_values"]
+        match node["type"]:
+            case "MarkdownNote":
+                values[0] = f"# A tiny model\n\nPress Run. It knows painted landscapes alone, such as *{prompt}*.\n"
+            case "CLIPTextEncode":
+                node |= {"type": "UltraGenDemoText", "inputs": []}
+                if node["title"] == "Prompt":
+                    values[0] = prompt
+            case "UltraGenEmptyLatent":
+                values[:4] = ["custom", width, height, frames]
+            case "UltraGenModelSampling":
+                values[1] = steps
+    return content
+
+
 def with_stand_ins(graph: dict) -> dict:
     """Copy a graph without the models that are too large for the demo.
 

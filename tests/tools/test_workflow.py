@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 
 from tools import workflow
@@ -20,6 +21,14 @@ def differences(a: dict, b: dict) -> set[tuple]:
         ins, outs = a[key]["inputs"], b[key]["inputs"]
         found |= {(key, name) for name in ins.keys() | outs.keys() if ins.get(name) != outs.get(name)}
     return found
+
+
+def test_served_workflow_is_what_the_demo_queues(server, tmp_path):
+    prompt, size = "a snowy night, moon right", {"width": 640, "height": 352, "frames": 17, "steps": 8}
+    file = tmp_path / "demo.json"
+    file.write_text(json.dumps(workflow.for_canvas(prompt, **size)))
+    served = workflow.to_api(file, server.get("/object_info"))
+    assert differences(served, queued_graph(server, Namespace(**size, seed=0, prompt=prompt))) == set()
 
 
 def test_queued_graph_differs_from_the_shipped_one_in_size_and_text_encoder_only(server):

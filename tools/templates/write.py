@@ -21,7 +21,6 @@ from tools.templates.thumbnail import side_by_side, titled
 FOLDER = ROOT / "workflows"
 BLUEPRINT = ROOT / "subgraphs" / f"{blueprint.NAME}.json"
 HEADLESS = [ROOT / "docs" / "headless" / f"{name}.json" for name in ("ultragen_t2v_1080p", "ultragen_t3_4k_wan21_1_3b")]
-SIZE = (640, 352, 17, 12)  # of a small run, at which the tiny model was trained: width, height, frames, steps
 # Templates whose models are the trained miniature, with a prompt that it understands. The others get a drawing.
 SMALL_RUNS = {
     "ultragen_t2v_1080p": "a clear dusk lake, peaks, sun left",
@@ -80,7 +79,7 @@ def make(name: str, object_info: dict) -> dict:
 
 
 def small_run(server: Server, file: Path, object_info: dict, seed: int) -> list[Path]:
-    graph = workflow.make_small(workflow.to_api(file, object_info), *SIZE, seed)
+    graph = workflow.make_small(workflow.to_api(file, object_info), *demo.SIZE, seed)
     for node in graph.values():
         if node["_meta"]["title"] == "Prompt" and isinstance(node["inputs"]["text"], str):
             node["inputs"]["text"] = SMALL_RUNS[file.stem]
