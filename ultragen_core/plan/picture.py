@@ -126,7 +126,7 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
     planned, dense = plan.flops.total, plan.dense_flops.total
     against = "of one evaluation of the model, compared with full attention"
     bars = (
-        (f"{planned / 1e15:.3g} of {dense / 1e15:.3g} PFLOPs ({dense / planned:.1f}x fewer)", against, planned / dense),
+        (f"{plan.flops_text(planned, dense)} ({dense / planned:.1f}x fewer)", against, planned / dense),
         (
             f"sampling: {gib(low + plan.weights)} (least) to {gib(high + plan.weights)} (fastest)",
             "GPU memory for one video",
@@ -136,12 +136,12 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
     for number, (text, title, part) in enumerate(bars):
         top = y + 4 + number * 2 * LINE
         full = WIDTH - MARGIN - left
-        parts.append(_text(left, top + 8, text, title=title))
+        parts.append(_titled(title, _text(left, top + 8, text)))
         parts.append(f'<rect x="{left}" y="{top + 12}" width="{full}" height="5" fill="currentColor" opacity="0.2"/>')
         parts.append(f'<rect x="{left}" y="{top + 12}" width="{full * part:.1f}" height="5" fill="#4a9eff"/>')
     small, usual = map(gib, plan.decode)
     tiles = f"GPU memory with tiles of {DECODE_TILES[0]} and of {DECODE_TILES[1]} pixels"
-    parts.append(_text(left, y + 12 + 4 * LINE, f"exact decode: {small} (least) to {usual}", title=tiles))
+    parts.append(_titled(tiles, _text(left, y + 12 + 4 * LINE, f"exact decode: {small} (least) to {usual}")))
     return parts, (PLOT[1] + LINE if gated else 4 * LINE) + 10
 
 
@@ -165,12 +165,7 @@ def _gate_plot(gates: Sequence[GatePoint], branches: Sequence[str], x: float, y:
 
     frame = f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="none" stroke="currentColor" opacity="0.4"/>'
     title = f"share {', and '.join(GATES[name] for name in branches)}, from noise to the end"
-    return (
-        f"<g><title>{title}</title>{frame}"
-        + "".join(map(line, branches))
-        + _text(x, y + height + LINE, "gates over the run")
-        + "</g>"
-    )
+    return _titled(title, frame, *map(line, branches), _text(x, y + height + LINE, "gates over the run"))
 
 
 def _letters(left: float) -> int:
@@ -183,8 +178,11 @@ def _path(data: str, colour: str, width: float, dashed: bool = False) -> str:
     return f'<path d="{data}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>'
 
 
-def _text(x: float, y: float, text: str, colour: str = "currentColor", bold: bool = False, title: str = "") -> str:
-    """A line of text. title: shown where one points at it."""
+def _titled(title: str, *parts: str) -> str:
+    """Parts whose title is shown where one points at them."""
+    return f"<g><title>{escape(title)}</title>{''.join(parts)}</g>"
+
+
+def _text(x: float, y: float, text: str, colour: str = "currentColor", bold: bool = False) -> str:
     weight = ' font-weight="bold"' if bold else ""
-    more = f"<title>{escape(title)}</title>" if title else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{weight}>{more}{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}"{weight}>{escape(text)}</text>'

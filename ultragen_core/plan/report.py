@@ -62,7 +62,7 @@ class Plan:
         for group in self.groups:
             deltas = f"; deltas of rank {group.ffn_rank} on the feed-forward part" if group.ffn_rank else ""
             lines.append(f"{len(group.blocks)} {group.name}: {' + '.join(map(windows_text, group.branches))}{deltas}")
-        lines.append(f"one evaluation: {self.flops.total / 1e15:.3g} PFLOPs, {self.against_dense()}")
+        lines.append(f"one evaluation: {self.flops_text(self.flops.total)}, {self.against_dense()}")
         lines += [f"{shares.heading}: {exchange_text(shares, self.grid)}" for shares in self.shares]
         if self.estimate:
             lines.append(f"{self.time_name}: {self.estimate}")
@@ -74,6 +74,11 @@ class Plan:
         )
         lines.append(f"host memory for the frames: {eight} with UltraGen Save Video, {image} as an IMAGE")
         return [*lines, *(f"Warning: {warning}" for warning in self.warnings)]
+
+    def flops_text(self, *counts: float) -> str:
+        """One count, or two with "of" between them, in one unit that suits the model."""
+        size, unit = (1e15, "PFLOPs") if self.dense_flops.total >= 1e13 else (1e12, "TFLOPs")
+        return " of ".join(f"{count / size:.3g}" for count in counts) + f" {unit}"
 
     @property
     def time_name(self) -> str:
