@@ -3,6 +3,7 @@ export const MARGIN = 10; // pixels that ComfyUI leaves on every side of a widge
 /** Add a widget that shows `element`, `height()` pixels high, and is not saved in prompts or workflows. */
 export function display(node, name, element, height) {
     const outer = () => height() + 2 * MARGIN;
+    element.style.color = "var(--fg-color)"; // newer frontends fade what widgets inherit
     const widget = node.addDOMWidget(name, name, element, {
         serialize: false, // in prompts
         hideOnZoom: false,

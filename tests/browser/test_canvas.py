@@ -150,6 +150,7 @@ def test_picture_of_the_plan_follows_the_widgets(any_canvas):
     picture = any_canvas.page.locator("svg", has_text="1920x1088, 81 frames: rule ultragen")
     picture.wait_for()
     assert texts(picture) == texts_of(any_canvas.server, {"node": loader})
+    assert picture.evaluate(COLOUR) == any_canvas.page.locator("body").evaluate(COLOUR)
     any_canvas.shoot("plan")
 
     latent = {"preset": "4K x 81 (3840x2176)"}
@@ -162,6 +163,7 @@ def test_picture_of_the_plan_follows_the_widgets(any_canvas):
     any_canvas.shoot("plan-t3")
 
 
+COLOUR = "element => getComputedStyle(element).color"
 PLAN = """kind => {
     const node = app.graph._nodes.find(node => node.type === kind);
     const {element} = node.widgets.find(widget => widget.name === "ultragen.plan");

@@ -51,6 +51,21 @@ def test_chinese_pages_use_the_words_that_the_node_shows(schemas):
         assert [slot["name"] for slot in words["inputs"].values() if f"`{slot['name']}`" not in text] == [], node_id
 
 
+def test_settings_have_chinese_names_and_help_pages_quote_both():
+    chinese = json.loads((ROOT / "locales" / "zh" / "settings.json").read_text(encoding="utf-8"))
+    scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").glob("*.js"))
+    keys = [key.replace(".", "_") for key in re.findall(r'^const SETTING = "(.+)";$', scripts, re.MULTILINE)]
+    assert len(keys) == scripts.count("settings: [") and sorted(keys) == sorted(chinese)
+    named = {
+        "en": re.findall(r'name: "(UltraGen: .+)"', scripts),
+        "zh": [words["name"] for words in chinese.values()],
+    }
+    for language, quote in (("en", r"\*(UltraGen: .+?)\*"), ("zh", "“(UltraGen：.+?)”")):
+        pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web" / "docs").glob(f"*/{language}.md"))
+        quoted = set(re.findall(quote, pages))
+        assert quoted and quoted <= set(named[language])
+
+
 def test_quoted_messages_are_what_the_pack_says():
     trees = [
         ast.parse(path.read_text()) for floor in ("nodes", "ultragen_core") for path in (ROOT / floor).rglob("*.py")

@@ -51,7 +51,7 @@ def t2v_1080p(layout: Layout) -> str:
         " upscaler. It is best at landscapes and scenery, weaker at people and fast motion.",
         "**Settings** are the published ones: 30 steps of euler, CFG 5, shift 5, seed 0 and an English negative prompt."
         " To try it quickly, set the size to *custom*, 960x576, 33 frames.",
-        "**Memory.** 8 GB cards are enough.",
+        "**Memory.** 8 GB cards are enough (emulated on a larger one).",
         RESUME,
         LOG,
         ULTRAGEN_LINKS,
@@ -67,7 +67,7 @@ def t3_4k_wan21(layout: Layout) -> str:
         " cropped to 3840x2160.",
         _T3_SETTINGS,
         "**Time and memory.** About 11 minutes for the 50 steps on an H200 (extrapolated from two steps, random weights"
-        " of real size). 16 GB cards are enough.",
+        " of real size). 16 GB cards are enough (emulated on a larger one).",
         RESUME,
         LOG,
         T3_LINKS,
@@ -80,7 +80,8 @@ def t3_4k_wan22(layout: Layout) -> str:
         layout,
         "T3-Video: native 4K text to video, Wan 2.2 5B",
         "The larger of T3-Video's two models: 3840x2176, 81 frames, at 30 fps in one go. The video is cropped to"
-        " 3840x2160. An evaluation takes about 4 s on an H200 (random weights of real size). A 16 GB card is enough.",
+        " 3840x2160. An evaluation takes about 4 s on an H200 (random weights of real size). A 16 GB card is enough"
+        " (emulated on a larger one).",
         _T3_SETTINGS,
         "**This model needs Wan 2.2's VAE**, with 48 channels at a sixteenth of the size. Connect it to UltraGen Empty"
         " Latent too, which takes channels and ratio from it.",

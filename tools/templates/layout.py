@@ -30,7 +30,7 @@ NEWER = ("CreateList", "ImageMergeTileList", "SeedVR2", "Video Slice")  # how na
 DYNAMIC_COMBO, AUTOGROW, MATCHTYPE = "COMFY_DYNAMICCOMBO_V3", "COMFY_AUTOGROW_V3", "COMFY_MATCHTYPE_V3"
 OURS, GREEN, RED, BROWN = (
     {"color": color, "bgcolor": background}
-    for color, background in (("#223", "#335"), ("#232", "#353"), ("#322", "#533"), ("#432", "#653"))
+    for color, background in (("#223", "#335"), ("#232", "#353"), ("#322", "#533"), ("#432", "#321"))
 )
 COLORS = {"Prompt": GREEN, "Negative prompt": RED}
 
