@@ -9,6 +9,8 @@ import time
 import urllib.error
 import urllib.request
 
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
 server = sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:8188"
 with open(sys.argv[1], encoding="utf-8") as file:
     graph = json.load(file)
@@ -21,7 +23,13 @@ try:
     prompt_id = json.load(urllib.request.urlopen(request))["prompt_id"]
 except urllib.error.HTTPError as error:  # what ComfyUI refuses before it runs anything
     sys.exit(error.read().decode())
+except urllib.error.URLError as error:
+    sys.exit(f"{server} does not answer: {error.reason}. Start ComfyUI, or name its address after the workflow.")
 while prompt_id not in (history := json.load(urllib.request.urlopen(f"{server}/history/{prompt_id}"))):
     time.sleep(1)
 print(json.dumps(history[prompt_id]["outputs"], indent=2))
-sys.exit(history[prompt_id]["status"]["status_str"] != "success")
+status = history[prompt_id]["status"]
+for kind, error in status["messages"]:
+    if kind == "execution_error":
+        sys.exit(f"{error['node_type']} (node {error['node_id']}): {error['exception_message'].strip()}")
+sys.exit(status["status_str"] != "success")

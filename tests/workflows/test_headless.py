@@ -44,10 +44,30 @@ def test_client_queues_and_tells_the_files(server, tmp_path):
     assert len(files) == 1 and files[0].endswith(".mp4")
 
 
-def test_client_ends_with_1_where_a_node_fails(server, tmp_path):
+def test_client_ends_with_1_where_a_workflow_is_refused(server, tmp_path):
     prompts = {"class_type": "UltraGenPrompts", "inputs": {"text": "# nothing", "file": "none"}}
     shown = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}
     assert queue(server, {"1": prompts, "2": shown}, tmp_path).returncode == 1
+
+
+def test_client_says_what_a_node_raised(server, tmp_path):
+    text = {
+        "class_type": "PrimitiveString",
+        "inputs": {"value": "# nothing"},
+    }  # linked, so read only when the graph runs
+    prompts = {"class_type": "UltraGenPrompts", "inputs": {"text": ["3", 0], "file": "none"}}
+    shown = {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}
+    done = queue(server, {"1": prompts, "2": shown, "3": text}, tmp_path)
+    assert done.returncode == 1 and "UltraGenPrompts (node 1): " in done.stderr
+    assert "must hold at least one prompt" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_client_without_a_server_or_a_workflow_says_so(tmp_path):
+    file = tmp_path / "workflow.json"
+    file.write_text("{}")
+    for arguments, message in ((), "run.py WORKFLOW.json"), ((file, "http://127.0.0.1:9"), "does not answer"):
+        done = subprocess.run([sys.executable, HEADLESS / "run.py", *arguments], capture_output=True, text=True)
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_client_goes_through_a_list_until_its_end(server, tmp_path):
