@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -255,7 +256,9 @@ def test_what_speaks_against_it(tiny, dense):
 def test_every_line_of_the_picture_ends_within_it(tiny, dense):
     """With plot and without: lines beside the plot are shorter."""
     for model in (tiny, apply(dense, Settings(rule="ultragen"))):
-        drawn = picture(plan_of(model, (1, 16, 21, 136, 240)))
+        made = plan_of(model, (1, 16, 21, 136, 240))
+        drawn = picture(made) + picture(replace(made, weights=0))
+        assert ">sampling: " in drawn and ">activations: " in drawn  # with weights and, from a file, without
         lines = re.findall(r'<text x="([\d.]+)"[^>]*>(.*?)</text>', drawn)
         assert len(lines) > 5
         assert [line for x, line in lines if float(x) + len(html.unescape(line)) * WIDTH / LETTERS > WIDTH] == []

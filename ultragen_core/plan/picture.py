@@ -125,11 +125,13 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
     low, high = plan.activations
     planned, dense = plan.flops.total, plan.dense_flops.total
     against = "of one evaluation of the model, compared with full attention"
+    memory = "GPU memory to sample one video, " + ("with the weights" if plan.weights else "besides the weights")
+    least, most = (gib(size + plan.weights).removesuffix(" GiB") for size in plan.activations)
     bars = (
         (f"{plan.flops_text(planned, dense)} ({dense / planned:.1f}x fewer)", against, planned / dense),
         (
-            f"sampling: {gib(low + plan.weights)} (least) to {gib(high + plan.weights)} (fastest)",
-            "GPU memory for one video",
+            f"{'sampling' if plan.weights else 'activations'}: {least} (least) to {most} GiB (fastest)",
+            memory,
             low / high,
         ),
     )
