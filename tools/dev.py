@@ -38,11 +38,11 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--out", type=Path, required=True, help="the picture, a .jpg or .png")
     for command in (demo, compare):
-        command.add_argument("--width", type=int, default=640)
-        command.add_argument("--height", type=int, default=352)
-        command.add_argument("--frames", type=int, default=17)
-        command.add_argument("--steps", type=int, default=12)
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--width", type=int, default=640, help="in pixels (default: %(default)s)")
+        command.add_argument("--height", type=int, default=352, help="in pixels (default: %(default)s)")
+        command.add_argument("--frames", type=int, default=17, help="4n + 1 (default: %(default)s)")
+        command.add_argument("--steps", type=int, default=12, help="of sampling (default: %(default)s)")
+        command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     serve = commands.add_parser("serve", help="start ComfyUI with the pack and the tiny model for your browser")
     templates = commands.add_parser("templates", help="write workflows/: every template and its thumbnail")
     for command in (demo, compare, serve, templates):
