@@ -206,3 +206,38 @@ def test_bytes_after_the_last_tensor_are_no_damage(tmp_path):
     path.write_bytes((DATA / "tiny_ultragen.safetensors").read_bytes() + bytes(100))
     assert read_state_dict(path).keys() == read_shapes(path).keys()
     assert read_extras(path).trained
+
+
+MANY = b"\x8a\x08" + (2**20).to_bytes(8, "little") + b"\x85"
+# By protocol 2's opcodes: a tensor of MANY values that are one byte, and a pair of twice a pair of twice a pair ...
+VALUES = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nByteStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x01tQK\0"
+    + MANY
+    + b"K\0\x85\x89}tR"
+)
+PAIRS = b")" + 60 * b"2\x86"
+BOMBS = {
+    "values as a size": b"ctorch\nSize\n" + VALUES + b"\x85R",
+    "values as a table": b"ccollections\nOrderedDict\n" + VALUES + b"\x85R",
+    "values as arguments": b"ctorch\nSize\n" + VALUES + b"R",
+    "values as a storage": VALUES + b"Q",
+    "values as a tensor's size": VALUES.replace(MANY, VALUES),
+    "values as a tensor's state": VALUES + b")b",
+    "pairs as a name": b"}" + PAIRS + b"K\0s",
+    "pairs as a name in a table": b"ccollections\nOrderedDict\n]](" + PAIRS + b"K\0ea\x85R",
+    "pairs as a storage": VALUES.replace(b"X\x01\0\0\x000", PAIRS),
+    "pairs in a set": b"\x8f(" + PAIRS + b"\x90",
+    "pairs in a frozen set": b"(" + PAIRS + b"\x91",
+    "pairs in a table of protocol 0": b"(" + PAIRS + b"K\0d",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_few_bytes_that_mean_very_much_are_refused(tmp_path, bomb):
+    """Each of the values would become a tensor, and a name is hashed part by part: both take hours or all memory."""
+    archive(tmp_path / "bomb.ckpt", b"\x80\x02}X\x01\0\0\0a" + BOMBS[bomb] + b"s.", **{"data/0": bytes(4)})
+    before = peak()
+    for read in (read_shapes, read_state_dict):
+        with pytest.raises(WeightsError, match="bomb.ckpt .* is damaged, incomplete"):
+            read(tmp_path / "bomb.ckpt")
+    assert peak() - before < 25
