@@ -22,7 +22,7 @@ def queue():
 
 
 def test_what_the_queue_is_given():
-    """The pack reads the first three."""
+    """The pack reads id, prompt and outputs."""
     put = re.search(r"prompt_queue\.put\(\((.*?)\)\)", inspect.getsource(comfyui))
     assert put[1].split(", ") == ["number", "prompt_id", "prompt", "extra_data", "outputs_to_execute", "sensitive"]
 

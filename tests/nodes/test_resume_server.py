@@ -236,3 +236,15 @@ def test_two_stages_of_one_graph_with_any_sampler(server):
     server.run(nodes, note)
     assert results_taken(server) == taken + 1
     left(server, 0)
+
+
+def test_nodes_that_no_output_needs_harm_no_other_prompt(server):
+    """ComfyUI does not check them. This prompt ends while one with such nodes runs, and asks whose states are whose."""
+    first, second = graph(server, 11000 + SEED, steps=2), graph(server, 12000 + SEED)
+    loose = {"a": {"sampler": ["b", 0]}, "b": {"sampler": ["a", 0]}}
+    second |= {name: {"class_type": "UltraGenResume", "inputs": inputs} for name, inputs in loose.items()}
+    second["c"] = {"class_type": "UltraGenPrompts", "inputs": {}}
+    server.run(first, after_step(first, 1, lambda: server.post("/prompt", {"prompt": second})))
+    server.run(second)
+    left(server, 0)
+    assert len(result(server, second)) == 1 and "Exception in callback" not in server.log.read_text()

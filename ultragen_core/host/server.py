@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from comfy_execution.graph_utils import is_link
@@ -18,8 +18,8 @@ Graph = Mapping[str, Mapping]
 class RunningNode:
     """The node that runs.
 
-    list_index: position in the list that ComfyUI runs the node over. graph: the queued graph in API format, {node id:
-    {"class_type", "inputs"}}.
+    list_index: position in the list that ComfyUI runs the node over. graph: what is executed of the queued graph, in
+    API format, {node id: {"class_type", "inputs"}}.
     """
 
     node_id: str
@@ -30,15 +30,7 @@ class RunningNode:
     @property
     def upstream(self) -> dict[str, Mapping]:
         """The part of the graph that the node depends on, itself included; all of it for a node made while running."""
-        if self.node_id not in self.graph:
-            return dict(self.graph)
-        found, open_ids = {}, [self.node_id]
-        while open_ids:
-            node_id = open_ids.pop()
-            if node_id not in found and node_id in self.graph:
-                found[node_id] = self.graph[node_id]
-                open_ids += [value[0] for value in found[node_id]["inputs"].values() if is_link(value)]
-        return found
+        return _upstream(self.graph, [self.node_id]) if self.node_id in self.graph else dict(self.graph)
 
 
 def running_node() -> RunningNode | None:
@@ -49,7 +41,7 @@ def running_node() -> RunningNode | None:
 
 
 def graphs_in_progress() -> dict[str, Graph]:
-    """Return the graphs of all prompts that run or wait, by prompt id."""
+    """Return what is executed of the graphs of all prompts that run or wait, by prompt id."""
     server = prompt_server()
     return {} if server is None else _by_id(*server.prompt_queue.get_current_queue_volatile())
 
@@ -59,7 +51,9 @@ def when_ended(prompt_id: str, act: Callable[[bool], None]) -> None:
     server = prompt_server()
 
     def poll() -> None:
-        if prompt_id in graphs_in_progress():
+        if any(
+            prompt_id == each for queue in server.prompt_queue.get_current_queue_volatile() for _, each, *_ in queue
+        ):
             server.loop.call_later(POLL_SECONDS, poll)
             return
         ended = server.prompt_queue.get_history(prompt_id, map_function=lambda prompt: prompt["status"])
@@ -82,4 +76,16 @@ def _running() -> dict[str, Graph]:
 
 
 def _by_id(*queues) -> dict[str, Graph]:
-    return {prompt_id: graph for queue in queues for _, prompt_id, graph, *_ in queue}
+    # The rest of a graph is not checked by ComfyUI: inputs may be missing, links may go in a circle.
+    return {prompt_id: _upstream(graph, outputs) for queue in queues for _, prompt_id, graph, _, outputs, *_ in queue}
+
+
+def _upstream(graph: Graph, node_ids: Iterable[str]) -> dict[str, Mapping]:
+    """Return the part of a graph that nodes depend on, themselves included."""
+    found, open_ids = {}, list(node_ids)
+    while open_ids:
+        node_id = open_ids.pop()
+        if node_id not in found and node_id in graph:
+            found[node_id] = graph[node_id]
+            open_ids += [value[0] for value in found[node_id]["inputs"].values() if is_link(value)]
+    return found

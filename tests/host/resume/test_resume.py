@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
+import execution
 import pytest
+import server as comfyui
 import torch
 from comfy.patcher_extension import WrappersMP
 from helpers.support import seeded
@@ -15,7 +18,7 @@ from helpers.support import seeded
 from ultragen_core.host.attention.load import load_model
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.resume.stepwise import MINUTES, STEPS, ResumeOptions, Stepwise, resumable
-from ultragen_core.host.server import RunningNode
+from ultragen_core.host.server import RunningNode, graphs_in_progress
 from ultragen_core.sampling import flow_sigmas
 from ultragen_core.storage.states import StateFolder
 
@@ -262,6 +265,20 @@ def test_a_loop_in_the_graph_and_a_link_to_nothing_end():
     """Newer versions of ComfyUI have nodes that loop."""
     graph = GRAPH | {"1": {"class_type": "Loop", "inputs": {"last": ["5", 0], "gone": ["99", 0]}}}
     assert set(RunningNode("5", 0, graph).upstream) == {"1", "2", "3", "4", "5"}
+
+
+def test_only_what_is_executed_of_a_queued_graph_counts(monkeypatch):
+    """ComfyUI checks no other nodes: links may go in a circle, which digests of them would follow for ever."""
+    loose = {
+        "a": {"class_type": "UltraGenResume", "inputs": {"sampler": ["b", 0]}},
+        "b": {"class_type": "UltraGenResume", "inputs": {"sampler": ["a", 0]}},
+        "c": {"class_type": "UltraGenPrompts", "inputs": {}},
+        "d": {"class_type": "UltraGenPrompts"},
+    }
+    queue = execution.PromptQueue(SimpleNamespace(queue_updated=lambda: None))
+    queue.put((0, "an id", GRAPH | loose, {}, ["6"], {}))
+    monkeypatch.setattr(comfyui.PromptServer, "instance", SimpleNamespace(prompt_queue=queue), raising=False)
+    assert graphs_in_progress() == {"an id": GRAPH}
 
 
 def test_nodes_that_carry_more_than_the_latent_are_named(model, states, caplog):
