@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..ultragen_core.storage.files import file_within
 from ..ultragen_core.video.latents import SUFFIX, count_not_finite, load_latent, newest_first
 from .base import Node
 
@@ -42,13 +44,11 @@ class UltraGenLoadLatent(Node):
     def path(cls, latent: str) -> Path:
         """Return the file of a choice. Raises ValueError unless it is a latent in ComfyUI's output or input folder."""
         name, folder = folder_paths.annotated_filepath(latent)
-        folder = Path(folder or folder_paths.get_input_directory())
-        path = (folder / name).resolve()
-        # output/latents may be a link to another disk.
-        inside = any(path.is_relative_to(each.resolve()) for each in (folder, folder / "latents"))
-        if not inside or path.suffix != SUFFIX or not path.is_file():
-            raise ValueError(f"ComfyUI's output and input folders hold no latent file {latent!r}. Choose another one.")
-        return path
+        with suppress(ValueError):
+            path = file_within(Path(folder or folder_paths.get_input_directory()), name)
+            if path.suffix == SUFFIX:
+                return path
+        raise ValueError(f"ComfyUI's output and input folders hold no latent file {latent!r}. Choose another one.")
 
     @classmethod
     def validate_inputs(cls, latent):

@@ -158,6 +158,18 @@ def dense(tiny_path):
 
 
 @pytest.fixture
+def looked_up(monkeypatch):
+    """The names, as text, that the file system is asked for."""
+    names = []
+    for name in ("stat", "lstat"):
+        ask = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda path, *more, ask=ask, **options: names.append(str(path)) or ask(path, *more, **options)
+        )
+    return names
+
+
+@pytest.fixture
 def kitchen(monkeypatch):
     """A stand-in for comfy-kitchen, with an int8 attention that runs on the CPU."""
     importlib.import_module("comfy.sd")  # ComfyUI itself keeps the real one

@@ -184,13 +184,18 @@ def test_placeholders_of_the_tooltip_are_filled_in(base, nodes):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-64-48_00001_\.mp4", name)
 
 
-@pytest.mark.parametrize("name", ["../s.latent", "../s.latent [output]", "/etc/passwd", "gone.latent", "a.txt"])
-def test_nothing_outside_the_folders_is_read(base, nodes, name):
+@pytest.mark.parametrize(
+    "name",
+    ["../s.latent", "../s.latent [output]", "/etc/s.latent", "//machine/share/s.latent", "a/../../s.latent"]
+    + ["gone.latent", "a.txt", "a\0.latent", ""],
+)
+def test_nothing_outside_the_folders_is_read(base, nodes, looked_up, name):
     (base / "s.latent").touch()
     (base / "input/a.txt").touch()
     assert "hold no latent file" in nodes["UltraGenLoadLatent"].validate_inputs(latent=name)
     with pytest.raises(ValueError, match="hold no latent file"):
         run(nodes["UltraGenLoadLatent"], latent=name)
+    assert not [path for path in looked_up if "s.latent" in path]
 
 
 def test_schemas_are_whole(nodes):

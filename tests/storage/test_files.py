@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ultragen_core.storage import files
-from ultragen_core.storage.files import NotPublished, check_folder, finished_file, new_file
+from ultragen_core.storage.files import NotPublished, check_folder, file_within, finished_file, new_file
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +163,13 @@ def test_free_room_that_is_not_known_is_no_error(tmp_path, monkeypatch, report):
     if report == 10**9:
         with pytest.raises(OSError, match="needs about 2.00 GB in .*, but its disk has only 1.00 GB free"):
             check_folder(tmp_path, 2 * 10**9, "video")
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.txt", "sub/../../a.txt", "/a.txt", "//machine/share/a.txt", "\\\\machine\\a.txt"]
+)
+def test_a_name_that_leads_out_is_not_looked_up(tmp_path, looked_up, name):
+    """On Windows it may be another machine's, which Windows would tell who the user is."""
+    with pytest.raises(ValueError, match="a.txt must be a file in"):
+        file_within(tmp_path, name)
+    assert looked_up == []

@@ -51,9 +51,8 @@ def when_ended(prompt_id: str, act: Callable[[bool], None]) -> None:
     server = prompt_server()
 
     def poll() -> None:
-        if any(
-            prompt_id == each for queue in server.prompt_queue.get_current_queue_volatile() for _, each, *_ in queue
-        ):
+        queues = server.prompt_queue.get_current_queue_volatile()
+        if any(prompt_id == each for queue in queues for _, each, *_ in queue):
             server.loop.call_later(POLL_SECONDS, poll)
             return
         ended = server.prompt_queue.get_history(prompt_id, map_function=lambda prompt: prompt["status"])

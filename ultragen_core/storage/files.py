@@ -70,7 +70,8 @@ def file_within(folder: Path, name: str) -> Path:
     Raises ValueError where there is no such file, and for a name that leads out of `folder`.
     """
     path = Path(os.path.normpath(folder / name.replace("\\", "/"))) if "\0" not in name else folder
-    if not os.path.isfile(path) or not path.is_relative_to(os.path.normpath(folder)):
+    # In this order: looking for a file of another machine makes Windows tell that machine who the user is.
+    if not path.is_relative_to(os.path.normpath(folder)) or not os.path.isfile(path):
         raise ValueError(f"{printable(name)} must be a file in {folder}. Put it there, or correct the name.")
     return path
 
