@@ -122,3 +122,12 @@ def test_a_workflow_of_another_shape_is_ignored(wrong):
     assert fill("%First.seed%", workflow={"nodes": [named]}) == "42"
     prompt = {"1": wrong, "2": {"class_type": "A", "inputs": wrong, "_meta": wrong}, **PROMPT}
     assert fill("%A.seed%-%KSampler.seed%", prompt) == "%A.seed%-42"
+
+
+def test_subgraphs_within_subgraphs_are_drawn_as_far_as_they_are_queued():
+    """Ten in each of ten in each of ten ...: more nodes than any memory holds."""
+    levels = [[{"id": each, "type": f"level {level + 1}"} for each in range(10)] for level in range(30)]
+    subgraphs = [{"id": f"level {level}", "nodes": nodes} for level, nodes in enumerate(levels)]
+    subgraphs[2]["nodes"][5] = {"id": 5, "title": "Inner", "type": "level 0"}  # which also holds itself
+    workflow = {"nodes": levels[0], "definitions": {"subgraphs": subgraphs}}
+    assert fill("%Inner.seed%", {"3:4:5": {"inputs": {"seed": 7}}}, workflow) == "7"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 
 from ..storage.files import WINDOWS_DEVICE
@@ -109,8 +109,8 @@ def _date(text: str, now: datetime) -> str:
 def _nodes_named(name: str, prompt: Mapping, workflow: Mapping) -> Iterator[Mapping]:
     """Yield the inputs of nodes with this name, in the frontend's order of preference."""
     subgraphs = _mappings(_mapping(workflow.get("definitions")).get("subgraphs"))
-    drawn = dict(_drawn(_mappings(workflow.get("nodes")), subgraphs))
     queued = {key: node for key, node in prompt.items() if isinstance(node, Mapping)}
+    drawn = dict(_drawn(_mappings(workflow.get("nodes")), subgraphs, queued))
     names = (
         lambda key, node: _mapping(drawn.get(key, {}).get("properties")).get("Node name for S&R"),
         lambda key, node: drawn.get(key, {}).get("title") or _mapping(node.get("_meta")).get("title"),
@@ -129,11 +129,14 @@ def _mappings(value: object) -> list[Mapping]:
     return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
-def _drawn(nodes: list, subgraphs: list, outer: str = "") -> Iterator[tuple[str, Mapping]]:
-    """Yield (id in the prompt, node of the canvas), including nodes inside subgraphs."""
+def _drawn(nodes: list, subgraphs: list, queued: Collection[str], outer: str = "") -> Iterator[tuple[str, Mapping]]:
+    """Yield (id in the prompt, node of the canvas), including nodes inside subgraphs.
+
+    queued: ids in the prompt. Subgraphs without any of them are not looked into: they may hold each other for ever.
+    """
     for node in nodes:
         key = f"{outer}{node.get('id')}"
         yield key, node
         inner = next((each for each in subgraphs if each.get("id") == node.get("type")), None)
-        if inner is not None:
-            yield from _drawn(_mappings(inner.get("nodes")), subgraphs, f"{key}:")
+        if inner is not None and any(each.startswith(f"{key}:") for each in queued):
+            yield from _drawn(_mappings(inner.get("nodes")), subgraphs, queued, f"{key}:")
