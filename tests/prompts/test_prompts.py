@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from ultragen_core.prompts.formats import AUTO, CSV, LINES, PARAGRAPHS, decode, parse
+from ultragen_core.prompts import entries, formats
+from ultragen_core.prompts.formats import AUTO, CSV, JSON, LINES, PARAGRAPHS, decode, parse
 from ultragen_core.prompts.items import chosen_items, item_of
 
 
@@ -270,3 +271,33 @@ def test_what_comes_through_a_link_stays_the_link_or_makes_the_item_unknown():
         assert item_of(inputs | {name: ["9", 0]}, 0, no_file) is None
     assert item_of(inputs | {"file": "gone.txt"}, 0, no_file) is None
     assert item_of(inputs | {"index": 3}, 0, no_file) is None
+
+
+def test_what_all_entries_share_is_looked_through_once(monkeypatch):
+    """Or a list of a few MiB would stop the server for days."""
+    calls = []
+    for module in (entries, formats):
+        monkeypatch.setattr(module, "field_of", lambda name, of=entries.field_of: calls.append(name) or of(name))
+    shared = {f"note {number}": 1 for number in range(1000)} | {"negative": "grey"}
+    found = parse(json.dumps({"prompts": ["a"] * 1000 + [{"prompt": "b", "mood": "calm"}]} | shared))
+    assert {entry.negative for entry in found.entries} == {"grey"} and len(found.entries) == 1001
+    assert found.ignored[0] == "'note 0'" and found.ignored[-1] == "'mood'" and len(found.ignored) == 1001
+    assert len(calls) < 10_000
+
+
+def test_lines_that_are_no_json_are_not_all_tried(monkeypatch):
+    calls = []
+    monkeypatch.setattr(formats.json, "loads", lambda text, of=json.loads: calls.append(text) or of(text))
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        parse('{"prompt": "a"}\n' + '"\n' * 1000, JSON)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "format"),
+    [(",".join(["seed"] * 10**4), CSV), (json.dumps([dict.fromkeys(map(str, range(10**4)), 1)]), JSON)],
+)
+def test_a_refusal_names_some_of_many_columns(text, format):
+    with pytest.raises(ValueError, match="prompt") as refused:
+        parse(text, format)
+    assert len(str(refused.value)) < 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,7 +47,12 @@ class PromptList:
             count = sum(getattr(entry, field) is not None for entry in self.entries)
             if count:
                 parts.append(f"{count} with {field}s" if count > 1 else f"1 with {one}")
-        return ", ".join(parts) + (f". Ignored: {', '.join(self.ignored[:_SHOWN_NAMES])}." if self.ignored else "")
+        return ", ".join(parts) + (f". Ignored: {some(self.ignored)}." if self.ignored else "")
+
+
+def some(names: Iterable[str]) -> str:
+    """List the first of many names."""
+    return ", ".join(itertools.islice(names, _SHOWN_NAMES))
 
 
 def field_of(name: str) -> str | None:
@@ -82,7 +88,7 @@ def _entry(record: Mapping[str, object], ignored: dict[str, None]) -> Entry | No
             found[field] = _seed(value) if field == "seed" else _text(field, value)
     if all(value is None for value in found.values()):
         if record and not found:
-            raise ValueError(f"it has no prompt, only {', '.join(map(shown, record))}. {SHAPE}")
+            raise ValueError(f"it has no prompt, only {some(map(shown, record))}. {SHAPE}")
         return None
     if found.get("prompt") is None:
         raise ValueError(f"it has no prompt, only {', '.join(field for field in found if found[field] is not None)}.")

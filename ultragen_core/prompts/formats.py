@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import PurePath
 
 from .entries import SHAPE, PromptList, entries_of, field_of, shown
@@ -82,20 +84,25 @@ def _read_json(text: str, name: str) -> PromptList:
     text = without_comments(text).strip()
     found = _loads(text)
     if isinstance(found, ValueError):
-        values = [_loads(line) for line in text.split("\n") if line.strip()]
-        if len(values) < 2 or any(isinstance(value, ValueError) for value in values):
+        lines = [line for line in text.split("\n") if line.strip()]
+        values = list(itertools.takewhile(lambda value: not isinstance(value, ValueError), map(_loads, lines)))
+        if len(values) < max(2, len(lines)):
             raise ValueError(f"{name} is not valid JSON: {found}. Correct it, or set format to lines.") from found
         found = values
-    shared = {}
+    shared, ignored = {}, {}
     if isinstance(found, dict):
-        shared = {key: value for key, value in found.items() if key != "prompts"} if "prompts" in found else {}
+        if "prompts" in found:
+            others = {key: value for key, value in found.items() if key != "prompts"}
+            shared = {key: value for key, value in others.items() if field_of(key)}
+            ignored = {shown(key.strip()): None for key in others if key not in shared and key.strip()}
         found = found.get("prompts", [found])
     if not isinstance(found, list):
         raise ValueError(f"{name} must be a list, got {shown(found)}. {SHAPE}")
     for number, value in enumerate(found, 1):
         if not isinstance(value, (str, dict)):
             raise ValueError(f"{name}, entry {number}: it must be a string or an object, got {shown(value)}. {SHAPE}")
-    return entries_of((_record(value, shared) for value in found), name)
+    parsed = entries_of((_record(value, shared) for value in found), name)
+    return replace(parsed, ignored=tuple(ignored | dict.fromkeys(parsed.ignored)))
 
 
 def _record(value: str | dict, shared: dict) -> dict:

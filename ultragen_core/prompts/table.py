@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 
-from .entries import Entry, PromptList, entries_of, field_of
+from .entries import Entry, PromptList, entries_of, field_of, shown, some
 from .lines import COMMENT, split_lines
 
 _SEPARATORS = ",", ";", "\t"  # Excel writes semicolons where the comma is the decimal separator
@@ -51,7 +51,7 @@ def _check_names(names: list[str], name: str) -> None:
     if "prompt" not in fields or len(fields) > len(set(fields)):
         raise ValueError(
             f"{name} must have one column prompt and at most one each of negative, seed and image, got"
-            f" {', '.join(map(str.strip, names))}. Correct the first row."
+            f" {some(map(shown, map(str.strip, names)))}. Correct the first row."
         )
 
 
