@@ -8,6 +8,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
+from xml.etree import ElementTree
 
 import folder_paths
 import pytest
@@ -146,3 +147,21 @@ def test_a_name_outside_of_the_models_folder_is_not_opened(server):
     known = server.post("/ultragen/plan", {"node": LOADER})["text"][0]
     outside = server.post("/ultragen/plan", {"node": {**LOADER, "checkpoint": "../../../../etc/passwd"}})["text"][0]
     assert "4 of 6 blocks" in known and "24 of 30 blocks" in outside
+
+
+def test_names_are_text_in_the_picture(answer):
+    """The canvas puts the picture into its page."""
+    name = '</text><image href="x" onerror="alert(1)"/>.safetensors'
+    drawn = list(ElementTree.fromstring(answer({"node": {**LOADER, "checkpoint": name}})["picture"]).iter())
+    assert {each.tag.rpartition("}")[2] for each in drawn} <= {"svg", "g", "title", "rect", "path", "text"}
+    assert not [attribute for each in drawn for attribute in each.attrib if attribute.startswith("on")]
+    assert name in " ".join(each.text or "" for each in drawn)
+
+
+@pytest.mark.parametrize("route", ["plan", "prompts", "preview"])
+def test_pages_of_other_sites_get_no_answer(server, route):
+    headers = {"Content-Type": "text/plain", "Origin": "http://other.example"}
+    asked = urllib.request.Request(f"{server.url}/ultragen/{route}", b"{}", headers)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(asked)
+    assert refused.value.code == 403
