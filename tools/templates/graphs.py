@@ -66,8 +66,8 @@ def t3_4k_wan21(layout: Layout) -> str:
         "T3-Video's weights and attention make 3840x2176, 81 frames, at 30 fps in one go: no upscaler. The video is"
         " cropped to 3840x2160.",
         _T3_SETTINGS,
-        "**Time and memory.** About 11 minutes for the 50 steps on an H200 (extrapolated from two steps, random weights"
-        " of real size). 16 GB cards are enough (emulated on a larger one).",
+        "**Time and memory.** About 10 minutes for the 50 steps on an H200 (extrapolated from one evaluation, random"
+        " weights of real size). 16 GB cards are enough (emulated on a larger one).",
         RESUME,
         LOG,
         T3_LINKS,
