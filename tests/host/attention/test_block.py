@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import comfy.ldm.wan.model as wan
 import pytest
 import torch
@@ -90,6 +92,35 @@ def test_hooks_and_forwards_of_other_packs_are_called(tiny, counted, kernels_of_
         for hook in hooks:
             hook.remove()
     assert len(blocks) == 4 and seen == [0, 1, 2, 3] and not counted
+
+
+@pytest.mark.parametrize("part", ["self_attn", "cross_attn", "ffn"])
+def test_a_result_that_another_pack_keeps_stays_as_it_was(tiny, kernels_of_blocks, monkeypatch, part):
+    """Packs that reuse a part's result in later steps keep the tensor that they return."""
+    module, kept = diffusion_model(tiny.model).blocks[0].get_submodule(part), []
+    own = module.forward
+
+    def forward(*args, **kwargs):
+        y = own(*args, **kwargs)
+        kept.append((y, y.clone()))
+        return y
+
+    monkeypatch.setattr(module, "forward", forward)
+    velocity(apply(tiny, Settings()), LATENT, CONTEXT, 0.5)
+    assert kept and all(torch.equal(*before_and_now) for before_and_now in kept)
+
+
+def test_a_patch_that_is_off_again_has_changed_nothing(tiny):
+    """ComfyUI then leaves each part's own forward on it as an attribute."""
+    model, block = tiny.clone(), diffusion_model(tiny.model).blocks[1]
+    parts = {name: block.get_submodule(name) for name in ("", "self_attn", "cross_attn", "ffn")}
+    for name, part in parts.items():
+        key = ".".join(filter(None, ("diffusion_model.blocks.1", name, "forward")))
+        model.add_object_patch(key, partial(type(part).forward, part))
+    for each in (model, tiny):
+        velocity(each, LATENT, CONTEXT, 0.5)
+    assert all("forward" in vars(part) for part in parts.values())
+    assert fused.can_fuse(block) and fused.fused_feed_forward(block.ffn)
 
 
 @pytest.mark.parametrize(("timesteps", "others"), [(3, {}), (1, {"audio": None})], ids=["a timestep a frame", "new"])

@@ -104,6 +104,17 @@ def test_another_packs_patch_on_a_block_returns(tiny, dense):
     assert calls, "outside start and end percent the other pack's patch is active"
 
 
+def test_another_packs_patch_on_a_dense_block_acts_on_a_small_card_too(tiny, bounded):
+    """It is theirs that runs there, however much memory is free."""
+    model, block = tiny.clone(), tiny.model.diffusion_model.blocks[0]
+    original = block.self_attn.forward
+    model.add_object_patch("diffusion_model.blocks.0.self_attn.forward", lambda *a, **k: 0.5 * original(*a, **k))
+    whole = velocity(model, LATENT, CONTEXT, 0.5)
+    assert relative_error(velocity(tiny, LATENT, CONTEXT, 0.5), whole) > 1e-3
+    rooms = bounded()
+    assert relative_error(velocity(apply(model, Settings()), LATENT, CONTEXT, 0.5), whole) < 1e-5 and rooms
+
+
 def test_weightless_run_is_labelled_and_runs(dense, caplog):
     caplog.set_level("INFO")
     sample(apply(dense, Settings(rule="ultragen")), SHAPE, CONTEXT, steps=1)

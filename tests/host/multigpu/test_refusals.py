@@ -37,3 +37,17 @@ def test_a_video_with_few_tokens_uses_fewer_gpus(dense, cpus, caplog):
     several = sample(use_gpus(dense, 0, "video"), *given, steps=1, cfg=1.0)
     assert "3 of 4 GPUs share a prompt, because a frame has only 1x3 tokens" in caplog.text
     assert (several - sample(dense, *given, steps=1, cfg=1.0)).abs().max() < 1e-4
+
+
+@needs(gpu_pool_class() is not None, "a thread pool for GPUs")
+def test_another_packs_self_attention_keeps_whole_prompts(dense, cpus, caplog):
+    cpus(2)
+
+    def half(x, freqs, transformer_options=None):
+        return 0.5 * x
+
+    dense.add_object_patch("diffusion_model.blocks.1.self_attn.forward", half)
+    given = (1, 16, 2, 8, 12), seeded(1, 8, 4096, seed=1)
+    one = sample(dense, *given, steps=1, cfg=1.0)
+    assert torch.equal(sample(use_gpus(dense, 0, "video"), *given, steps=1, cfg=1.0), one)
+    assert caplog.text.count("each prompt stays on one GPU, because another node has patched its blocks") == 1

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from types import MethodType
 
 import comfy.ldm.wan.model as wan
 import comfy.model_management
@@ -86,8 +87,9 @@ def can_fuse(block: nn.Module) -> bool:
     if not all(isinstance(one, nn.LayerNorm) for one in norms) or any(map(is_changed, (block, *norms))):
         return False
     affine = [one.elementwise_affine for one in norms]
-    hooked = any(map(_hooked, (block.self_attn, block.cross_attn, block.ffn)))
-    return affine == [False, False, True] and not hooked and _same_as_comfyui()
+    # Other packs may keep the results of their forwards, which `fused_block` overwrites.
+    changed = any(map(is_changed, (block.self_attn, block.cross_attn, block.ffn)))
+    return affine == [False, False, True] and not changed and _same_as_comfyui()
 
 
 def fused_feed_forward(ffn: nn.Module) -> Callable[[Tensor], Tensor] | None:
@@ -125,15 +127,13 @@ def _fp8_feed_forward(ffn: nn.Sequential, original: Callable[[Tensor], Tensor], 
 
 def is_changed(module: nn.Module) -> bool:
     """Whether another pack has replaced this module's forward, or has hooked it."""
-    return not _own_forward(module) or _hooked(module)
+    return not _own_forward(module) or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _own_forward(module: nn.Module) -> bool:
-    return "forward" not in vars(module)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    forward = vars(module).get("forward")
+    # Where ComfyUI has taken a patch off, it leaves the module's own forward as an attribute.
+    return forward is None or forward == MethodType(type(module).forward, module)
 
 
 @lru_cache(maxsize=1)

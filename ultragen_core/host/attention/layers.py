@@ -165,7 +165,8 @@ def bounded_layers(
 ) -> dict[nn.Module, object]:
     """Layers with bounded memory for the whole model, with dense self-attention.
 
-    keep_dense: leave dense self-attention to ComfyUI, because other packs' patches read its intermediate results.
+    keep_dense: leave dense self-attention to ComfyUI, because other packs' patches read its intermediate results. What
+    other packs have replaced stays theirs.
     """
     layers: dict[nn.Module, object] = {}
     if dm.patch_size[0] == 1:
@@ -173,7 +174,7 @@ def bounded_layers(
     for block in map(uncompiled, all_blocks(dm)):
         for module in (block.ffn, block.cross_attn):
             layers[module] = TokenWiseLayer(module.forward, tokens_at_a_time)
-        own = getattr(block.forward, "__func__", None) in OWN_FORWARDS
+        own = getattr(block.forward, "__func__", None) in OWN_FORWARDS and not is_changed(block.self_attn)
         if own and not keep_dense and type(block.self_attn) is wan.WanSelfAttention:
             layers[block.self_attn] = DenseLayer(tokens_at_a_time)
     return layers
