@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from fractions import Fraction
 
 import av
@@ -83,6 +84,19 @@ def test_prompt_and_workflow_are_in_video_and_latent(tmp_path, vae, codec):
     with av.open(str(saved.videos[0])) as container, safe_open(saved.latent, "pt") as latent:
         for found in (container.metadata, latent.metadata()):
             assert {key: json.loads(found[key]) for key in PROMPT} == PROMPT
+
+
+def test_what_other_nodes_leave_in_the_prompt_stops_no_save_and_is_json(tmp_path, vae):
+    """ComfyUI writes there what a node's IS_CHANGED returns, which may be any object."""
+    left = [math.nan, b"digest", np.int64(7), {(1, 2): -math.inf}, torch.zeros(1)]
+    prompt = {"1": {"class_type": "X", "inputs": {"cfg": 1.5, "text": "湖"}, "is_changed": left}}
+    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {"prompt": prompt})
+    with av.open(str(saved.videos[0])) as container, safe_open(saved.latent, "pt") as latent:
+        texts = container.metadata["PROMPT"], latent.metadata()["prompt"]
+    for text in texts:
+        found = json.loads(text, parse_constant=pytest.fail)["1"]
+        assert found.pop("is_changed") == [None, "b'digest'", "7", {"(1, 2)": None}, "tensor([0.])"]
+        assert found == {"class_type": "X", "inputs": {"cfg": 1.5, "text": "湖"}}
 
 
 def test_disable_metadata_is_honoured(tmp_path, vae, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -117,7 +118,7 @@ class Request:
         """The texts to embed in the files, by key."""
         if args.disable_metadata:
             return {}
-        texts = {key: json.dumps(value) for key, value in self.metadata.items() if key.isprintable()}
+        texts = {key: json.dumps(_as_json(value)) for key, value in self.metadata.items() if key.isprintable()}
         # Players show a comment. FFmpeg accepts neither lone surrogates nor NUL.
         details = self.settings.details.encode(errors="replace").decode().replace("\0", "")
         return texts | ({"comment": details} if details else {})
@@ -128,6 +129,20 @@ class Request:
         prompt, workflow = (self.metadata.get(name) for name in ("prompt", "workflow"))
         filled = fill_placeholders(self.settings.prefix, prompt, workflow, self.now)
         return safe_prefix(filled, self.folders.output)
+
+
+def _as_json(value: object) -> object:
+    """Return `value` with null for NaN and infinity, and text for what JSON cannot hold.
+
+    The prompt may hold any object: ComfyUI writes there what IS_CHANGED of other packs' nodes returns.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 @dataclass(frozen=True)
