@@ -23,6 +23,16 @@ def test_a_latent_comes_back_exactly_with_its_metadata(tmp_path):
     assert os.listdir(tmp_path) == ["a.latent"]
 
 
+@pytest.mark.parametrize(("characters", "metadata"), [(40_000_000, True), (100_000_000, False)])
+def test_no_metadata_is_too_long_for_the_latent_to_be_read(tmp_path, caplog, characters, metadata):
+    """Pictures in the prompt, as API clients send them, make it that long; the safetensors library reads 100 MB."""
+    path = save_latent([tmp_path / "a.latent"], SAMPLES, {"prompt": "A" * characters})
+    assert torch.equal(load_latent(path), SAMPLES)
+    with safe_open(path, "pt") as file:
+        assert bool(file.metadata()) == metadata
+    assert ("without prompt and workflow" in caplog.text) == (not metadata)
+
+
 def test_comfyuis_own_node_reads_it(tmp_path, monkeypatch):
     import folder_paths
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from ..printable import printable
 
 LENGTH_BYTES = 8
-# Headers of real files have some hundred KiB; a workflow in the metadata may add a few MiB.
-MAX_HEADER_BYTES = 32 * 2**20
+# The library's own limit. Headers of real files have some hundred KiB; pictures in a prompt add their size.
+MAX_HEADER_BYTES = 100_000_000
 MAX_AXES = 16
 # Larger offsets and counts would overflow.
 MAX_NUMBER = 2**62

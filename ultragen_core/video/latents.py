@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -10,24 +12,32 @@ import torch
 from safetensors.torch import save
 
 from ..storage.files import new_file
-from ..storage.safetensors_file import DamagedFile, read_tensors
+from ..storage.safetensors_file import MAX_HEADER_BYTES, DamagedFile, read_tensors
 
 SUFFIX = ".latent"
 _TENSOR = "latent_tensor"
 # Marks latents that are stored unscaled. Older files lack it and are scaled by Stable Diffusion 1's factor.
 _UNSCALED = "latent_format_version_0"
 _SD1_SCALE = 0.18215
+_ENTRIES_BYTES = 1000  # of a header, more than both tensors need
+
+log = logging.getLogger(__name__)
 
 
 def save_latent(names: Iterable[Path], samples: torch.Tensor, metadata: Mapping[str, str]) -> Path:
     """Write `samples` atomically under the first free name of `names` and return that name.
 
-    metadata: texts to store, such as the prompt and the workflow. Raises OSError.
+    metadata: texts to store, such as the prompt and the workflow; left out where they are too long for the file to be
+    read again. Raises OSError.
     """
     tensors = {_TENSOR: samples.detach().cpu().contiguous(), _UNSCALED: torch.tensor([])}
+    texts = dict(metadata)
+    if len(json.dumps(texts)) > MAX_HEADER_BYTES - _ENTRIES_BYTES:
+        log.warning("UltraGen: the latent is saved without prompt and workflow, which are too long for its file.")
+        texts = {}
     with new_file(names) as file:
         # Not safetensors' save_file: it writes another file and renames it over this one.
-        file.part.write_bytes(save(tensors, metadata=dict(metadata) or None))
+        file.part.write_bytes(save(tensors, metadata=texts or None))
     return file.path
 
 
