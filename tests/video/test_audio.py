@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -35,6 +36,11 @@ def test_each_video_has_its_waveform_or_the_last_cut_to_its_length():
     assert len(audio_clips(given, H264, 1, SECOND)) == 1
 
 
+def test_a_rate_of_numpy_is_a_rate():
+    (sound,) = audio_clips(audio(1, 1, 9, rate=np.int64(44100)), H264, 1, SECOND)
+    assert sound.sample_rate == 44100
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int16, torch.int32])
 def test_samples_of_other_types_are_floats(dtype):
     scale = 1 if dtype.is_floating_point else -torch.iinfo(dtype).min
@@ -49,6 +55,8 @@ def test_samples_of_other_types_are_floats(dtype):
         (audio(1, 4, 9), "1, 2 or 6 channels, got 4"),
         (audio(2, 9), r"axes \(batch, channels, samples\) and a sample rate, got shape \(2, 9\)"),
         (audio(1, 2, 9, rate=0), "at least 1 Hz, got 0"),
+        (audio(1, 2, 9, rate=math.inf), "and a sample rate, got .* rate inf"),
+        (audio(1, 2, 9, rate=math.nan), "and a sample rate, got .* rate nan"),
         ({"waveform": torch.zeros(1, 1, 9, dtype=torch.uint8), "sample_rate": 8000}, "got torch.uint8"),
     ],
 )

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from numbers import Real
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -40,7 +41,8 @@ def audio_clips(audio: Mapping | None, codec: Codec, videos: int, seconds: Fract
     if audio is None:
         return [None] * videos
     waveforms, rate = audio.get("waveform"), audio.get("sample_rate")
-    if not isinstance(waveforms, torch.Tensor) or waveforms.ndim != 3 or not isinstance(rate, (int, float)):
+    is_rate = isinstance(rate, Real) and math.isfinite(rate)
+    if not isinstance(waveforms, torch.Tensor) or waveforms.ndim != 3 or not is_rate:
         shape = tuple(getattr(waveforms, "shape", ()))
         raise ValueError(
             f"Audio must have the axes (batch, channels, samples) and a sample rate, got shape {shape} and rate {rate}."
