@@ -111,6 +111,8 @@ def test_codec_and_tile_are_checked_when_the_prompt_is_queued(nodes):
         ("../x", "inside the output folder"),
         ("湖" * 80, "shorter name"),
         ("file/x", "cannot be created"),
+        ("file/%KSampler.seed%", "cannot be created"),
+        ("file\\a%width%/x", "cannot be created"),
     ],
 )
 def test_a_prefix_is_checked_when_the_prompt_is_queued(base, nodes, prefix, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,7 +31,7 @@ from ...video.codecs import (
     frame_rate,
 )
 from ...video.frames import FrameBuffer
-from ...video.prefix import check_length, check_prefix, fill_placeholders, safe_prefix
+from ...video.prefix import DEFAULT_NAME, check_length, check_prefix, fill_placeholders, safe_prefix
 from ..memory import free_ram, may_pin
 from ..vae.shapes import decoded_shape
 
@@ -73,11 +74,13 @@ class Folders:
     def check(self, prefix: str) -> None:
         """Check `prefix` as far as possible before its placeholders are filled in.
 
-        Creates the folder if there are no placeholders. Raises ValueError or OSError.
+        Creates the folder before the first placeholder. Raises ValueError or OSError.
         """
         check_prefix(prefix, self.output)
-        if "%" not in prefix:
-            check_folder(next(self.make_names(self.output, prefix, PREVIEW.extension)).parent, 0, "video")
+        known, placeholder, _ = prefix.partition("%")
+        if placeholder:
+            known = re.sub(r"[^/\\]*$", DEFAULT_NAME, known)
+        check_folder(next(self.make_names(self.output, known, PREVIEW.extension)).parent, 0, "video")
 
 
 @dataclass(frozen=True)
