@@ -229,6 +229,14 @@ def test_options_that_change_numbers_count_and_those_of_the_vae_do_not(monkeypat
     assert digest(numeric_options()) != before
 
 
+@pytest.mark.parametrize(("switch", "value"), [("ULTRAGEN_TRITON", "0"), ("ULTRAGEN_ATTENTION", "comfyui")])
+def test_switches_of_the_pack_count_as_options_do(monkeypatch, switch, value):
+    monkeypatch.delenv(switch, raising=False)
+    before = digest(numeric_options())
+    monkeypatch.setenv(switch, value)
+    assert digest(numeric_options()) != before
+
+
 @pytest.mark.parametrize("version", ["comfyui_version.__version__", "ultragen_core.host.resume.fingerprint.VERSION"])
 def test_another_version_of_comfyui_or_of_the_pack_is_another_run(monkeypatch, version):
     def found():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ STATE, RESULT = "state", "result"
 # Words in the names of ComfyUI's options that change what a model computes; those of other models do not count.
 NUMERIC_OPTIONS = ("fp8", "fp16", "fp32", "fp64", "bf16", "attention", "xformers", "upcast", "fast", "deterministic")
 OTHER_MODELS = ("vae", "text_enc")
+# Environment variables of this pack that do so.
+SWITCHES = ("ULTRAGEN_ATTENTION", "ULTRAGEN_TRITON")
 # Attributes of a guider that belong to one run or are compared in other entries.
 RUN_ATTRIBUTES = {"model_patcher", "model_options", "original_conds", "conds", "inner_model", "loaded_models"}
 
@@ -112,4 +115,5 @@ def _texts(value: object) -> Iterator[str]:
 def numeric_options() -> dict[str, object]:
     options = vars(comfy.cli_args.args).items()
     counts = {name: value for name, value in options if any(word in name for word in NUMERIC_OPTIONS)}
-    return {name: value for name, value in counts.items() if not any(word in name for word in OTHER_MODELS)}
+    counts = {name: value for name, value in counts.items() if not any(word in name for word in OTHER_MODELS)}
+    return counts | {name: os.environ.get(name) for name in SWITCHES}
