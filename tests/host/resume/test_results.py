@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import comfy.model_management
@@ -260,6 +261,32 @@ def test_a_result_takes_the_place_of_the_states_that_led_to_it(process):
         process.file(run_of(number) | {"node": place}, "prompt").save(State(torch.zeros(2), 3))
     process.file(run_of(2), "prompt").remove_states()
     assert [saved(folder, number) for number in range(3)] == [False, True, True]
+
+
+def test_a_prompt_ends_while_another_writes_a_state(process):
+    """ComfyUI ends prompts in the thread of its server, and samples in another."""
+
+    class Graphs(dict):
+        def __iter__(self):
+            process.graphs = {}
+            server.start()
+            server.join(timeout=0.2)
+            return super().__iter__()
+
+    def save(number, prompt):
+        process.file(run_of(number), prompt, limit=0).save(State(torch.zeros(2), 3))
+
+    save(0, "failed")
+    process.endings["failed"](False)
+    process.graphs = {"first": GRAPH}
+    save(1, "first")
+    save(2, "failed")
+    process.endings["failed"](False)
+    process.graphs = Graphs()
+    server = threading.Thread(target=process.endings["first"], args=(True,))
+    save(3, "second")
+    server.join()
+    assert [saved(process.folder, number) for number in range(4)] == [False, False, False, True]
 
 
 def test_the_limit_spares_what_runs_waits_or_may_belong_to_another_server(process, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ class PromptFiles:
     """The state files that prompts of this process have written or read.
 
     in_progress: returns the graphs of all prompts that run or wait, by prompt id. when_ended(prompt_id, act): calls
-    act(succeeded) after that prompt.
+    act(succeeded) after that prompt, in the thread of the server; all else is called in the one that samples.
     """
 
     def __init__(
@@ -34,15 +35,17 @@ class PromptFiles:
         self._held: dict[str, dict[str, tuple[StateFolder, Fingerprint]]] = {}
         self._written: set[str] = set()
         self._families_of_prompts: dict[str, set[str]] = {}
+        self._lock = threading.RLock()
 
     def hold(self, prompt_id: str | None, folder: StateFolder, fingerprint: Fingerprint) -> None:
         """Keep a file for a prompt until it ends. None: a run without a prompt, which holds nothing."""
         if prompt_id is None:
             return
-        if prompt_id not in self._held:
-            self._held[prompt_id] = {}
-            self._when_ended(prompt_id, functools.partial(self._release, prompt_id))
-        self._held[prompt_id][identity(fingerprint)] = folder, fingerprint
+        with self._lock:
+            if prompt_id not in self._held:
+                self._held[prompt_id] = {}
+                self._when_ended(prompt_id, functools.partial(self._release, prompt_id))
+            self._held[prompt_id][identity(fingerprint)] = folder, fingerprint
 
     def wrote(self, fingerprint: Fingerprint) -> None:
         """Note that this process, not another server, has written a file."""
@@ -50,32 +53,35 @@ class PromptFiles:
 
     def remove(self, prompt_id: str | None, node: str) -> None:
         """Remove the files that a prompt holds for one node and list position."""
-        held = self._held.get(prompt_id, {})
-        for key, (folder, fingerprint) in list(held.items()):
-            if fingerprint[NODE] == node:
-                with warn_on_failure("could not be removed"):
-                    folder.remove(fingerprint)
-                    del held[key]
+        with self._lock:
+            held = self._held.get(prompt_id, {})
+            for key, (folder, fingerprint) in list(held.items()):
+                if fingerprint[NODE] == node:
+                    with warn_on_failure("could not be removed"):
+                        folder.remove(fingerprint)
+                        del held[key]
 
     def is_needed(self, file: StateFile) -> bool:
         """Whether a file belongs to a prompt that runs or waits here, or may belong to one of another server."""
         key = identity(file.fingerprint)
-        if any(key in files for files in self._held.values()):
-            return True
-        of_another_server = file.saved > time.time() - DAY and key not in self._written
-        return of_another_server or self._waiting_prompt(file.fingerprint) is not None
+        with self._lock:
+            if any(key in files for files in self._held.values()):
+                return True
+            of_another_server = file.saved > time.time() - DAY and key not in self._written
+            return of_another_server or self._waiting_prompt(file.fingerprint) is not None
 
     def _release(self, prompt_id: str, succeeded: bool) -> None:
         """Remove the files of a prompt that succeeded, unless another prompt holds them or may read them."""
-        for key, (folder, fingerprint) in self._held.pop(prompt_id, {}).items():
-            if not succeeded or any(key in files for files in self._held.values()):
-                continue
-            waiting = self._waiting_prompt(fingerprint)
-            if waiting is not None:
-                self.hold(waiting, folder, fingerprint)
-                continue
-            with warn_on_failure("could not be removed"):
-                folder.remove(fingerprint)
+        with self._lock:
+            for key, (folder, fingerprint) in self._held.pop(prompt_id, {}).items():
+                if not succeeded or any(key in files for files in self._held.values()):
+                    continue
+                waiting = self._waiting_prompt(fingerprint)
+                if waiting is not None:
+                    self.hold(waiting, folder, fingerprint)
+                    continue
+                with warn_on_failure("could not be removed"):
+                    folder.remove(fingerprint)
 
     def _waiting_prompt(self, fingerprint: Fingerprint) -> str | None:
         """Find a prompt that runs or waits whose graph has a node of the same family."""
