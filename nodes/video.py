@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import folder_paths
@@ -186,7 +187,8 @@ class UltraGenSaveVideo(Node):
 
     @classmethod
     def metadata(cls) -> dict:
-        metadata = dict(cls.hidden.extra_pnginfo or {})
+        extra = cls.hidden.extra_pnginfo
+        metadata = dict(extra) if isinstance(extra, Mapping) else {}
         return metadata if cls.hidden.prompt is None else metadata | {"prompt": cls.hidden.prompt}
 
     @classmethod

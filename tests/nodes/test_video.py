@@ -44,11 +44,13 @@ def nodes(pack):
 
 
 def run(node, **inputs):
+    return run_with({"workflow": {"nodes": []}}, node, **inputs)
+
+
+def run_with(extra_pnginfo, node, **inputs):
     node.VALIDATE_CLASS()
     called = node.PREPARE_CLASS_CLONE(None)
-    called.hidden = io.HiddenHolder.from_dict(
-        {io.Hidden.prompt: {"7": {}}, io.Hidden.extra_pnginfo: {"workflow": {"nodes": []}}}
-    )
+    called.hidden = io.HiddenHolder.from_dict({io.Hidden.prompt: {"7": {}}, io.Hidden.extra_pnginfo: extra_pnginfo})
     with torch.inference_mode():
         return called.execute(**inputs)
 
@@ -95,6 +97,15 @@ def test_prompt_and_workflow_are_stored_in_the_video(base, nodes):
     with av.open(str(base / "output/video/clip_00001_.mp4")) as container:
         found = {key: json.loads(container.metadata[key]) for key in ("prompt", "workflow")}
     assert found == {"prompt": {"7": {}}, "workflow": {"nodes": []}}
+
+
+@pytest.mark.parametrize("extra_pnginfo", [None, "a workflow", [{"workflow": {}}]])
+def test_metadata_of_another_shape_costs_no_video(base, nodes, extra_pnginfo):
+    """ComfyUI passes on unchecked what an API client sends."""
+    inputs = {"samples": {"samples": noise(1, 16, 1, 4, 4)}, "vae": narrow_vae()}
+    run_with(extra_pnginfo, nodes["UltraGenSaveVideo"], **inputs, **SAVE)
+    with av.open(str(base / "output/video/clip_00001_.mp4")) as container:
+        assert json.loads(container.metadata["prompt"]) == {"7": {}}
 
 
 def test_codec_and_tile_are_checked_when_the_prompt_is_queued(nodes):
