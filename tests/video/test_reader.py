@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import ColorRange
 
 from ultragen_core.video.codecs import CODECS
 from ultragen_core.video.encoder import VideoWriter
@@ -48,6 +49,23 @@ def test_a_file_gives_back_what_was_written(tmp_path, name):
         else:
             middles = error.unfold(0, 32, 32).unfold(1, 32, 32)[..., 8:24, 8:24]
             assert middles.max() < 3.5 / 255  # BT.601 taken for BT.709 would be off by up to 36
+
+
+def test_full_range_is_read_as_such(tmp_path):
+    bt709, full = {"src_colorspace": 1, "dst_colorspace": 1}, ColorRange.JPEG
+    with av.open(str(tmp_path / "full.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = 1, full
+        for index, block in enumerate(blocks()):
+            frame = av.VideoFrame.from_ndarray(block, format="rgb24")
+            frame = frame.reformat(format="yuv420p", **bt709, src_color_range=ColorRange.MPEG, dst_color_range=full)
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for frame, original in zip(read_frames(str(tmp_path / "full.mkv")), blocks(), strict=True):
+        error = (frame - torch.from_numpy(original) / 255).abs()
+        assert error.unfold(0, 32, 32).unfold(1, 32, 32)[..., 8:24, 8:24].max() < 3.5 / 255
 
 
 def test_a_part_of_a_file_in_memory(tmp_path):

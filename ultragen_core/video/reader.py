@@ -9,8 +9,12 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.reformatter import ColorRange
 
 from .errors import as_os_errors
+
+# FFmpeg 8.0 overflows where it converts 4:2:0 with more than 8 bits to packed pixels; with planes it does not.
+_DEEP = "gbrp16le" if av.library_versions["libswscale"][:2] == (9, 1) else "rgb48le"
 
 
 def read_frames(source: str | BytesIO, start: float = 0.0, duration: float = 0.0) -> Iterator[torch.Tensor]:
@@ -41,5 +45,17 @@ def read_frames(source: str | BytesIO, start: float = 0.0, duration: float = 0.0
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
     # Read 8-bit video as 8 bits: FFmpeg's conversion to 16 bits or floats maps 255 to 255/256 of white.
     deep = max(component.bits for component in frame.format.components) > 8
-    levels = frame.to_ndarray(format="rgb48le" if deep else "rgb24").astype(np.float32)
+    levels = frame.to_ndarray(format=_DEEP if deep else "rgb24", **_ranges(frame)).astype(np.float32)
     return np.ascontiguousarray(np.rot90(levels, round(frame.rotation / 90))) / (65535 if deep else 255)
+
+
+def _ranges(frame: av.VideoFrame) -> dict[str, ColorRange]:
+    """Return arguments without which PyAV before 17 takes every YUV frame for BT.601: two ranges that differ.
+
+    FFmpeg ignores the range of RGB, which is always full.
+    """
+    if frame.format.is_rgb or len(frame.format.components) < 3:
+        return {}
+    if frame.color_range == ColorRange.JPEG:
+        return {"src_color_range": ColorRange.JPEG, "dst_color_range": ColorRange.MPEG}
+    return {"src_color_range": ColorRange.MPEG, "dst_color_range": ColorRange.JPEG}
