@@ -113,11 +113,6 @@ def test_a_loop_and_a_missing_node_have_digests():
     assert of(changed("2", text=["5", 0])) != of(changed("2", text=["99", 0]))
 
 
-def test_a_node_without_inputs_has_a_digest():
-    """ComfyUI queues such a node of an API client where no output needs it."""
-    assert of({"9": {"class_type": "X"}}, "9") == of({"9": node("X")}, "9")
-
-
 def test_a_node_made_while_running_hangs_on_the_whole_graph_and_on_its_position():
     made = functools.partial(of, node_id="5.0.0.1")
     assert made(GRAPH) != made(changed("6", fps=24.0))

@@ -87,7 +87,7 @@ class GraphDigest:
         node = self._graph.get(key.node_id)
         if node is None:
             return False, "missing", {}
-        kind, inputs = node["class_type"], dict(node.get("inputs", {}))
+        kind, inputs = node["class_type"], dict(node["inputs"])
         if kind.startswith("UltraGen"):
             inputs = {name: value for name, value in inputs.items() if name not in STORAGE_INPUTS}
         of_class = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(kind)
