@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools import comfyui, newest
+from tools import comfyui, overlays
 from tools.console import say
 from tools.environment import cache_folder, locked
 from tools.venv import Venv
@@ -28,7 +28,7 @@ def install_frontends(cache: Path) -> None:
             tree = comfyui.tree_of(release, cache)
             lines = (tree / "requirements.txt").read_text().splitlines()
             requirement = next(line for line in lines if line.startswith(FRONTEND))
-            newest.fetch(venv, requirement, _package_folder(tree.name))
+            overlays.fetch(venv, requirement, _package_folder(tree.name))
     install_newest_frontend(cache)
 
 
@@ -36,7 +36,7 @@ def install_newest_frontend(cache: Path) -> Path:
     """Fetch the newest frontend. Returns the folder of its package."""
     folder = _package_folder(NEWEST)
     with locked(cache):
-        newest.fetch(Venv(Path(sys.prefix)), FRONTEND, folder)
+        overlays.fetch(Venv(Path(sys.prefix)), FRONTEND, folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tools import browser, comfyui, newest, package_tools
+from tools import browser, comfyui, overlays, package_tools
 from tools.console import say
 from tools.phases import Phase, running
 from tools.venv import Venv
@@ -23,8 +23,7 @@ NEWEST_ONLY = {
         "plain PyTorch and Python: calls nothing of ComfyUI",
     ),
     **dict.fromkeys(
-        (f"video/test_{name}.py" for name in ("audio", "codecs", "encoder", "frames", "prefix", "reader")),
-        "plain PyTorch and PyAV: calls nothing of ComfyUI",
+        ("video/test_frames.py", "video/test_prefix.py"), "plain PyTorch and Python: calls nothing of ComfyUI"
     ),
     **dict.fromkeys(("test_architecture.py", "test_documents.py"), "read this repository's sources and texts"),
     **dict.fromkeys(("install", "tools", "training"), "the repository's tools and trainer, used with the newest alone"),
@@ -59,17 +58,20 @@ MOST_WORKERS, OLDER_WORKERS = 4, 2
 def run(cache: Path, arguments: Sequence[str]) -> int:
     """Both versions at the same time: tests of servers and browsers wait, and so does the last worker of a run.
 
+    The older version runs with the oldest PyAV that it allows.
+
     The newer version's output comes last. Failures before it are repeated above it.
     """
     with ThreadPoolExecutor() as pool:
         chromium = pool.submit(browser.install_chromium)  # takes as long as the rest
         browser.install_frontends(cache)
         package_tools.install(cache)
+        pyav = overlays.install_oldest_pyav(cache, Venv(Path(sys.prefix)))
         lint = subprocess.call([tool("ruff"), "check", "--output-format", "concise", "."], cwd=ROOT)
         chromium.result()
     together, alone = split_arguments(arguments)
     tree, oldest = comfyui.tree_of(comfyui.NEWEST, cache), comfyui.tree_of(comfyui.OLDEST, cache)
-    older = _tests(oldest, together, [*spread(OLDER_WORKERS), *newest_only_options()])
+    older = _tests(oldest, together, [*spread(OLDER_WORKERS), *newest_only_options()], pyav)
     real_ray = _tests(tree, alone, [])
     newer = _tests(tree, together, spread(MOST_WORKERS))
     with running([[*older, *real_ray], newer]):
@@ -88,8 +90,8 @@ def run_on_tree(cache: Path, tree: Path, arguments: Sequence[str], newest_kernel
     """
     browser.install_chromium()
     frontend = browser.install_newest_frontend(cache)
-    kernels = newest.install_kernels(cache, Venv(Path(sys.prefix))) if newest_kernels else None
-    say(f"With {', '.join(newest.versions(each) for each in (frontend, kernels) if each)}.")
+    kernels = overlays.install_kernels(cache, Venv(Path(sys.prefix))) if newest_kernels else None
+    say(f"With {', '.join(overlays.versions(each) for each in (frontend, kernels) if each)}.")
     options = [*spread(MOST_WORKERS), "--ignore=tests/tools", "--ignore=tests/install"]
     tests = _tests(tree, arguments, options, kernels)
     with running([tests]):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import comfyui, environment, newest
+from tools import comfyui, environment, overlays
 from tools.console import Trouble
 from tools.server import ROOT, Server, free_port, make_base
 from tools.venv import Venv, need_disk
@@ -184,9 +184,9 @@ def test_a_registry_that_cannot_be_reached_leaves_what_is_there(monkeypatch, tmp
 
     monkeypatch.setattr(venv, "_run", unreachable)
     with pytest.raises(Trouble):
-        newest.fetch(venv, "a-package", tmp_path / "folder")
+        overlays.fetch(venv, "a-package", tmp_path / "folder")
     (tmp_path / "folder").mkdir()
-    newest.fetch(venv, "a-package", tmp_path / "folder")
+    overlays.fetch(venv, "a-package", tmp_path / "folder")
     assert "a-package could not be looked up" in capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from helpers import schedule
 
-from tools import newest, suite
+from tools import overlays, suite
 
 
 def test_what_runs_on_the_newest_version_only_exists():
@@ -46,7 +46,7 @@ def test_any_failure_fails_the_command(runs, code):
 
 # Instead of pytest and ruff. Fails where nothing is ignored: in the run of what runs in a phase of its own.
 PROGRAM = """#!/bin/sh
-echo "ran $@"
+echo "ran $@ with $PYTHONPATH"
 case "$1 $*" in check*|*--ignore*) exit 0;; *) exit 1;; esac
 """
 
@@ -59,6 +59,7 @@ def test_a_failure_of_each_run_is_named_before_the_last_summary(tmp_path, monkey
     for module, name in ((suite.browser, "install_chromium"), (suite.browser, "install_frontends")):
         monkeypatch.setattr(module, name, lambda *_: None)
     monkeypatch.setattr(suite.package_tools, "install", lambda cache: None)
+    monkeypatch.setattr(suite.overlays, "fetch", lambda venv, requirement, folder: None)
     monkeypatch.setattr(suite.comfyui, "tree_of", lambda release, cache: tmp_path / release.version)
     assert suite.run(tmp_path, []) == 1
     lint, older, alone, failure, newer = (
@@ -68,6 +69,7 @@ def test_a_failure_of_each_run_is_named_before_the_last_summary(tmp_path, monkey
     assert failure.startswith(f"{suite.ALONE}: FAILED")
     assert {f"--ignore={suite.ALONE}", "-n"} <= set(older.split()) & set(newer.split())
     assert "--ignore=tests/weights" in older.split() and "--ignore=tests/weights" not in newer.split()
+    assert ["av-14.2.0" in line for line in (older, newer, alone)] == [True, False, False]
 
 
 def test_the_newest_packages_go_before_those_of_the_environment(tmp_path, monkeypatch):
@@ -83,7 +85,7 @@ def test_versions_of_the_newest_packages_are_named(tmp_path):
         folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    assert newest.versions(tmp_path) == "comfy-aimdo 3.4.5, comfy-kitchen 1.2"
+    assert overlays.versions(tmp_path) == "comfy-aimdo 3.4.5, comfy-kitchen 1.2"
 
 
 def test_groups_of_the_schedule_exist():

@@ -1,4 +1,4 @@
-"""Packages of ComfyUI's makers in the newest versions of the registry, in folders of their own: no pin is changed."""
+"""Packages in other versions than the environment's, in folders that go before it on Python's path."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ from tools.environment import locked
 from tools.venv import Venv
 
 KERNELS = ("comfy-kitchen", "comfy-aimdo")  # attention and quantised layers; dynamic VRAM
+OLDEST_PYAV = "av==14.2.0"  # the oldest that ComfyUI 0.3.75 asks for; older FFmpegs convert colours in other ways
 
 
 def install_kernels(cache: Path, venv: Venv) -> Path:
-    """Fetch the newest KERNELS. Returns the folder that goes before all others on Python's path."""
+    """Fetch the newest KERNELS. Returns their folder."""
     folder = cache / "newest"
     with locked(cache):
         for package in KERNELS:
             fetch(venv, package, folder)
+    return folder
+
+
+def install_oldest_pyav(cache: Path, venv: Venv) -> Path:
+    """Fetch OLDEST_PYAV. Returns its folder."""
+    folder = cache / OLDEST_PYAV.replace("==", "-")
+    with locked(cache):
+        fetch(venv, OLDEST_PYAV, folder)
     return folder
 
 
