@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 AUTOTUNED_FROM = 2**24  # input elements; below, a better cuDNN plan does not win back the time of trying plans
-SUITED = 64  # cuDNN's first plan is as fast as its best for input channels in multiples of this
+HOPPER = (9, 0)  # compute capability of H100 and H200
+SUITED = 64  # there cuDNN's first plan is as fast as its best for input channels in multiples of this
 SEARCH_BYTES = 512 * 2**20  # of cuDNN's plans while their times are compared
 
 _searched = threading.local()  # .keys: convolutions with a plan; cuDNN keeps plans for each thread of its own
@@ -20,11 +21,13 @@ def autotune_pays(x: Tensor, weight: Tensor) -> bool:
     """Whether cuDNN should time its plans for this convolution once, 0.4 s, and keep the fastest.
 
     Measured in a 4K decode on an H100: for 96 channels the first plan computes 248 TFLOP/s, the fastest 378; for 192
-    and 384 both compute 540 to 600.
+    and 384 both compute 540 to 600. On other kinds of card neither was measured.
     """
-    unsuited = weight.shape[1] % SUITED > 0 and weight.shape[0] > 16  # to 3 channels all plans are slow
-    first_frame = weight.ndim == 5 and weight.shape[2] == 1  # one call for each tile, too few to win it back
-    return unsuited and not first_frame and x.numel() >= AUTOTUNED_FROM
+    if x.numel() < AUTOTUNED_FROM or weight.shape[0] <= 16:  # to 3 channels all plans are alike, and slow to try
+        return False
+    if weight.ndim == 5 and weight.shape[2] == 1:  # nearly all of first frames: one call a tile does not win it back
+        return False
+    return weight.shape[1] % SUITED > 0 or torch.cuda.get_device_capability(x.device) != HOPPER
 
 
 @contextmanager
