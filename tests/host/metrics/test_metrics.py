@@ -38,6 +38,11 @@ def images(frames: int, height: int = 48, width: int = 64) -> torch.Tensor:
     return seeded(frames, height, width, 3).sigmoid().mul(255).round() / 255
 
 
+def made_from(batch: torch.Tensor) -> InputImpl.VideoFromComponents:
+    """ComfyUI's Create Video."""
+    return InputImpl.VideoFromComponents(Types.VideoComponents(images=batch, frame_rate=Fraction(10)))
+
+
 def no_file(folder: str, name: str) -> None:
     return None
 
@@ -51,8 +56,7 @@ def saved(tmp_path):
         for frame in batch:
             writer.write(frame.mul(255).byte().numpy())
         writer.finish(lambda: None)
-    memory = InputImpl.VideoFromComponents(Types.VideoComponents(images=batch, frame_rate=Fraction(10)))
-    return batch, memory, InputImpl.VideoFromFile(str(path))
+    return batch, made_from(batch), InputImpl.VideoFromFile(str(path))
 
 
 def test_every_kind_of_video_gives_its_frames(saved):
@@ -141,6 +145,9 @@ class Damaged:
         (["hd_fvd"], [torch.zeros(16, 224, 223, 3)], "hd_fvd needs frames of at least 224x224"),
         (["hd_fvd"], [torch.zeros(15, 224, 224, 3)], "hd_fvd needs at least 16 frames, Video 1 has 15"),
         (["temporal_consistency"], [torch.zeros(1, 8, 8, 3)], "needs at least 2 frames, Video 1 has 1"),
+        (["hd_fvd"], [made_from(torch.full((16, 224, 224, 3), torch.nan))], "Video 1 must be finite: 16 of 16 frames"),
+        (["hd_mse"], [made_from(torch.zeros(2, 8, 8, 1))], r"Video 1 must be images .* got \(2, 8, 8, 1\)"),
+        (["temporal_consistency"], [made_from(torch.zeros(1, 8, 8, 3))], "needs at least 2 frames, Video 1 has 1"),
         (["hd_mse"], [Damaged(ValueError("no video stream"))], "Video 1 cannot be read as a video: no video stream"),
         (["hd_mse"], [Damaged(None, av.error.InvalidDataError(1, "cut"))], "Video 1 cannot be read as a video: .*cut"),
         (["hd_mse"], [Damaged(None, IndexError("no frame"))], "Video 1 cannot be read as a video: no frame"),

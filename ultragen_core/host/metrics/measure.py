@@ -78,6 +78,7 @@ def measure(
             " Connect the list of prompts that the videos were made from."
         )
     references = references if HD_FVD in wanted else ()
+    videos, references = ([_images_or_video(video) for video in group] for group in (videos, references))
     pixels = [_check_video(f"Video {number}", video, wanted) for number, video in enumerate(videos, 1)]
     pixels += [_check_video(f"Reference {number}", video, {HD_FVD}) for number, video in enumerate(references, 1)]
     if not videos:
@@ -139,6 +140,11 @@ def stream(video) -> Iterator[Tensor]:
     else:
         images = video if isinstance(video, Tensor) else video.get_components().images
         yield from (image[..., :3].float() for image in images)
+
+
+def _images_or_video(video):
+    """Return the IMAGE batch that a VIDEO in memory was made from, so that it is checked like one; else `video`."""
+    return video.get_components().images if isinstance(video, InputImpl.VideoFromComponents) else video
 
 
 def _count(video) -> int:
