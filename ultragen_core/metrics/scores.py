@@ -75,27 +75,29 @@ def score(videos: Sequence[VideoScores], references: Sequence[VideoScores]) -> S
 
 
 def score_video(
-    frames: Iterable[Tensor], wanted: Collection[str], networks: Networks, prompt: Tensor | None = None
+    frames: Iterable[Tensor],
+    wanted: Collection[str],
+    networks: Networks,
+    prompt: Tensor | None = None,
+    name: str = "the video",
 ) -> VideoScores:
     """Measure one video in one pass.
 
     frames: (height, width, 3) in 0..1, on the networks' device. wanted: names in METRICS. prompt: CLIP embedding
-    (channels), for the CLIP score. Raises ValueError for a video too short or too small for a metric.
+    (channels), for the CLIP score. name: for errors. Raises ValueError for a video too short or too small for a metric.
     """
     meters = _meters(wanted, networks)
-    rows: dict[str, list[Tensor]] = {name: [] for name in meters}
+    rows: dict[str, list[Tensor]] = {metric: [] for metric in meters}
     count, height, width = 0, 0, 0
     for frame in frames:
         count, (height, width) = count + 1, frame.shape[:2]
-        for name, meter in meters.items():
-            found = meter(frame.movedim(-1, 0))
-            if found is not None:
-                rows[name].append(found.float().cpu())
-    if not count:
-        raise ValueError("Metrics need at least one frame, got a video without frames. Connect another video.")
-    if HD_FVD in wanted and not rows[HD_FVD]:
-        raise ValueError(f"HD-FVD needs clips of {CLIP} frames, got a video of {count}. Switch hd_fvd off.")
-    return _summed_up({name: torch.cat(found) for name, found in rows.items()}, wanted, (count, width, height), prompt)
+        for metric, meter in meters.items():
+            values = meter(frame.movedim(-1, 0))
+            if values is not None:
+                rows[metric].append(values.float().cpu())
+    check_length(name, count, wanted)
+    found = {metric: torch.cat(values) for metric, values in rows.items()}
+    return _summed_up(found, wanted, (count, width, height), prompt)
 
 
 def check_size(name: str, width: int, height: int, wanted: Collection[str]) -> None:

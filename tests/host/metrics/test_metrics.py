@@ -47,16 +47,20 @@ def no_file(folder: str, name: str) -> None:
     return None
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """The same frames as an IMAGE batch, a video in memory and a video in a lossless file."""
-    batch = images(7)
-    path = tmp_path / "video.mkv"
+def written(path: Path, batch: torch.Tensor) -> InputImpl.VideoFromFile:
+    """A video in a lossless file."""
     with VideoWriter(path, CODECS["FFV1 lossless RGB"], (64, 48), Fraction(10), 17, len(batch)) as writer:
         for frame in batch:
             writer.write(frame.mul(255).byte().numpy())
         writer.finish(lambda: None)
-    return batch, made_from(batch), InputImpl.VideoFromFile(str(path))
+    return InputImpl.VideoFromFile(str(path))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The same frames as an IMAGE batch, a video in memory and a video in a lossless file."""
+    batch = images(7)
+    return batch, made_from(batch), written(tmp_path / "video.mkv", batch)
 
 
 def test_every_kind_of_video_gives_its_frames(saved):
@@ -157,6 +161,14 @@ def test_videos_that_cannot_be_measured_are_named_before_work_begins(wanted, vid
     monkeypatch.setattr("ultragen_core.host.metrics.measure._load", lambda *_: (Networks(), None))
     with pytest.raises(ValueError, match=message):
         measure(videos, wanted, lambda *_: "there", references=[torch.zeros(16, 224, 224, 3)])
+
+
+def test_a_file_too_short_is_named(tmp_path, monkeypatch):
+    networks = Networks(embed=lambda frame: frame.mean((1, 2))[None])
+    monkeypatch.setattr("ultragen_core.host.metrics.measure._load", lambda *_: (networks, None))
+    files = [written(tmp_path / f"{frames}.mkv", images(frames)) for frames in (2, 1)]
+    with pytest.raises(ValueError, match="temporal_consistency needs at least 2 frames, Video 2 has 1"):
+        measure(files, ["temporal_consistency"], lambda *_: "there")
 
 
 def test_videos_of_different_sizes_are_measured_together():

@@ -20,6 +20,7 @@ from ...metrics.scores import (
     HD_LPIPS,
     Networks,
     Scores,
+    VideoScores,
     check_length,
     check_size,
     score,
@@ -88,14 +89,15 @@ def measure(
     networks, clip = _load(wanted, find, device)
     embedded = [clip.embed_text(prompt) for prompt in prompts] if CLIP_SCORE in wanted else [None]
     progress = _Progress([*videos, *references], device)
+
+    def scores_of(name: str, video, metrics: Collection[str], prompt: Tensor | None = None) -> VideoScores:
+        return score_video(progress.frames(name, video), metrics, networks, prompt, name)
+
     scored = [
-        score_video(progress.frames(f"Video {index + 1}", video), wanted, networks, embedded[index % len(embedded)])
+        scores_of(f"Video {index + 1}", video, wanted, embedded[index % len(embedded)])
         for index, video in enumerate(videos)
     ]
-    compared = [
-        score_video(progress.frames(f"Reference {index + 1}", video), {HD_FVD}, networks)
-        for index, video in enumerate(references)
-    ]
+    compared = [scores_of(f"Reference {number}", video, {HD_FVD}) for number, video in enumerate(references, 1)]
     return score(scored, compared)
 
 
