@@ -16,6 +16,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - older Pythons get this far
     sys.exit(f"tools.cluster needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
 
 import argparse
+import contextlib
 import signal
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         help="the input that gets prompt, negative, seed or image, where the sampler's links do not tell",
     )  # fmt: skip
     run.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help=address_help())
-    run.add_argument("--gpus-per-host", type=float, default=1, metavar="N", help="GPUs of each ComfyUI (default: 1)")
+    run.add_argument("--gpus-per-host", type=gpus, default=1, metavar="N", help="GPUs of each ComfyUI (default: 1)")
     run.add_argument("--cpu", action="store_true", help="run one ComfyUI on each machine's CPU")
     run.add_argument("--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"), help=comfyui_help())
     run.add_argument("--python", metavar="PATH", help="the Python that runs it (default: its venv's, else this one)")
@@ -63,6 +64,17 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_argument("--seed", type=int, default=0)
     simulate.add_argument("--actors", type=int, default=0, help="instead: jobs on this many real, empty Ray actors")
     return top
+
+
+def gpus(text: str) -> float:
+    """Read a number of GPUs that Ray can give to a host."""
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if 0 < number < 1 or (number >= 1 and number.is_integer()):
+            return number
+    raise argparse.ArgumentTypeError(
+        f"must be a whole number of GPUs, or a share of one GPU, such as 0.5, got {text}. To use no GPU, give --cpu"
+    )
 
 
 def address_help() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -43,8 +44,11 @@ class Ledger:
         self._lines: list[str] = []
 
     def __enter__(self) -> Ledger:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab+")  # noqa: SIM115 - closed in __exit__
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab+")  # noqa: SIM115 - closed in __exit__
+        except OSError as error:
+            raise self._unwritable(error) from None
         self._keep_others_out()
         self._end_torn_line()
         return self
@@ -59,8 +63,17 @@ class Ledger:
             raise Trouble(f"Another run writes to {self.path.parent}. Wait for it, or name another folder in --out.")
 
     def __exit__(self, *_) -> None:
-        self.sync()
-        self._file.close()
+        try:
+            self.sync()
+        finally:
+            with contextlib.suppress(OSError):  # of lines whose sync has failed already
+                self._file.close()
+
+    def _unwritable(self, error: OSError) -> Trouble:
+        return Trouble(
+            f"{self.path} cannot be written: {error}. Free some space, or name another folder in --out. The same"
+            " command continues."
+        )
 
     def _end_torn_line(self) -> None:
         """A killed run may have left half a line. End it, so that the next one is readable."""
@@ -81,12 +94,17 @@ class Ledger:
         self.write(DONE, job.id, host, seconds=round(seconds, 3), **values, files=listed)
 
     def sync(self) -> None:
-        """Append what was noted since the last call, and wait for the disk: one wait for all of it."""
+        """Append what was noted since the last call, and wait for the disk: one wait for all of it. Raises Trouble."""
         if self._lines:
-            self._file.write(("\n".join(self._lines) + "\n").encode())
+            # Servers quote file names whose bytes are no text, as lone surrogates: JSON has the same escapes.
+            text = ("\n".join(self._lines) + "\n").encode(errors="backslashreplace")
             self._lines.clear()
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                self._file.write(text)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise self._unwritable(error) from None
 
 
 def read_done(folder: Path) -> dict[str, DoneJob]:

@@ -37,7 +37,6 @@ def run(cache: Path, args: argparse.Namespace) -> int:
         say("Starting the servers to see what they have ...")
         connect(args.address)
         return show_hosts(RayHosts(setup, filled, Results(args.out), gpus_of(args), say))
-    args.out.mkdir(parents=True, exist_ok=True)
     with Ledger(args.out) as ledger:
         done = whole_jobs(args.out, jobs)
         waiting = [job for job in jobs if job.id not in done]
@@ -70,7 +69,6 @@ def drive(jobs: Sequence[Job], hosts: RayHosts, ledger: Ledger, before: int) -> 
         say(f"\nStopped. Jobs done in this run: {len(driver.seconds)}. Run the same command again to continue.")
         raise
     finally:
-        ledger.sync()
         driver.finish(hosts.close())
         hosts.results.clean()
     return driver.failures

@@ -39,7 +39,7 @@ def write(folder: Path, jobs: Sequence[Job], done: Mapping[str, DoneJob], failed
     text += f"<p>{len(cards)} of {len(jobs)} done</p><main>{''.join(cards)}</main>"
     text += f"<h2>Failed</h2><ul>{''.join(problems)}</ul>" if problems else ""
     with finished_file(page) as part:
-        part.write_text(text + "</body></html>\n", encoding="utf-8")
+        part.write_text(text + "</body></html>\n", encoding="utf-8", errors="backslashreplace")
     return page
 
 

@@ -82,7 +82,7 @@ def results(tmp_path):
 
 def test_the_sheet_has_a_thumbnail_and_the_values_of_each_video(results):
     folder, jobs, done = results
-    page = sheet.write(folder, jobs, done, [(jobs[2], "no <such> codec")])
+    page = sheet.write(folder, jobs, done, [(jobs[2], "no <such> codec \udcff")])
     text = page.read_text(encoding="utf-8")
     assert text.count("<figure>") == 2 and text.count("<img") == 1 and "2 of 3 done" in text
     assert "&lt;script&gt;1&lt;/script&gt;" in text and "<script>" not in text

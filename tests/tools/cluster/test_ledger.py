@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
 from tools.cluster import orphans
-from tools.cluster.ledger import NAME, Ledger, ResultFile, read_done
+from tools.cluster.ledger import NAME, Ledger, ResultFile, read_done, read_lines
 from tools.cluster.simulation import fake_jobs
 from tools.console import Trouble
 
@@ -62,3 +63,23 @@ def test_nothing_is_written_without_events(tmp_path):
     with Ledger(tmp_path) as notes:
         notes.sync()
     assert (tmp_path / NAME).read_bytes() == b"" and not read_done(tmp_path) and not read_done(tmp_path / "none")
+
+
+def test_a_reason_that_no_encoding_knows_is_noted(tmp_path):
+    reason = "cannot read \udcff.png"  # a file name whose bytes are not UTF-8, as ComfyUI's message gives it
+    with Ledger(tmp_path) as notes:
+        notes.write("failed", "a", "host", reason=reason)
+    assert [line["reason"] for line in read_lines(tmp_path)] == [reason]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux alone has a device that is always full")
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / NAME).symlink_to("/dev/full")
+    with pytest.raises(Trouble, match="jobs.jsonl cannot be written: .*No space left"), Ledger(tmp_path) as notes:
+        notes.write("lost", "a", "host")
+
+
+def test_a_file_instead_of_the_folder_is_named(tmp_path):
+    (tmp_path / "videos").touch()
+    with pytest.raises(Trouble, match="videos.* cannot be written"), Ledger(tmp_path / "videos"):
+        pass

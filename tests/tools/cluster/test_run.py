@@ -130,7 +130,40 @@ def test_a_job_whose_video_arrives_while_the_servers_are_stopped_is_done(tmp_pat
     assert read_done(tmp_path).keys() == {jobs[0].id}
 
 
-@pytest.mark.parametrize(("options", "gpus"), [([], 1), (["--gpus-per-host", "4"], 4), (["--cpu"], 0), (["--tiny"], 0)])
+def test_hosts_end_also_if_the_ledger_cannot_be_written(tmp_path, monkeypatch):
+    class Broken(Hosts):
+        def begin(self, host, job):
+            pass
+
+        def events(self):
+            raise Trouble("Results cannot be written")
+
+        step_of = None
+
+    def sync(notes):
+        raise Trouble("The ledger cannot be written")
+
+    hosts = Broken({})
+    hosts.results = Results(tmp_path)
+    with Ledger(tmp_path) as notes:
+        with pytest.raises(Trouble), monkeypatch.context() as full:
+            full.setattr(Ledger, "sync", sync)
+            run.drive(fake_jobs(1), hosts, notes, before=0)
+    assert hosts.closed
+
+
+@pytest.mark.parametrize("gpus", ["0", "-1", "1.5", "nan", "inf", "two"])
+def test_a_number_of_gpus_that_no_host_can_have_is_refused(gpus, capsys):
+    needed = ["run", "--workflow", "a", "--prompts", "b", "--out", "c", "--gpus-per-host", gpus]
+    with pytest.raises(SystemExit):
+        command.parser().parse_args(needed)
+    assert "or a share of one GPU, such as 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus"),
+    [([], 1), (["--gpus-per-host", "4"], 4), (["--gpus-per-host", "0.5"], 0.5), (["--cpu"], 0), (["--tiny"], 0)],
+)
 def test_gpus_of_a_host(options, gpus):
     needed = ["run", "--workflow", "a", "--prompts", "b", "--out", "c"]
     assert run.gpus_of(command.parser().parse_args([*needed, *options])) == gpus
