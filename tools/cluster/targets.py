@@ -81,10 +81,15 @@ def samplers(graph: dict) -> Iterator[str]:
             yield key
 
 
+def leads_on(graph: dict, value) -> bool:
+    """Whether an input is a link to a node that the graph has."""
+    return is_link(value) and value[0] in graph
+
+
 def _texts(graph: dict, names: Sequence[str]) -> Iterator[Target]:
     for sampler in samplers(graph):
         inputs = graph[sampler]["inputs"]
-        if is_link(inputs.get("guider")):
+        if leads_on(graph, inputs.get("guider")):
             inputs = graph[inputs["guider"][0]]["inputs"]
         for name in names:
             if is_link(inputs.get(name)):
@@ -114,7 +119,7 @@ def seeds(graph: dict) -> Iterator[Target]:
     """Yield the seed of each sampler that adds noise."""
     for sampler in samplers(graph):
         key, inputs = sampler, graph[sampler]["inputs"]
-        if is_link(inputs.get("noise")):
+        if leads_on(graph, inputs.get("noise")):
             key, inputs = inputs["noise"][0], graph[inputs["noise"][0]]["inputs"]
         if "disable" not in (inputs.get("add_noise"), graph[sampler]["inputs"].get("add_noise")):
             yield from (Target(key, name) for name in SEEDS if name in inputs)
@@ -156,7 +161,7 @@ def without_prompt_list(graph: dict) -> tuple[dict, dict[str, list[Target]]]:
 
 
 def parse_settings(settings: Sequence[str], graph: dict) -> dict[str, list[Target]]:
-    """Read --set NODE.INPUT=COLUMN. Raises Trouble for a node or a column that does not exist."""
+    """Read --set NODE.INPUT=COLUMN. Raises Trouble for a node, an input or a column that does not exist."""
     chosen: dict[str, list[Target]] = {}
     for setting in settings:
         target, _, column = setting.rpartition("=")
@@ -165,6 +170,11 @@ def parse_settings(settings: Sequence[str], graph: dict) -> dict[str, list[Targe
             raise Trouble(
                 f"--set must be NODE.INPUT=COLUMN, with a node of the workflow ({', '.join(graph)}) and one of the"
                 f" columns {', '.join(COLUMNS)}, got {setting!r}."
+            )
+        if name not in graph[key]["inputs"]:  # ComfyUI would ignore it, and all videos get the workflow's own value
+            raise Trouble(
+                f"Node {key} ({graph[key]['class_type']}) has no input {name} in the workflow, got --set {setting}. It"
+                f" has {', '.join(graph[key]['inputs']) or 'none'}."
             )
         chosen.setdefault(column, []).append(Target(key, name))
     return chosen

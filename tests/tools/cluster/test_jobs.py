@@ -147,6 +147,19 @@ def test_a_wrong_set_is_explained(make, setting):
         make("a lake\n", settings=[setting])
 
 
+def test_a_set_that_names_no_input_is_refused(make):
+    """ComfyUI ignores inputs that a node does not have: every video would get the workflow's own prompt."""
+    with pytest.raises(Trouble, match=r"Node 5 \(CLIPTextEncode\) has no input txt .* It has text, clip\."):
+        make("a lake\n", settings=["5.txt=prompt"])
+
+
+@pytest.mark.parametrize(("node", "name"), [("12", "guider"), ("12", "noise")])
+def test_a_link_to_a_missing_node_is_no_crash(make, graph, node, name):
+    graph[node]["inputs"][name] = ["999", 0]
+    with pytest.raises(Trouble, match="No input for the column"):
+        make("a lake\n", graph, "prompts.txt")
+
+
 def test_what_cannot_be_found_is_named(make, graph):
     del graph["12"]
     with pytest.raises(Trouble, match="No input for the column prompt"):
