@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from ultragen_core.sizes import VideoSize
 from ultragen_core.storage.files import finished_file
 
 from .data import VIDEOS, captions, clips
+from .recipe import at_least
 from .settings_file import agree
 
 EMPTY = "empty"  # the file with the text tensor of the empty caption
@@ -39,6 +41,9 @@ class CacheSettings:
     stride: int = 1
     vae: str = ""
     text_encoder: str = ""
+
+    def __post_init__(self):
+        at_least(self, stride=1)
 
 
 @dataclass(frozen=True)
@@ -80,29 +85,41 @@ class Cache:
         with finished_file(self.folder / f"{name}.safetensors") as part:
             save_file(tensors, part, metadata)
 
+    @contextmanager
+    def _opened(self, name: str) -> Iterator:
+        path = self.folder / f"{name}.safetensors"
+        try:
+            opened = safe_open(path, "pt")
+        except (OSError, SafetensorError) as error:
+            raise Trouble(
+                f"{path} cannot be read: {error}. Delete it with all other clips of its video, and run the cache"
+                " command again."
+            ) from None
+        with opened as file:
+            yield file
+
     def holds(self, name: str, caption: str) -> bool:
         """Whether the clip is there, with this caption."""
-        path = self.folder / f"{name}.safetensors"
-        if not path.is_file():
+        if not (self.folder / f"{name}.safetensors").is_file():
             return False
-        with safe_open(path, "pt") as file:
+        with self._opened(name) as file:
             return file.metadata()["caption"] == caption
 
     def clip(self, index: int) -> Clip:
         """Read a clip by its index in `names`."""
-        with safe_open(self.folder / f"{self.names[index]}.safetensors", "pt") as file:
+        with self._opened(self.names[index]) as file:
             return Clip(file.get_tensor("latent").float(), file.get_tensor("text"), file.metadata()["caption"])
 
     def empty_text(self) -> Tensor:
         """Read the text tensor of the empty caption."""
-        with safe_open(self.folder / f"{EMPTY}.safetensors", "pt") as file:
+        with self._opened(EMPTY) as file:
             return file.get_tensor("text")
 
     def latent_shape(self) -> tuple[int, ...]:
         """Return the (c, t, h, w) that all latents share. Raises Trouble if they differ or there are none."""
         shapes = {}
         for name in self.names:
-            with safe_open(self.folder / f"{name}.safetensors", "pt") as file:
+            with self._opened(name) as file:
                 shapes.setdefault(tuple(file.get_slice("latent").get_shape()), name)
         if len(shapes) != 1:
             found = ", ".join(f"{shape} ({name})" for shape, name in shapes.items()) or "none"

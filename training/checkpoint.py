@@ -71,7 +71,13 @@ class States:
         set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"], options=LEARNING)
 
     def _all(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("state-*.pt") if _STATE.fullmatch(path.name))
+        found = {path: _STATE.fullmatch(path.name) for path in self._folder.glob("state-*.pt")}
+        return sorted((path for path in found if found[path]), key=lambda path: int(found[path][1]))
+
+
+def weights_file(folder: Path, step: int, recipe: Recipe) -> Path:
+    """Return the file of the weights after `step` steps."""
+    return folder / f"{recipe.trains}-{step:06}.safetensors"
 
 
 def publish(folder: Path, step: int, wrapped: nn.Module, model: Velocity, recipe: Recipe, writes: bool) -> None:
@@ -85,7 +91,7 @@ def publish(folder: Path, step: int, wrapped: nn.Module, model: Velocity, recipe
     if not writes:
         return
     state = {key.removeprefix("wan."): tensor.to(model.dtype) for key, tensor in state.items()}
-    path = folder / f"{recipe.trains}-{step:06}.safetensors"
+    path = weights_file(folder, step, recipe)
     if recipe.trains == "lora":
         state = {f"diffusion_model.{key.replace('.default.', '.')}": tensor for key, tensor in state.items()}
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,12 +32,15 @@ class Curve:
         self._table, self._picture = folder / "loss.csv", folder / "loss.svg"
 
     def rows(self) -> list[Row]:
+        """Return all rows, without one that a full disk has cut off."""
         if not self._table.is_file():
             return []
+        found = []
         with self._table.open(newline="") as file:
-            return [
-                Row(int(row["step"]), *(float(row[name]) for name in Row._fields[1:])) for row in csv.DictReader(file)
-            ]
+            for step, *numbers in filter(None, csv.reader(file)):
+                with suppress(ValueError, TypeError):
+                    found.append(Row(int(step), *map(float, numbers)))
+        return found
 
     def begin(self, step: int) -> None:
         """Drop the rows after `step`, where the run continues."""

@@ -22,7 +22,9 @@ def captions(folder: Path) -> dict[Path, str]:
     """Return {video file: caption}, sorted by name. Raises Trouble if the json is broken or a video is missing."""
     path = folder / "captions.json"
     try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
+        texts = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(texts, dict) or not all(isinstance(caption, str) for caption in texts.values()):
+            raise ValueError("every name of a video needs one text")
     except (OSError, ValueError) as error:
         raise Trouble(f'{path} must be json such as {{"video001.mp4": "a caption"}}: {error}.') from None
     files = {folder / VIDEOS / name: caption for name, caption in sorted(texts.items())}
@@ -40,9 +42,17 @@ def clips(file: Path, size: VideoSize, stride: int) -> Iterator[Tensor]:
 
     Frames are scaled to cover `size` and cropped around their centre. Frames after the last whole clip are dropped.
     """
-    frames = islice(read_frames(str(file)), 0, None, stride)
+    frames = islice(_frames(file), 0, None, stride)
     while len(clip := [_covering(frame, size) for frame in islice(frames, size.frames)]) == size.frames:
         yield torch.stack(clip)
+
+
+def _frames(file: Path) -> Iterator[Tensor]:
+    try:
+        yield from read_frames(str(file))
+    except (OSError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise Trouble(f"{file} cannot be read: {reason}. Replace it, or remove it from captions.json.") from None
 
 
 def _covering(frame: Tensor, size: VideoSize) -> Tensor:

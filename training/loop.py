@@ -19,14 +19,14 @@ from torch.utils.data import DataLoader
 from tools.console import ProgressLine, Trouble
 
 from .cache import Cache
-from .checkpoint import States, publish
+from .checkpoint import States, publish, weights_file
 from .cuda_graph import GraphedLoss
 from .curve import Curve, Row
 from .ema import AveragedWeights, decay_at
 from .model import Velocity
 from .objective import Samples, generator, loss_of, noisy_inputs, padded, velocity_loss
 from .preview import sample, write_video
-from .recipe import Recipe, option
+from .recipe import Recipe, at_least, option
 from .settings_file import agree
 
 BETAS = 0.9, 0.95
@@ -45,6 +45,9 @@ class Keeping:
     preview_steps: int = option(30, "sampling steps of a preview")
     preview_cfg: float = option(5.0, "classifier-free guidance of a preview")
     fps: float = option(15.0, "frames a second of a preview")
+
+    def __post_init__(self):
+        at_least(self, state_every=1, preview_clips=1, preview_steps=1, publish_every=0, preview_every=0, minutes=0)
 
 
 class Training:
@@ -94,6 +97,8 @@ class Training:
         return one_process and accelerator.gradient_accumulation_steps == 1 and accelerator.device.type == "cuda"
 
     def _accumulated(self, processes: int) -> int:
+        if self.micro_batch < 1:
+            raise Trouble(f"micro-batch must be at least 1, got {self.micro_batch}.")
         together = processes * self.micro_batch
         if self.recipe.batch % together:
             raise Trouble(
@@ -120,6 +125,8 @@ class Training:
         main, keeping, line = self.accelerator.is_main_process, self.keeping, ProgressLine()
         if main:
             self.curve.begin(self.step)
+        if self.step:  # a run that ended between a state and its weights
+            self._publish(replace=False)
         batches, ends = self._batches(), time.monotonic() + 60 * (keeping.minutes or math.inf)
         last = ended = self.step >= self.recipe.steps
         while not ended:
@@ -136,12 +143,18 @@ class Training:
                     self.curve.draw()
             if keeping.preview_every and self.step % keeping.preview_every == 0:
                 self._preview()
-            if last or (keeping.publish_every and self.step % keeping.publish_every == 0):
-                with self.averages.applied():
-                    publish(keeping.out, self.step, self.model, self.bare, self.recipe, main)
+            self._publish()
         line.end()
         self.accelerator.wait_for_everyone()
         return last
+
+    def _publish(self, replace: bool = True) -> None:
+        """Write the weights if they are due after this step. replace: also where they have been written."""
+        out, every, main = self.keeping.out, self.keeping.publish_every, self.accelerator.is_main_process
+        if self.step >= self.recipe.steps or (every and self.step % every == 0):
+            writes = main and (replace or not weights_file(out, self.step, self.recipe).is_file())
+            with self.averages.applied():
+                publish(out, self.step, self.model, self.bare, self.recipe, writes)
 
     def _is_up(self, ends: float) -> bool:
         """Whether the time is up, by the first process's clock, so that all processes stop after the same step."""

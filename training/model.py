@@ -96,15 +96,15 @@ class Velocity(nn.Module):
 
     def check(self, cache: Cache) -> None:
         """Raise Trouble if the model cannot learn from these clips."""
-        condition = cache.clip(0).condition
-        given = cache.latent_shape()[0] + (0 if condition is None else len(condition))
+        shape, condition = cache.latent_shape(), cache.clip(0).condition
+        given = shape[0] + (0 if condition is None else len(condition))
         taken = self.wan.patch_embedding.in_channels
         if given != taken:
             raise Trouble(
                 f"The model takes {taken} channels, the clips of {cache.folder} have {given}. Start images, which"
                 " image-to-video models take, are encoded only by the miniature."
             )
-        grid = token_grid((1, *cache.latent_shape()))
+        grid = token_grid((1, *shape))
         for block in self.wan.blocks:
             if isinstance(block.self_attn, TrainedT3Attention):
                 try:

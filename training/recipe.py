@@ -21,6 +21,13 @@ def option(default: object, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+def at_least(settings: object, **least: float) -> None:
+    """Raise Trouble if one of these fields is smaller than its least value, or no number."""
+    for name, value in least.items():
+        if not getattr(settings, name) >= value:
+            raise Trouble(f"{name} must be at least {value}, got {getattr(settings, name)}.")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The defaults are the paper's: all weights learn, at 1e-4, with low-rank deltas of rank 64."""
@@ -57,9 +64,13 @@ class Recipe:
                 raise Trouble(
                     f"Only the rule ultragen has extras, got {given} with --rule {self.rule}. Change one of them."
                 )
-        for name, least in (("rank", 1), ("steps", 1), ("batch", 1), ("warmup", 0)):
-            if getattr(self, name) < least:
-                raise Trouble(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        at_least(self, rank=1, steps=1, batch=1, warmup=0, weight_decay=0)
+        for name in ("learning_rate", "shift", "clip"):  # with 0, nothing would be learnt
+            if not getattr(self, name) > 0:
+                raise Trouble(f"{name} must be greater than 0, got {getattr(self, name)}.")
+        for name in ("caption_dropout", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise Trouble(f"{name} must be from 0 to 1, got {getattr(self, name)}.")
         if not 0 < self.gate < 1:
             raise Trouble(f"gate must be between 0 and 1, got {self.gate}.")
         try:

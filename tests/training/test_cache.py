@@ -146,3 +146,33 @@ def test_datasets_and_caches_that_cannot_be_used_are_refused(dataset, tmp_path):
         Cache(cache.folder).latent_shape()
     with pytest.raises(Trouble, match="has none"):
         Cache(tmp_path / "empty").latent_shape()
+
+
+@pytest.mark.parametrize("texts", [["one.mkv"], {"one.mkv": None}, {"one.mkv": ["a", "lake"]}])
+def test_captions_that_are_no_texts_are_refused(dataset, texts):
+    (dataset / "captions.json").write_text(json.dumps(texts))
+    with pytest.raises(Trouble, match='must be json such as {"video001.mp4": "a caption"}'):
+        captions(dataset)
+
+
+def test_a_clip_that_was_half_copied_is_named(dataset, tmp_path):
+    cache = Cache(tmp_path / "cache")
+    cache.write("clip", seeded(16, 1, 6, 8), word_vectors("x"), "x")
+    file = cache.folder / "clip.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    cut = Cache(cache.folder)
+    for read in (cut.latent_shape, lambda: cut.clip(0), lambda: cut.holds("clip", "x")):
+        with pytest.raises(Trouble, match=r"clip.safetensors cannot be read: .*Delete it with all other clips"):
+            read()
+    with pytest.raises(Trouble, match=r"empty.safetensors cannot be read"):
+        cut.empty_text()
+
+
+def test_a_video_that_cannot_be_read_is_named(dataset, tmp_path):
+    (dataset / "videos" / "two.mkv").write_bytes(b"no video")
+    cache = Cache(tmp_path / "cache")
+    with pytest.raises(Trouble, match=r"two.mkv cannot be read: .*, or remove it from captions.json"):
+        fill(dataset, cache, CacheSettings(SIZE), lambda clip: seeded(16, 2, 6, 8), word_vectors)
+    assert Cache(cache.folder).names == ["one.mkv-000", "one.mkv-001"]
+    with pytest.raises(Trouble, match="stride must be at least 1, got 0"):
+        CacheSettings(SIZE, stride=0)

@@ -11,6 +11,7 @@ from helpers.support import DATA, relative_error, seeded
 from safetensors.torch import load_file
 
 from tools.console import Trouble
+from training.cache import Cache
 from training.checkpoint import publish
 from training.extras import initial_extras
 from training.model import build, random_base
@@ -183,6 +184,11 @@ def test_mixed_precision_stays_near_float32(model):
         with torch.autocast("cpu", torch.bfloat16):
             mixed = model(X, T, TEXT)
     assert 0 < relative_error(mixed, exact) < 2e-2
+
+
+def test_a_cache_without_clips_is_refused(model, tmp_path):
+    with pytest.raises(Trouble, match="All latents of a cache must have one shape; .* has none"):
+        model().check(Cache(tmp_path / "nowhere"))
 
 
 def test_other_models_are_refused(base, recipe):

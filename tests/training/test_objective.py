@@ -111,6 +111,12 @@ def test_rates_rise_and_fall():
     ({"trains": "extras", "rule": "t3"}, "Only the rule ultragen has extras, .* with --rule t3"),
     ({"ffn_deltas": True, "rule": "dense"}, "Only the rule ultragen has extras, got --ffn-deltas with --rule dense"),
     ({"batch": 0}, "batch must be at least 1, got 0"),
+    ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+    ({"shift": 0.0}, "shift must be greater than 0, got 0.0"),
+    ({"clip": 0.0}, "clip must be greater than 0, got 0.0"),
+    ({"learning_rate": float("nan")}, "learning_rate must be greater than 0, got nan"),
+    ({"caption_dropout": 10.0}, "caption_dropout must be from 0 to 1, got 10.0"),
+    ({"ema": -0.5}, "ema must be from 0 to 1, got -0.5"),
     ({"dense_blocks": "3-1"}, "from the lower to the higher index"),
     ({"gate": 1.0}, "gate must be between 0 and 1, got 1.0"),
 ])  # fmt: skip

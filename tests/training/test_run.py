@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tools.console import Trouble
 from training.curve import Curve
+from training.loop import Keeping
 from training.settings_file import agree
 
 # Of 20 steps on five clips of noise: pinned, so that no change of the arithmetic goes unseen.
@@ -153,6 +154,55 @@ def test_previews_do_not_change_the_weights(training, tmp_path):
     assert_near(weights(tmp_path / "with", 2), weights(tmp_path / "without", 2), 0)
 
 
+def test_weights_that_could_not_be_written_are_written_when_the_run_is_started_again(training, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError("the disk is full")
+
+    options = {"steps": 2, "keeping": {"publish_every": 1, "state_every": 1}}
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="the disk is full"):
+        broken.setattr("training.loop.publish", full)
+        training(tmp_path / "cut", **options).run()
+    assert not list((tmp_path / "cut").glob("full-*"))
+    assert training(tmp_path / "cut", **options).run() and training(tmp_path / "whole", **options).run()
+    for step in (1, 2):
+        assert_near(weights(tmp_path / "cut", step), weights(tmp_path / "whole", step), 0)
+    last = tmp_path / "cut" / "full-000002.safetensors"
+    last.unlink()
+    assert training(tmp_path / "cut", **options).run() and last.is_file()
+    last.write_bytes(b"kept")
+    assert training(tmp_path / "cut", **options).run() and last.read_bytes() == b"kept"
+
+
+def test_a_row_of_losses_that_was_cut_off_does_not_stop_a_run(training, tmp_path):
+    training(tmp_path, steps=1).run()
+    whole = (tmp_path / "loss.csv").read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "loss.csv").write_bytes(whole[:length])
+        Curve(tmp_path).begin(1)
+    (tmp_path / "loss.csv").write_bytes(whole + b"2,0.")
+    training(tmp_path, steps=2).run()
+    assert [row.step for row in Curve(tmp_path).rows()] == [1, 2]
+
+
+def test_the_newest_state_is_the_one_of_the_most_steps(training, tmp_path):
+    run = training(tmp_path)
+    for step in (999_998, 999_999, 1_000_000):
+        run.states.save(step, True, "")
+    assert run.states.newest()["step"] == 1_000_000
+
+
+@pytest.mark.parametrize("name", ["state_every", "preview_clips", "preview_steps"])
+def test_what_is_kept_every_zero_steps_is_refused(name, tmp_path):
+    with pytest.raises(Trouble, match=f"{name} must be at least 1, got 0"):
+        Keeping(tmp_path, **{name: 0})
+
+
+@pytest.mark.parametrize("name", ["publish_every", "preview_every", "minutes"])
+def test_less_than_never_is_refused(name, tmp_path):
+    with pytest.raises(Trouble, match=f"{name} must be at least 0, got -1"):
+        Keeping(tmp_path, **{name: -1})
+
+
 def test_another_recipe_or_other_clips_are_refused(training, cache, tmp_path, monkeypatch):
     training(tmp_path, steps=1).run()
     with pytest.raises(Trouble, match=r"other settings .*: shift 5.0 -> 3.0; learning_rate 0.002 -> 0.001\."):
@@ -189,3 +239,5 @@ def test_the_recipe_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_batch_that_cannot_be_shared_is_refused(training, tmp_path):
     with pytest.raises(Trouble, match="got 4 clips on 1 processes with 3 at once"):
         training(tmp_path, micro_batch=3)
+    with pytest.raises(Trouble, match="micro-batch must be at least 1, got 0"):
+        training(tmp_path, micro_batch=0)
