@@ -350,6 +350,20 @@ def test_a_repeated_phase_is_counted_once(monkeypatch, vae, features_elsewhere):
     assert max(reports) == reports[-1] and reports[-1][0] == reports[-1][1]
 
 
+def test_an_encode_whose_features_find_no_memory_keeps_them_on_the_host(monkeypatch, vae, features_elsewhere):
+    pixels = torch.rand(5, 40, 80, 3, generator=torch.Generator().manual_seed(3))
+    allocate = FeatureBuffer.allocate
+
+    def scarce(self, *given):
+        if self.device == features_elsewhere:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return allocate(self, *given)
+
+    fallback_reason(vae)
+    monkeypatch.setattr(FeatureBuffer, "allocate", scarce)
+    assert close(exact.encode(vae, pixels, 64), vae.encode(pixels))
+
+
 def test_an_encode_whose_last_phase_finds_no_memory_moves_the_features(monkeypatch, vae, features_elsewhere):
     pixels = torch.rand(5, 40, 48, 3, generator=torch.Generator().manual_seed(3))
     whole, devices = run.encode.whole_frames, []

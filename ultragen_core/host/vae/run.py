@@ -152,7 +152,12 @@ def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, repo
     latents = output_size(head, size)
     needs = encode_needs(layers, x.shape[1:], vae.vae_dtype, tensor_limit(vae.device))
     choice, progress = choose_tile(vae, tile, max(size), needs), ProgressCounter(report)
-    features = FeatureBuffer(length, latents, choice.features_device)
+    whole_frame = f"{size[1]}x{size[0]} pixels", needs.frames, vae.device
+
+    def allocated(device: torch.device) -> FeatureBuffer:
+        buffer = FeatureBuffer(length, latents, device)
+        buffer.allocate(tail[0].proj.out_channels, vae.vae_dtype)
+        return buffer
 
     def pixels(frames: slice, rect: Rect) -> Tensor:
         rows, columns = rect.slices_in(Rect.whole(size))
@@ -169,7 +174,8 @@ def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, repo
         return encode.whole_frames(tail, features, context_of(vae), progress.tick)
 
     with on_device(vae.device):
+        features = whole_frame_pass([functools.partial(allocated, device) for device in choice.homes], *whole_frame)
         tiled_pass(tiles, choice.tile, needs.tile, vae.device)
         attempts = [functools.partial(frames, device) for device in choice.homes]
-        moments = whole_frame_pass(attempts, f"{size[1]}x{size[0]} pixels", needs.frames, vae.device)
+        moments = whole_frame_pass(attempts, *whole_frame)
     return moments.chunk(2, dim=1)[0]
