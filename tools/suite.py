@@ -58,9 +58,8 @@ MOST_WORKERS, OLDER_WORKERS = 4, 2
 def run(cache: Path, arguments: Sequence[str]) -> int:
     """Both versions at the same time: tests of servers and browsers wait, and so does the last worker of a run.
 
-    The older version runs with the oldest PyAV that it allows.
-
-    The newer version's output comes last. Failures before it are repeated above it.
+    The older version has the oldest PyAV that it allows. The newer version's output comes last. Failures before it are
+    repeated above it.
     """
     with ThreadPoolExecutor() as pool:
         chromium = pool.submit(browser.install_chromium)  # takes as long as the rest

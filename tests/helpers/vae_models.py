@@ -45,7 +45,8 @@ def context(dtype: torch.dtype = torch.float32) -> Context:
 
 def tiled_decode(model: torch.nn.Module, z: torch.Tensor, tile: int) -> torch.Tensor:
     head, tail = decode.split_layers(decoder_layers(model))
-    features = FeatureBuffer(z.shape[2], tuple(z.shape[-2:]), torch.device("cpu"))
+    channels, size = head[-1].proj.out_channels, tuple(z.shape[-2:])
+    features = FeatureBuffer(z.shape[2], size, channels, z.dtype, torch.device("cpu"))
     decode.whole_frames(head, z, range(z.shape[2]), context(z.dtype), features, lambda index: None)
     size = output_size(tail, features.size)
     out = torch.full((1, 3, 4 * z.shape[2] - 3, *size), float("nan"), dtype=z.dtype)
@@ -64,7 +65,8 @@ def tiled_encode(model: torch.nn.Module, x: torch.Tensor, tile: int) -> torch.Te
     head, tail = encode.split_layers(encoder_layers(model))
     size = tuple(x.shape[-2:])
     latents = output_size(head, size)
-    features = FeatureBuffer(encode.latent_frames(x.shape[2]), latents, torch.device("cpu"))
+    length, channels = encode.latent_frames(x.shape[2]), tail[0].proj.out_channels
+    features = FeatureBuffer(length, latents, channels, torch.float32, torch.device("cpu"))
 
     def pixels(frames: slice, rect: Rect) -> torch.Tensor:
         rows, columns = rect.slices_in(Rect.whole(size))

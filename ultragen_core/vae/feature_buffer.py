@@ -16,25 +16,26 @@ class FeatureBuffer:
     pinned: whether reads may copy from the host through pinned memory, which does not stop the GPU.
     """
 
-    def __init__(self, length: int, size: tuple[int, int], device: torch.device, pinned: bool = False):
+    def __init__(
+        self,
+        length: int,
+        size: tuple[int, int],
+        channels: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        pinned: bool = False,
+    ):
         self.length, self.size, self.device, self._pinned = length, size, device, pinned
-        self._frames: Tensor | None = None  # (t, h, w, c)
-
-    def allocate(self, channels: int, dtype: torch.dtype) -> None:
-        """Allocate the memory, which the first write otherwise does: before writes from several threads."""
-        self._frames = torch.empty((self.length, *self.size, channels), dtype=dtype, device=self.device)
-        if self.device.type == "cpu":
+        self._frames = torch.empty((length, *size, channels), dtype=dtype, device=device)  # (t, h, w, c)
+        if device.type == "cpu":
             # All processors touch the new pages at once. A GPU's copy would touch them one by one: 75 ms for a frame of
             # 4K instead of 10, while the GPU waits.
             self._frames.zero_()
 
     def write(self, index: int, rect: Rect, x: Tensor) -> None:
         """Store x (1, c, t, rows, columns) as the part `rect` of the frames from `index` on."""
-        channels, frames = x.shape[1:3]
-        if self._frames is None:
-            self.allocate(channels, x.dtype)
         rows, columns = rect.slices_in(Rect.whole(self.size))
-        self._frames[index : index + frames, rows, columns] = x[0].permute(1, 2, 3, 0)
+        self._frames[index : index + x.shape[2], rows, columns] = x[0].permute(1, 2, 3, 0)
 
     def move_to(self, device: torch.device) -> None:
         """Move what is stored to `device`."""

@@ -103,8 +103,9 @@ class _Decode:
     def whole_frames(self, tile: int, run_pass: Pass, device: torch.device) -> None:
         """Compute the features that are missing, in memory of `device`. tile: the next pass's, for the progress."""
         if self._features is None or self._features.device != device:
-            self._features, self._frames_done = FeatureBuffer(self.length, self.latents, device, may_pin()), set()
-            self._features.allocate(self.head[-1].proj.out_channels, self._dtype)
+            channels = self.head[-1].proj.out_channels
+            self._features = FeatureBuffer(self.length, self.latents, channels, self._dtype, device, may_pin())
+            self._frames_done = set()
         missing = [index for index in range(self.length) if index not in self._frames_done]
         self._progress.restart(self.length - len(missing), self._total(self.grid(tile)))
 
@@ -153,11 +154,7 @@ def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, repo
     needs = encode_needs(layers, x.shape[1:], vae.vae_dtype, tensor_limit(vae.device))
     choice, progress = choose_tile(vae, tile, max(size), needs), ProgressCounter(report)
     whole_frame = f"{size[1]}x{size[0]} pixels", needs.frames, vae.device
-
-    def allocated(device: torch.device) -> FeatureBuffer:
-        buffer = FeatureBuffer(length, latents, device)
-        buffer.allocate(tail[0].proj.out_channels, vae.vae_dtype)
-        return buffer
+    buffer_on = functools.partial(FeatureBuffer, length, latents, tail[0].proj.out_channels, vae.vae_dtype)
 
     def pixels(frames: slice, rect: Rect) -> Tensor:
         rows, columns = rect.slices_in(Rect.whole(size))
@@ -174,7 +171,7 @@ def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, repo
         return encode.whole_frames(tail, features, context_of(vae), progress.tick)
 
     with on_device(vae.device):
-        features = whole_frame_pass([functools.partial(allocated, device) for device in choice.homes], *whole_frame)
+        features = whole_frame_pass([functools.partial(buffer_on, device) for device in choice.homes], *whole_frame)
         tiled_pass(tiles, choice.tile, needs.tile, vae.device)
         attempts = [functools.partial(frames, device) for device in choice.homes]
         moments = whole_frame_pass(attempts, *whole_frame)
