@@ -37,7 +37,7 @@ def test_what_a_file_imports_and_calls(path):
     if path.parent.name == "nodes" and path.stem == "questions":  # answers the canvas through ComfyUI's server
         names.discard("aiohttp")
     # They wait for ComfyUI's threads, or keep something for each, and start none.
-    if path.parent.name == "multigpu" or path.stem in ("built_once", "fp8_kernel", "autotune", "prompt_files"):
+    if path.parent.name == "multigpu" or path.stem in ("built_once", "fp8_kernel", "prompt_files"):
         names.discard("threading")
         assert not {"Thread", "Timer"} & attributes(path)
     assert not names & FORBIDDEN, "the pack opens no connection, starts no thread of its own and runs no program"

@@ -1,90 +1,51 @@
-"""Attention in blocks, copies, the choice of cuDNN's plans, and the memory counter."""
+"""Convolutions in pairs of pixels, attention in blocks, copies, and the memory counter."""
 
 from __future__ import annotations
-
-import contextlib
-import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.vae_models import narrow
+from torch.nn import functional as F
 
-from ultragen_core.vae import autotune, decode, functional
-from ultragen_core.vae.geometry import TileGrid, tile_regions
+from ultragen_core.ops.vae import add_
+from ultragen_core.vae import cached_conv, context, decode, functional, pixel_pairs
+from ultragen_core.vae.geometry import Rect, TileGrid, tile_regions
 from ultragen_core.vae.memory import peak_bytes
 from ultragen_core.vae.parse import decoder_layers
 
 
-@pytest.mark.parametrize(
-    "capability, weight, pays",
-    [
-        ((9, 0), (96, 96, 3, 3, 3), True),
-        ((9, 0), (96, 96, 3, 3), True),
-        ((9, 0), (384, 384, 3, 3, 3), False),  # cuDNN's first plan is as fast
-        ((8, 9), (384, 384, 3, 3, 3), True),
-        ((8, 9), (3, 96, 3, 3, 3), False),
-        ((8, 9), (96, 96, 1, 3, 3), False),  # of the first frame
-    ],
-)
-def test_cudnn_tries_plans_for_large_maps_where_its_first_may_be_slow(capability, weight, pays, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    large, small = (torch.empty(size, device="meta") for size in (autotune.AUTOTUNED_FROM, 1000))
-    assert autotune.autotune_pays(large, torch.empty(weight, device="meta")) == pays
-    assert not autotune.autotune_pays(small, torch.empty(weight, device="meta"))
+@pytest.mark.parametrize("out_channels", [96, 3])
+def test_a_convolution_of_pairs_is_that_of_pixels(out_channels):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 96, 4, 5, 8, generator=generator, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    weight = torch.randn(out_channels, 96, 3, 3, 3, generator=generator, dtype=torch.float64)
+    pairs = pixel_pairs.as_pairs(x)
+    y = functional.convolve(pairs, pixel_pairs.paired_weight(weight), None, (1, 1, 1)).value
+    torch.testing.assert_close(pixel_pairs.as_pixels(y), F.conv3d(x, weight))
+    assert pairs.data_ptr() == x.data_ptr() and torch.equal(pixel_pairs.as_pixels(pairs), x)
 
 
-@pytest.fixture
-def allocators(monkeypatch):
-    """`allocators(name, limit)` -> bytes in use and in all, and the list of limits that are set from now on."""
-
-    def pretend(allocator: str, limit: float) -> tuple[int, int, list[float]]:
-        used, total, fractions = 2**30, 2**33, []
-        for name, stand_in in {
-            "get_allocator_backend": lambda: allocator,
-            "memory_allocated": lambda device: used,
-            "get_device_properties": lambda device: SimpleNamespace(total_memory=total),
-            "get_per_process_memory_fraction": lambda device: limit,
-            "set_per_process_memory_fraction": lambda share, device: fractions.append(share),
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, stand_in)
-        monkeypatch.setattr(autotune, "_searched", threading.local())
-        return used, total, fractions
-
-    return pretend
+@pytest.mark.parametrize("kernel", [(3, 1, 1), (3, 3, 3)])
+def test_pairs_are_left_out_where_they_were_not_measured(kernel):
+    weight = torch.empty(96, 96, *kernel, device="meta")
+    assert not pixel_pairs.pairs_pay(weight, (1, 1, 1), 8)
 
 
-@pytest.mark.parametrize(
-    "allocator, limit",
-    [("cudaMallocAsync", 1.0), ("cudaMallocAsync", 0.001), ("cudaMallocAsync", 1.2e8), ("native", 1.0)],
-)
-def test_the_search_for_a_plan_is_given_little_memory(allocator, limit, allocators):
-    used, total, fractions = allocators(allocator, limit)
-    x, weight = torch.empty(1, 96, 3, 64, 64, dtype=torch.bfloat16), torch.empty(48, 96, 3, 3, 3, device="meta")
-    with contextlib.suppress(KeyError), autotune.bounded_search(x, weight, (1, 1, 1)):
-        raise KeyError  # a convolution that fails leaves the limit as it was
-    expected = (used + 48 * 3 * 64 * 64 * 2 + autotune.SEARCH_BYTES) / total
-    assert fractions == ([] if allocator == "native" else [min(expected, limit), min(limit, 1.0)])
-
-
-def test_only_the_first_convolution_of_a_kind_in_a_thread_is_a_search(allocators):
-    *_, fractions = allocators("cudaMallocAsync", 1.0)
-    x, weight = torch.empty(1, 4, 3, 8, 8), torch.empty(4, 4, 3, 3, 3)
-    counts = []
-
-    def convolve(x, stride=(1, 1, 1)):
-        with autotune.bounded_search(x, weight, stride):
-            counts.append(len(fractions))
-
-    convolve(x)
-    convolve(x)
-    convolve(x[..., :-1])
-    convolve(x, (1, 2, 2))
-    convolve(x.to(memory_format=torch.channels_last_3d))
-    other = threading.Thread(target=convolve, args=(x,))
-    other.start()
-    other.join()
-    assert counts == [1, 2, 3, 5, 7, 9] and len(fractions) == 10
+@pytest.mark.parametrize("in_pairs", [True, False])
+def test_a_cached_convolution_is_that_of_the_whole_video(in_pairs, monkeypatch):
+    """Of the first frame alone, in pixels, and of four frames at a time, in pairs too."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    monkeypatch.setattr(context, "_memory_formats", lambda device: formats)
+    monkeypatch.setattr(cached_conv, "pairs_pay", lambda weight, stride, width: in_pairs)
+    module, size = torch.nn.Conv3d(96, 96, 3).double().requires_grad_(False), (16, 12)
+    video = torch.randn(1, 96, 9, *size, dtype=torch.float64)
+    run = context.Context(lambda conv: (conv.weight, conv.bias), video.device, video.dtype, lambda: None)
+    conv, parts = cached_conv.CachedConv(run, module, Rect.whole(size).grow(1), size), []
+    for part in video.split((1, 4, 4), dim=2):
+        conv.input_buffer(part.shape[2]).copy_(part)
+        parts.append(add_(conv(), triton=False))
+    torch.testing.assert_close(torch.cat(parts, dim=2), module(F.pad(video, (1, 1, 1, 1, 2, 0))))
 
 
 def test_attention_in_blocks_equals_attention(monkeypatch):

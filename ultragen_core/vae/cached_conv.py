@@ -8,6 +8,7 @@ from ..ops.vae import DeferredAdd
 from .context import Context
 from .functional import convolve
 from .geometry import Rect
+from .pixel_pairs import as_pairs, as_pixels, pairs_pay
 
 
 class CachedConv:
@@ -26,6 +27,8 @@ class CachedConv:
         self.image_rect = rect.clip(map_size)
         self._weight, self._bias = context.convolution(module)
         self._stride = tuple(module.stride)
+        in_pairs = pairs_pay(self._weight, self._stride, rect.size[1])
+        self._paired_weight = context.paired_weight(module) if in_pairs else None
         self._inside = rows, columns = self.image_rect.slices_in(rect)
         every = slice(None)
         borders = [(slice(0, rows.start), every), (slice(rows.stop, rect.size[0]), every)]
@@ -68,4 +71,7 @@ class CachedConv:
         weight, frames = self._weight, buffer.shape[2]
         if weight.ndim == 5 and frames < weight.shape[2]:
             weight = weight[:, :, -frames:]
-        return convolve(buffer, weight, self._bias, self._stride, self.context.autotune)
+        elif self._paired_weight is not None:
+            pairs = convolve(as_pairs(buffer), self._paired_weight, None, self._stride).value
+            return DeferredAdd(as_pixels(pairs), self._bias)
+        return convolve(buffer, weight, self._bias, self._stride)

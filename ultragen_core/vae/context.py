@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops.dispatch import triton_for
 from ..ops.vae import VAE_KERNEL_MODULES, RMSNorm
 from .geometry import Rect
+from .pixel_pairs import paired_weight
 
 Weights = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
 """weights(convolution) -> its weight and bias, ready for use: patched, cast, on the device."""
@@ -32,7 +33,6 @@ class Context:
     """The shared state of one decode or encode on one device.
 
     device, dtype: of all maps. check_interrupted: called between small pieces of work; raises to end the run.
-    autotune: whether cuDNN may time its plans for large convolutions, once in each thread.
     triton: whether the functions of ops/vae.py take their Triton form. shortcuts: inputs of Wan 2.2's residual groups
     with the rectangles that they hold, from SaveShortcut until the AddShortcut of the same key.
     """
@@ -43,15 +43,15 @@ class Context:
         device: torch.device,
         dtype: torch.dtype,
         check_interrupted: Callable[[], None],
-        autotune: bool = True,
     ):
-        self.device, self.dtype, self.check_interrupted, self.autotune = device, dtype, check_interrupted, autotune
+        self.device, self.dtype, self.check_interrupted = device, dtype, check_interrupted
         self.shortcuts: dict[str, tuple[Tensor, Rect]] = {}
         # On "meta" only memory is counted, of the plain form, which takes more.
         example = torch.empty(0, device=device, dtype=dtype)
         self.triton = device.type != "meta" and triton_for(example, VAE_KERNEL_MODULES)
         self._weights, self._formats = weights, _memory_formats(device)
         self._convolutions: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
+        self._paired_weights: dict[nn.Module, Tensor] = {}
         self._norms: dict[nn.Module, RMSNorm] = {}
 
     def convolution(self, module: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -60,6 +60,13 @@ class Context:
             weight, bias = self._weights(module)
             self._convolutions[module] = weight.contiguous(memory_format=self._formats[weight.ndim]), bias
         return self._convolutions[module]
+
+    def paired_weight(self, module: nn.Module) -> Tensor:
+        """The weight of a convolution for pairs of pixels, made once."""
+        if module not in self._paired_weights:
+            weight = paired_weight(self.convolution(module)[0])
+            self._paired_weights[module] = weight.contiguous(memory_format=self._formats[weight.ndim])
+        return self._paired_weights[module]
 
     def norm(self, module: nn.Module) -> RMSNorm:
         """ComfyUI's RMS_norm as one of ops/vae.py."""

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.vae import DeferredAdd
-from .autotune import autotune_pays, bounded_search
 from .geometry import Rect
 
 SCORE_BYTES = 256 * 2**20  # of attention scores at a time
 
 
-def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], autotune: bool = True
-) -> DeferredAdd:
-    """Convolve (1, c, t, h, w) with a 3D weight, or frame by frame with a 2D one, without padding.
-
-    autotune: whether cuDNN may time its plans where that pays.
-    """
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> DeferredAdd:
+    """Convolve (1, c, t, h, w) with a 3D weight, or frame by frame with a 2D one, without padding."""
     if weight.ndim == 4:
-        y = _convolve(x[0].transpose(0, 1), weight, bias, stride, autotune)
+        y = _convolve(x[0].transpose(0, 1), weight, bias, stride)
         return y._replace(value=y.value.transpose(0, 1)[None])
-    return _convolve(x, weight, bias, stride, autotune)
+    return _convolve(x, weight, bias, stride)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], autotune: bool) -> DeferredAdd:
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> DeferredAdd:
     if x.is_cuda and torch.version.hip is None and torch.backends.cudnn.enabled:
         # cuDNN by name, because some torch versions send 16-bit 3D convolutions past it. The bias, which would be a
-        # pass of its own, is deferred.
+        # pass of its own, is deferred. cuDNN never times its plans: where its first one is slow, pixel_pairs.py helps,
+        # and a search, in every thread again, would take seconds and, with cudaMallocAsync, all memory.
         padding, dilation = (0,) * len(stride), (1,) * len(stride)
         tf32 = torch.backends.cudnn.allow_tf32
-        autotune = autotune and autotune_pays(x, weight)
-        with bounded_search(x, weight, stride) if autotune else nullcontext():
-            y = torch.cudnn_convolution(x, weight, padding, stride, dilation, 1, autotune, False, tf32)
-        return DeferredAdd(y, bias)
+        return DeferredAdd(torch.cudnn_convolution(x, weight, padding, stride, dilation, 1, False, False, tf32), bias)
     return DeferredAdd((F.conv2d if weight.ndim == 4 else F.conv3d)(x, weight, bias, stride))
 
 

@@ -133,7 +133,7 @@ class Residual(Layer):
             norm_silu_(conv1(), norm2, conv2.input_buffer(x.frames), crop2, keep_sum=False, triton=triton)
             skip = crop(skip, region.input, region.output)
             if shortcut:
-                skip = add_(convolve(skip, *shortcut, (1, 1, 1), context.autotune), triton)
+                skip = add_(convolve(skip, *shortcut, (1, 1, 1)), triton)
             return conv2()._replace(skip=skip)
 
         return forward

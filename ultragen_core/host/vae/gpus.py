@@ -54,7 +54,6 @@ class MultiGPUPasses:
     """Runs the passes of one video on `devices`, in the threads of `workers`.
 
     All GPUs compute with the same weights, which are read once, since ComfyUI's cast is not made for several threads.
-    cuDNN keeps its plans by thread, and these threads end with the decode, so timing plans would not pay.
     """
 
     def __init__(self, vae, layers: Sequence[Layer], workers: Workers, devices: Sequence[torch.device]):
@@ -76,7 +75,7 @@ class MultiGPUPasses:
                 weight, bias = self._weights[module]
                 return moved(weight, device), None if bias is None else moved(bias, device)
 
-            context = Context(weights, device, self._dtype, shared.check_stopped, autotune=False)
+            context = Context(weights, device, self._dtype, shared.check_stopped)
             work(shared.items(), context, functools.partial(shared.send, device))
 
         jobs = [self._workers.start(device, functools.partial(shared.work, device, work_on)) for device in devices]
