@@ -58,7 +58,7 @@ def test_a_changed_row_changes_the_page(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "DATA", data)
     for path in page.PAGES:
         assert page.with_tables(path.read_text(encoding="utf-8")) == path.read_text(encoding="utf-8")
-    for name, before in ("evaluations", ",ours,3.470,"), ("fp8", ",ours,3.412,"):
+    for name, before in ("evaluations", ",ours,3.470,"), ("fp8", ",ours,3.391,"):
         file = data / f"{name}.csv"
         file.write_text(file.read_text().replace(before, ",ours,3.170,"))
     for path in page.PAGES:

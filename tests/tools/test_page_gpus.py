@@ -35,6 +35,11 @@ def page_of(tmp_path, monkeypatch):
     return cells
 
 
+def test_exchange_is_that_of_the_gpu_with_most_and_a_difference_may_be_unknown(page_of):
+    *_, two = page_of([ROW, TWO | {"exchange": "0.020/0.125", "difference": ""}])
+    assert two[5] == "12.5%" and two[-1] == "not measured"
+
+
 def test_efficiency_is_that_of_a_runs_own_gpu(page_of):
     other = {"run": "2"}
     heading, one, two, _, slower = page_of([ROW, TWO, ROW | other | {"seconds": "3.6"}, TWO | other])
@@ -101,7 +106,7 @@ def test_every_measurement_of_a_code_is_on_the_page_once():
 def test_what_the_page_calls_equal_was_equal():
     """The table "What equals what" of docs/benchmarks.md."""
     equal = {"rectangles of t3": 0, "a prompt each": 0}
-    for one in (each for each in rows("gpus") if each["gpus"] != "1"):
+    for one in (each for each in rows("gpus") if each["gpus"] != "1" and each["difference"]):
         if one["cfg"] != "1" and one["gpus"] == "2":
             claim = "a prompt each"
         elif one["method"] == "t3" and one["size"] != "480P x 81":

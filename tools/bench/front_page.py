@@ -36,7 +36,7 @@ def _evaluation(size: str, method: str, name: str) -> list[str]:
 
 
 def _decode(video: str, method: str, note: str, name: str) -> list[str]:
-    theirs, ours = (row("decodes", card="H100", video=video, method=each) for each in (method, "512"))
+    theirs, ours = (row("decodes", video=video, method=each) for each in (method, "512"))
     return [
         name,
         f"{theirs['seconds']} s, {theirs['device_gib']} GiB, {note}",

@@ -11,8 +11,9 @@ from ultragen_core.wan import WAN_1_3B
 from .card import card_name
 
 # run: the same in all rows of one command. first_s: of the first step. seconds: of the fastest other step.
-# exchange: share of that step. host_s, peak_gib: of each GPU, with "/" between. options: of the command, where they
-# change what is measured. note: what has changed since; empty for rows of this code.
+# exchange: share of that step. exchange, host_s, peak_gib: of each GPU, with "/" between; in older rows one exchange,
+# the largest. difference: empty where the rows are of several commands. options: of the command, where they change what
+# is measured. note: what has changed since; empty for rows of this code.
 COLUMNS = (
     "run", "size", "method", "cfg", "gpus", "seconds", "first_s", "exchange", "received_gib", "host_s", "peak_gib",
     "difference", "allocator", "options", "card", "recorded", "note",

@@ -71,7 +71,7 @@ def _heading(one: Row) -> str:
 
 
 def _cells(one: Row) -> list[str]:
-    alone, seconds, exchange = one["gpus"] == "1", float(one["seconds"]), float(one["exchange"])
+    alone, seconds, exchange = one["gpus"] == "1", float(one["seconds"]), float(_most(one["exchange"]) or 0)
     return [
         RULES.get(one["method"], one["method"]),
         one["cfg"],
@@ -82,7 +82,7 @@ def _cells(one: Row) -> list[str]:
         one["received_gib"] if exchange else "",
         _most(one["host_s"]),
         _most(one["peak_gib"]),
-        "" if alone else _difference(float(one["difference"])),
+        "" if alone else _difference(one["difference"]),
     ]
 
 
@@ -98,6 +98,8 @@ def _most(values: str) -> str:
     return max(values.split("/"), key=float) if values else ""
 
 
-def _difference(value: float) -> str:
-    digits, _, exponent = f"{value:.1e}".partition("e")
-    return f"{digits}e{int(exponent)}" if value else "equal"
+def _difference(value: str) -> str:
+    if not value:
+        return "not measured"
+    digits, _, exponent = f"{float(value):.1e}".partition("e")
+    return f"{digits}e{int(exponent)}" if float(value) else "equal"

@@ -29,14 +29,14 @@ from .random_model import MODELS, random_checkpoint
 
 
 class Run(NamedTuple):
-    """seconds: of the fastest step but the first. steps: seconds of all. exchange: share of the fastest step that the
-    GPU with most spends in exchanges, waiting included. host: processor seconds of each GPU's thread in this step.
-    peaks: GiB on each GPU. received: GiB into the GPU that gets most in this step.
+    """seconds: of the fastest step but the first. steps: seconds of all. exchange: share of the fastest step that each
+    GPU spends in exchanges, waiting included; empty without any. host: processor seconds of each GPU's thread in this
+    step. peaks: GiB on each GPU. received: GiB into the GPU that gets most in this step.
     """
 
     seconds: float
     steps: list[float]
-    exchange: float
+    exchange: list[float]
     host: list[float]
     peaks: list[float]
     received: float
@@ -117,15 +117,16 @@ def compare(model, method: str, size: str, cfg: float, options: argparse.Namespa
         efficiency = one[1].seconds * one[0] / (made.seconds * count)
         error = (made.video - one[1].video).norm() / one[1].video.norm()
         hosts, peaks = "/".join(f"{s:.2f}" for s in made.host), "/".join(f"{p:.1f}" for p in made.peaks)
+        exchange = "/".join(f"{share:.3f}" for share in made.exchange)
         print(
             f"{size:12} {method:8} CFG {cfg:g}  {count} GPUs  {made.seconds:8.3f} s a step  {efficiency:6.1%}"
-            f"  exchange {made.exchange:5.1%} {made.received:6.2f} GiB  host {hosts} s  peak {peaks} GiB"
+            f"  exchange {exchange or 'none'} {made.received:6.2f} GiB  host {hosts} s  peak {peaks} GiB"
             f"  difference {error:.1e}  steps {'/'.join(f'{s:.2f}' for s in made.steps)}",
             flush=True,
         )
         rows.add(
             size=size, method=method, cfg=f"{cfg:g}", gpus=count, seconds=f"{made.seconds:.3f}",
-            first_s=f"{made.steps[0]:.2f}", exchange=f"{made.exchange:.3f}", received_gib=f"{made.received:.2f}",
+            first_s=f"{made.steps[0]:.2f}", exchange=exchange, received_gib=f"{made.received:.2f}",
             host_s=hosts, peak_gib=peaks, difference=f"{error:.1e}",
         )  # fmt: skip
 
@@ -160,18 +161,17 @@ def sampled(model, method: str, grid: TokenGrid, count: int, cfg: float, steps: 
     fastest = min(range(len(seconds)), key=lambda step: (step == 0 and steps > 1, seconds[step]))
     peaks = [torch.cuda.max_memory_allocated(card) / GIB for card in cards]
     exchange, host, received = times.steps[fastest]
-    return Run(
-        seconds[fastest], seconds, exchange / seconds[fastest], host, peaks[:count], received, video.float().cpu()
-    )
+    shares = [each / seconds[fastest] for each in exchange]
+    return Run(seconds[fastest], seconds, shares, host, peaks[:count], received, video.float().cpu())
 
 
 class Times:
-    """Of every step: seconds in exchanges of the GPU with most, processor seconds of every GPU's thread, and GiB into
-    the GPU with most.
+    """Of every step: seconds in exchanges of every GPU, processor seconds of every GPU's thread, and GiB into the GPU
+    with most.
     """
 
     def __init__(self):
-        self.steps: list[tuple[float, list[float], float]] = []
+        self.steps: list[tuple[list[float], list[float], float]] = []
         self.events: dict[torch.device, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
         self.host: dict[int, float] = {}  # by the clone of the model
         self.received: dict[torch.device, int] = {}
@@ -180,10 +180,9 @@ class Times:
         for card in range(torch.cuda.device_count()):
             torch.cuda.synchronize(card)
         now = time.perf_counter()
-        exchange = [sum(a.elapsed_time(b) for a, b in pairs) / 1000 for pairs in self.events.values()]
-        self.steps.append(
-            (max(exchange, default=0.0), list(self.host.values()), max(self.received.values(), default=0) / GIB)
-        )
+        by_card = sorted(self.events.items(), key=lambda item: item[0].index)
+        exchange = [sum(a.elapsed_time(b) for a, b in pairs) / 1000 for _, pairs in by_card]
+        self.steps.append((exchange, list(self.host.values()), max(self.received.values(), default=0) / GIB))
         for each in (self.events, self.host, self.received):
             each.clear()
         return now

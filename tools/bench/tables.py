@@ -155,7 +155,6 @@ DECODES = {
     "full": "ComfyUI, whole frame",
     "512": "**exact tiles of 512, to 8 bit**",
     "384": "**exact tiles of 384, to 8 bit**",
-    "auto": "exact tiles, to 8 bit",
 }
 
 
@@ -169,15 +168,10 @@ def _decode(one: Row) -> list[str]:
 
 
 def decodes() -> str:
-    body = [_decode(one) for one in rows("decodes") if one["card"] == "H100"]
+    body = [_decode(one) for one in rows("decodes")]
     for before, after in reversed(list(pairwise(body))):
         after[0] = "" if after[0] == before[0] else after[0]
     return table(["video", "decode", "seconds", "floor", "device GiB", "host GB"], body)
-
-
-def decodes_by_allocator() -> str:
-    body = ([*_decode(one)[:5], one["allocator"]] for one in rows("decodes") if one["card"] == "H200")
-    return table(["video", "decode", "seconds", "floor", "device GiB", "allocator"], body)
 
 
 def decodes_gpus() -> str:
@@ -192,9 +186,10 @@ def decodes_gpus() -> str:
             one["tile"],
             one["seconds"],
             floor,
+            one["first_s"],
         ]
         body.append([*cells, one["device_gib"], one["host_gb"]])
-    return table(["video", "cards", "tile", "seconds", "floor", "GiB a card", "host GB"], body)
+    return table(["video", "cards", "tile", "seconds", "floor", "first decode", "GiB a card", "host GB"], body)
 
 
 def others() -> str:
@@ -223,7 +218,6 @@ TABLES: dict[str, Callable[[], str]] = {
         cards,
         ceilings,
         decodes,
-        decodes_by_allocator,
         decodes_gpus,
         errors,
         evaluations,
