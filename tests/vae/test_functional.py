@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers.vae_models import narrow
@@ -26,10 +28,28 @@ def test_a_convolution_of_pairs_is_that_of_pixels(out_channels):
     assert pairs.data_ptr() == x.data_ptr() and torch.equal(pixel_pairs.as_pixels(pairs), x)
 
 
-@pytest.mark.parametrize("kernel", [(3, 1, 1), (3, 3, 3)])
-def test_pairs_are_left_out_where_they_were_not_measured(kernel):
-    weight = torch.empty(96, 96, *kernel, device="meta")
-    assert not pixel_pairs.pairs_pay(weight, (1, 1, 1), 8)
+MEASURED = {"shape": (96, 96, 3, 3, 3), "dtype": torch.bfloat16, "stride": (1, 1, 1), "width": 974, "card": (9, 0)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": (192, 192, 3, 3, 3)},
+        {"shape": (96, 96, 1, 3, 3)},
+        {"shape": (96, 96, 3, 3)},
+        {"dtype": torch.float32},
+        {"stride": (1, 2, 2)},
+        {"width": 973},
+        {"card": (8, 9)},
+    ],
+)
+def test_pairs_are_for_what_was_measured(change, monkeypatch):
+    def pays(shape, dtype, stride, width, card):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: card)
+        weight = SimpleNamespace(shape=shape, is_cuda=True, device="cuda", element_size=lambda: dtype.itemsize)
+        return pixel_pairs.pairs_pay(weight, stride, width)
+
+    assert pays(**MEASURED) and not pays(**MEASURED | change)
 
 
 @pytest.mark.parametrize("in_pairs", [True, False])

@@ -24,7 +24,7 @@ def pairs_pay(weight: Tensor, stride: tuple[int, ...], width: int) -> bool:
     """
     if tuple(weight.shape[1:]) != (CHANNELS, *KERNEL) or stride != (1, 1, 1) or width % 2:
         return False
-    if not weight.is_cuda or torch.version.hip is not None:
+    if not weight.is_cuda or torch.version.hip is not None or weight.element_size() != 2:
         return False
     return torch.cuda.get_device_capability(weight.device) == HOPPER
 
