@@ -21,7 +21,11 @@ from helpers.wan_models import KINDS
 
 from tools.comfyui import OLDEST
 from ultragen_core.attention.config import GlobalConfig
+from ultragen_core.attention.rope import rope_table
+from ultragen_core.grid import TokenGrid
+from ultragen_core.host.attention.layers import rotation_table
 from ultragen_core.host.attention.patch import Settings, apply
+from ultragen_core.host.wan_model import has_wans_rotations
 
 TOKENS = 2 * 3 * 4  # of the latent (2, 5, 8), padded to whole patches
 INPUT = seeded(1, 16, 2, 5, 8), seeded(1, 3, 4096, seed=1), 0.5
@@ -85,6 +89,13 @@ def test_layout_of_the_rotations(calls, wan):
     (cos, minus_sin), (sin, cos_again) = (row.unbind(-1) for row in freqs.unbind(-2))
     assert torch.equal(cos, cos_again) and torch.equal(sin, -minus_sin)
     torch.testing.assert_close(cos.square() + sin.square(), torch.ones_like(cos))
+
+
+def test_a_plain_models_rotations_are_those_of_the_packs_tables(calls, wan):
+    assert has_wans_rotations(wan.model.diffusion_model)
+    freqs = calls("blocks.0.self_attn")[0][0][1]
+    table = rope_table(TokenGrid(2, 3, 4), wan.model.diffusion_model.blocks[0].self_attn.head_dim, freqs.device)
+    torch.testing.assert_close(rotation_table(freqs), table)
 
 
 def test_options_that_scale_rotations(evaluate):

@@ -6,6 +6,7 @@ import comfy.model_management
 import comfy.sample
 import comfy.sd
 import torch
+from comfy.ldm.flux.layers import EmbedND
 from torch import Tensor
 
 from helpers.support import DATA, seeded
@@ -106,6 +107,15 @@ def attention_passed_on(model) -> list[tuple[int, int]]:
 
 def with_lora(model):
     return comfy.sd.load_lora_for_models(model, None, lora(), 1.0, 0.0)[0]
+
+
+def with_another_embedder(model):
+    """Half the distance in height and width, by an object patch as packs for long videos (RIFLEx) bring it."""
+    model, own = model.clone(), model.model.diffusion_model.rope_embedder
+    embedder = EmbedND(own.dim, own.theta, own.axes_dim)
+    embedder.forward = lambda ids: EmbedND.forward(embedder, ids * torch.tensor([1.0, 0.5, 0.5]))
+    model.add_object_patch("diffusion_model.rope_embedder", embedder)
+    return model
 
 
 def lora(rank: int = 4) -> dict[str, Tensor]:

@@ -154,7 +154,12 @@ if hasattr(wan, "SCAILWanModel"):  # 0.3.75 has none of these
         "WanDancer": WanVariant(
             wandancer.WanDancerModel,
             {"model_type": "wandancer", "in_dim": 36},
-            lambda: {**start_image(), "clip_vision_output": clip_vision(), "audio_embed": seeded(1, 12, 35, seed=9)},
+            lambda: {
+                **start_image(),
+                "clip_vision_output": clip_vision(),
+                "audio_embed": seeded(1, 12, 35, seed=9),
+                "fps": 7.5,  # other positions in time than those of 30
+            },
         ),
         "Causal Wan (autoregressive)": WanVariant(
             causal.CausalWanModel,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import dispatch
-from .rope import RopeTables
+from .rope import NO_SCALE, CutRopeTables, RopeTables, Scale
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """attention(q, k, v, heads) on contiguous (batch, tokens, c) tensors -> (batch, tokens, c)."""
@@ -40,9 +40,9 @@ class Engine:
 
     attention: Attention
     parameters: Parameters = own_parameters
-    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    rope_scale: Scale = NO_SCALE
     tokens_at_a_time: int | None = None
-    rope_tables: RopeTables = field(default_factory=RopeTables)
+    rope_tables: RopeTables | CutRopeTables = field(default_factory=RopeTables)
     triton: bool = False
     attention_: ReleasingAttention | None = None
 

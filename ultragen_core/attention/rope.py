@@ -1,4 +1,4 @@
-"""Tables of Wan's rotary position embedding (RoPE) over token grids whose positions start at 0 on every axis."""
+"""Tables of rotary position embeddings (RoPE) over token grids whose positions start at 0 on every axis."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..grid import TokenGrid
 
 THETA = 10000.0
 Scale = tuple[float, float, float]
+NO_SCALE: Scale = (1.0, 1.0, 1.0)
 
 
 def axis_dims(head_dim: int) -> tuple[int, int, int]:
@@ -19,7 +20,7 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 
 
 @torch.inference_mode(False)  # a table made for sampling may serve training next
-def rope_table(grid: TokenGrid, head_dim: int, device: torch.device, scale: Scale = (1.0, 1.0, 1.0)) -> Tensor:
+def rope_table(grid: TokenGrid, head_dim: int, device: torch.device, scale: Scale = NO_SCALE) -> Tensor:
     """Cosine and sine of every rotation, float32 (tokens, head_dim / 2, 2); positions are multiplied by `scale`.
 
     Angles are computed in float64 on the CPU, because not every device has it.
@@ -61,3 +62,20 @@ class RopeTables:
     @staticmethod
     def _computed(grid: TokenGrid, head_dim: int, scale: Scale) -> Tensor:
         return rope_table(grid, head_dim, torch.device("cpu"), scale)
+
+
+class CutRopeTables:
+    """RoPE tables cut from a given one, for models whose rotations are not Wan's own. A window gets those of the grid's
+    first tokens, because only relative positions matter.
+
+    table: cosine and sine of every rotation (tokens, head_dim / 2, 2) of `grid`.
+    """
+
+    def __init__(self, table: Tensor, grid: TokenGrid) -> None:
+        self._table = table.unflatten(0, grid)
+
+    def table(self, grid: TokenGrid, head_dim: int, device: torch.device, scale: Scale) -> Tensor:
+        """As `rope_table`. scale: the distance of neighbours, in tokens."""
+        steps = map(int, scale)
+        t, h, w = (slice(0, length * step, step) for length, step in zip(grid, steps, strict=True))
+        return self._table[t, h, w].flatten(0, 2).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import comfy.ldm.wan.model as wan
 import torch
 
+from ..attention.rope import THETA, axis_dims
 from ..grid import TokenGrid
 from ..wan import PATCH, WanShape
 
@@ -37,6 +38,16 @@ def token_grid(latent_shape: tuple[int, ...], more_frames: int = 0) -> TokenGrid
     """Tokens of a latent (b, c, t, h, w): Wan pads each axis up to its patch size."""
     t, h, w = (-(-length // patch) for length, patch in zip(latent_shape[2:], PATCH, strict=True))
     return TokenGrid(t + more_frames, h, w)
+
+
+def has_wans_rotations(dm: wan.WanModel) -> bool:
+    """Whether every token is rotated as Wan does, before ComfyUI's options scale it: neither the model's class nor
+    another pack places tokens or chooses frequencies in another way.
+    """
+    embedder, head_dim = dm.rope_embedder, dm.dim // dm.num_heads
+    own = getattr(dm.rope_encode, "__func__", None) is wan.WanModel.rope_encode and type(embedder) is wan.EmbedND
+    same = own and getattr(embedder.forward, "__func__", None) is wan.EmbedND.forward
+    return same and (embedder.theta, tuple(embedder.axes_dim)) == (THETA, axis_dims(head_dim))
 
 
 def activation_dtype(base) -> torch.dtype:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import comfy.model_management
 import pytest
 import torch
-from helpers.comfy_run import patched, sample, spied, velocity, with_lora
+from comfy_extras.nodes_rope import ScaleROPE
+from helpers.comfy_run import RULES, patched, run_node, sample, spied, velocity, with_another_embedder, with_lora
 from helpers.support import relative_error, seeded
 from safetensors.torch import load_file, save_file
 
@@ -88,6 +89,34 @@ def test_rope_scale_of_the_user_acts_in_windows_as_in_dense_attention(tiny, dens
     ours, core = (velocity(model, LATENT, CONTEXT, 0.5) for model in (patched, dense))
     assert relative_error(ours, core) < 1e-5
     assert relative_error(ours, plain) > 1e-3
+
+
+def with_another_encode(model):
+    model, dm = model.clone(), model.model.diffusion_model
+    halved = {"transformer_options": {"rope_options": {"scale_y": 0.5, "scale_x": 0.5}}}
+    encode = type(dm).rope_encode
+    model.add_object_patch("diffusion_model.rope_encode", lambda *size, **more: encode(dm, *size, **more | halved))
+    return model
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("add", [with_another_embedder, with_another_encode])
+def test_positions_of_another_pack_act_in_windows_as_those_of_scalerope(dense, rule, add):
+    model = patched(dense, rule)
+    scaled = run_node(ScaleROPE, model, scale_x=0.5, scale_y=0.5)
+    plain, expected, result = (velocity(each, LATENT, CONTEXT, 0.5) for each in (model, scaled, add(model)))
+    assert relative_error(result, expected) < 1e-5 < 1e-3 < relative_error(plain, expected)
+    assert torch.equal(velocity(model, LATENT, CONTEXT, 0.5), plain), "ComfyUI's own come back"
+
+
+def test_another_base_of_the_rotations_acts_in_windows_as_in_dense_attention(tiny, dense):
+    whole = LocalConfig(windows=(1, 1), hierarchical_windows=(1, 1), gate=GateLine(1.0, 1.0))
+    patched = apply(tiny, Settings(whole, GlobalConfig(gate=GateLine(1.0, 1.0))))
+    plain = velocity(patched, LATENT, CONTEXT, 0.5)
+    for model in (patched, dense):
+        model.model.diffusion_model.rope_embedder.theta = 100.0
+    ours, core = (velocity(model, LATENT, CONTEXT, 0.5) for model in (patched, dense))
+    assert relative_error(ours, core) < 1e-5 < 1e-3 < relative_error(ours, plain)
 
 
 @pytest.mark.parametrize(("rule", "windows"), [("ultragen", (16, 18)), ("t3", (3, 96))])

@@ -20,7 +20,7 @@ from comfy_extras.nodes_model_merging import ModelMergeSimple
 from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from conftest import ROOT
-from helpers.comfy_run import RULES, TINY, patched, run_node, sample, with_lora
+from helpers.comfy_run import RULES, TINY, patched, run_node, sample, with_another_embedder, with_lora
 from helpers.support import relative_error, seeded
 
 from ultragen_core.host.attention.load import load_model
@@ -101,6 +101,7 @@ COMPANIONS = {
         )
     ),
     "ScaleROPE": Companion(lambda model: run_node(ScaleROPE, model, scale_x=0.5, scale_y=0.5)),
+    "position embedding": Companion(with_another_embedder),
     "SkipLayerGuidanceDiT": Companion(
         lambda model: run_node(SkipLayerGuidanceDiT, model, double_layers="1", start_percent=0.0, end_percent=1.0)
     ),

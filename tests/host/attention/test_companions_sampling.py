@@ -90,7 +90,7 @@ def test_each_context_window_is_a_grid_of_its_own(dense, rule, attended, caplog)
         fuse_method="pyramid",
     )
     run(model, shape=(1, 16, 7, 8, 12), steps=1)
-    tokens = {layer.tokens for _, layer, _ in attended}
+    tokens = {layer.grid.tokens for _, layer, _ in attended}
     assert 3 * 24 in tokens and 7 * 24 not in tokens
     assert "stay dense" not in caplog.text
 

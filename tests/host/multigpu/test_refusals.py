@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.comfy_run import sample
+from helpers.comfy_run import patched, sample, with_another_embedder
 from helpers.signatures import needs
 from helpers.support import seeded
 
@@ -51,3 +51,13 @@ def test_another_packs_self_attention_keeps_whole_prompts(dense, cpus, caplog):
     one = sample(dense, *given, steps=1, cfg=1.0)
     assert torch.equal(sample(use_gpus(dense, 0, "video"), *given, steps=1, cfg=1.0), one)
     assert caplog.text.count("each prompt stays on one GPU, because another node has patched its blocks") == 1
+
+
+@needs(gpu_pool_class() is not None, "a thread pool for GPUs")
+def test_another_packs_positions_keep_whole_prompts(dense, cpus, caplog):
+    cpus(2)
+    model = with_another_embedder(patched(dense, "t3"))
+    given = (1, 16, 2, 8, 12), seeded(1, 8, 4096, seed=1)
+    one = sample(model, *given, steps=1, cfg=1.0)
+    assert torch.equal(sample(use_gpus(model, 0, "video"), *given, steps=1, cfg=1.0), one)
+    assert "each prompt stays on one GPU, because another node has replaced the positions of its tokens" in caplog.text

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ...attention.engine import Engine, in_pieces
 from ...attention.layer import dense_attention_
-from ...attention.rope import RopeTables
+from ...attention.rope import NO_SCALE, CutRopeTables, RopeTables, Scale
+from ...grid import TokenGrid
 from ..compat import attention_operands, preferred_attention
 from ..wan_model import all_blocks, blocks_at, uncompiled
 from .block import FusedBlockLayer, can_fuse, fused_feed_forward, is_changed, is_wans_feed_forward
@@ -34,8 +35,8 @@ def engine(
     module: nn.Module,
     transformer_options: dict,
     tokens_at_a_time: int | None,
-    rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    rope_tables: RopeTables | None = None,
+    rope_scale: Scale = NO_SCALE,
+    rope_tables: RopeTables | CutRopeTables | None = None,
 ) -> Engine:
     """The engine of one of ComfyUI's self-attention modules: ComfyUI's attention and parameters."""
     wish = preferred_attention(module)
@@ -65,27 +66,32 @@ class RuleLayer:
     """On a self-attention: a rule's attention.
 
     full: the attention of a block that stays dense, ComfyUI's or a DenseLayer's.
+    rope_tables: None cuts them from the rotations that ComfyUI hands over, which are scaled already.
     """
 
     full: Callable[..., Tensor]
     attention: Callable[..., Tensor]
-    tokens: int
-    rope_scale: tuple[float, float, float]
+    grid: TokenGrid
+    rope_scale: Scale
     tokens_at_a_time: int | None
-    rope_tables: RopeTables
+    rope_tables: RopeTables | None
     note: Callable[[str], None]
 
     @staticmethod
     def forward(module, x: Tensor, freqs: Tensor, transformer_options: dict | None = None, **kwargs) -> Tensor:
         layer: RuleLayer = module.ultragen_layer
         transformer_options = transformer_options or {}
-        if x.shape[1] != layer.tokens:
-            extra = x.shape[1] - layer.tokens
-            layer.note(f"all blocks stay dense, because {extra} extra tokens joined the video's {layer.tokens}")
+        tokens = layer.grid.tokens
+        if x.shape[1] != tokens:
+            extra = x.shape[1] - tokens
+            layer.note(f"all blocks stay dense, because {extra} extra tokens joined the video's {tokens}")
             return layer.full(x, freqs, transformer_options=transformer_options, **kwargs)
         if transformer_options.get("patches", {}).get("attn1_patch"):
             layer.note("attention patches (attn1_patch) of other nodes act on dense blocks only")
-        chosen = engine(module, transformer_options, layer.tokens_at_a_time, layer.rope_scale, layer.rope_tables)
+        scale, tables = layer.rope_scale, layer.rope_tables
+        if tables is None:
+            scale, tables = NO_SCALE, CutRopeTables(rotation_table(freqs), layer.grid)
+        chosen = engine(module, transformer_options, layer.tokens_at_a_time, scale, tables)
         return layer.attention(module, x, engine=chosen)
 
 
@@ -226,7 +232,7 @@ def rotation_table(freqs: Tensor) -> Tensor:
     return freqs[0, :, 0, :, :, 0]
 
 
-def rope_scale(transformer_options: dict) -> tuple[float, float, float]:
+def rope_scale(transformer_options: dict) -> Scale:
     """The scales of ComfyUI's RoPE node; its shifts have no effect, because RoPE is relative."""
     options = transformer_options.get("rope_options") or {}
     return tuple(options.get(f"scale_{axis}", 1.0) for axis in "tyx")

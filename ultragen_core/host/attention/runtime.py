@@ -29,7 +29,7 @@ from ...rules.choice import COMFYUI
 from ...rules.rule import Rule
 from ..compat import free_memory
 from ..memory import estimated_memory, is_out_of_memory
-from ..wan_model import activation_dtype, blocks_at, diffusion_model, shape_of, token_grid
+from ..wan_model import activation_dtype, blocks_at, diffusion_model, has_wans_rotations, shape_of, token_grid
 from .backend import AttentionChoice, choose_attention
 from .extras import LoadedExtras, extras_on
 from .kernels import OVERRIDE, Kernel
@@ -188,6 +188,7 @@ class Runtime:
     ) -> dict[nn.Module, object]:
         """The layers of one evaluation, by the module that they replace."""
         dm, dtype, layers = diffusion_model(base), activation_dtype(base), {}
+        rope_tables = self.run.rope_tables if has_wans_rotations(dm) else None
         if at_a_time is not None:
             keep_dense = bool(options.get("patches", {}).get("attn1_patch"))
             layers = bounded_layers(dm, dtype, at_a_time, keep_dense)
@@ -202,10 +203,10 @@ class Runtime:
                 layers[attn] = RuleLayer(
                     functools.partial(bounded.forward, attn) if bounded else attn.forward,
                     attention,
-                    grid.tokens,
+                    grid,
                     rope_scale(options),
                     at_a_time,
-                    self.run.rope_tables,
+                    rope_tables,
                     self.note,
                 )
         return layers

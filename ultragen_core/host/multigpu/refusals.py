@@ -7,7 +7,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..attention.block import is_changed
-from ..wan_model import all_blocks, diffusion_model
+from ..wan_model import all_blocks, diffusion_model, has_wans_rotations
 
 # By exact class: other classes read neighbours or join tokens.
 SPLITTABLE = (wan.WanModel, wan.VaceWanModel)
@@ -30,6 +30,8 @@ def why_not_split(base, conds: list, model_options: dict, device: torch.device) 
         return "torch.compile has compiled the model for whole videos"
     if any(hasattr(block, "_orig_mod") for block in dm.blocks):
         return "torch.compile has compiled its blocks for whole videos"
+    if not has_wans_rotations(dm):
+        return "another node has replaced the positions of its tokens"
     patched = any(options.get("patches", {}).get(name) for name in PATCHES) or options.get("patches_replace")
     if patched or any(is_changed(block.self_attn) for block in all_blocks(dm)):
         return "another node has patched its blocks"
