@@ -1,11 +1,13 @@
-"""Free RAM is what a container leaves, not what its host has."""
+"""Free RAM is what a container leaves, not what its host has. Memory of the GPU."""
 
 from __future__ import annotations
 
 import comfy.model_management
+import psutil
 import pytest
+import torch
 
-from ultragen_core.host.memory import free_ram
+from ultragen_core.host.memory import free_ram, gpu_memory
 
 MB = 10**6
 HOST = 64_000 * MB
@@ -72,3 +74,10 @@ def test_a_group_over_its_limit_leaves_nothing(tmp_path):
     process_in(tmp_path, "0::/\n")
     group(tmp_path, "", memory__max=1000 * MB, memory__current=1100 * MB)
     assert free_ram(tmp_path) == 0
+
+
+@pytest.mark.parametrize(("kind", "known"), [("mps", True), ("cpu", False), ("privateuseone", False)])
+def test_memory_of_the_gpu_is_what_comfyui_knows(monkeypatch, kind, known):
+    """mps: ComfyUI counts it on any computer. privateuseone: DirectML's, for which it has a fixed number."""
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device(kind))
+    assert gpu_memory() == (psutil.virtual_memory().total if known else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -28,7 +29,9 @@ from ultragen_core.host.speed.setup import setup_of
 from ultragen_core.host.wan_model import shape_of
 from ultragen_core.plan.flops import feed_forward_delta_flops
 from ultragen_core.plan.picture import LETTERS, WIDTH, picture
+from ultragen_core.plan.report import GIB
 from ultragen_core.plan.speed import DecodeTime, EvaluationTime, Speed
+from ultragen_core.plan.split import GPUs
 from ultragen_core.rules.t3 import t3_rule
 from ultragen_core.rules.ultragen import UNTRAINED_WARNING, WHOLE_FRAME_WARNING
 from ultragen_core.sizes import VideoSize
@@ -271,6 +274,79 @@ def test_the_picture_says_the_tokens_of_the_text(tiny):
         for branch in kind.branches:
             assert f"{branch} of {branch.windows[0]:,} tokens" in drawn
     assert drawn.count("stroke-dasharray") == 3  # the hierarchical borders of even and of odd blocks, and the legend
+
+
+UHD_LATENT = (1, 16, 21, 272, 480)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """`gpu(gib)` makes ComfyUI believe in a GPU with this much memory."""
+    return lambda gib: monkeypatch.setattr("ultragen_core.host.plan.gpu_memory", lambda: round(gib * GIB))
+
+
+def test_the_plan_says_whether_the_run_fits_the_gpu(tiny, gpu):
+    made = plan_of(tiny, UHD_LATENT)
+    least = max(made.activations[0], made.decode[0])
+    assert not names_the_gpu(made)  # on a CPU
+    free = math.ceil(100 * least / GIB) / 100
+    gpu(free * 8 / 7)
+    made = plan_of(tiny, UHD_LATENT)
+    sentence = f"fits this GPU: needs at least {least / GIB:.1f} of its {free * 8 / 7:.1f} GiB"
+    assert sentence in made.text() and sentence in words_of(picture(made)) and not made.misfits
+    gpu((free - 0.01) * 8 / 7)
+    made = plan_of(tiny, UHD_LATENT)
+    (misfit,) = made.misfits
+    assert not made.fits and f"Warning: {misfit}" in made.text() and misfit in words_of(picture(made))
+
+
+@pytest.mark.parametrize(
+    ("card", "size", "lacks"),
+    [
+        (8, VideoSize(1920, 1088, 81), []),  # the cards of docs/benchmarks.md, Small cards
+        (12, VideoSize(2560, 1440, 81), []),
+        (16, VideoSize(3840, 2176, 81), []),
+        (12, VideoSize(3840, 2176, 81), ["Sampling"]),
+        (8, VideoSize(3840, 2176, 81), ["Sampling"]),
+        (1, VideoSize(1920, 1088, 1), ["The decode"]),
+        (1, VideoSize(1920, 1088, 81), ["Sampling", "The decode"]),
+    ],
+)
+def test_what_does_not_fit_is_named(gpu, card, size, lacks):
+    gpu(card)
+    made = preview(size, Source("ultragen_1080p.ckpt", None, "auto"))
+    assert [misfit.partition(" needs at least ")[0] for misfit in made.misfits] == lacks
+    assert all(
+        f"of this GPU's {card}.0 GiB usually only {card * 7 / 8:.1f} are free" in misfit for misfit in made.misfits
+    )
+    assert bool(made.fits) == (not lacks)
+
+
+def test_nothing_is_said_of_gpus_that_share_a_prompt_and_of_dense_attention(dense, gpu):
+    gpu(8)
+    assert not names_the_gpu(plan_of(dense, UHD_LATENT))
+    source, size = Source("ultragen_1080p.ckpt", None, "auto"), VideoSize(3840, 2176, 81)
+    made = preview(size, source, gpus=GPUs(4, "video"))
+    assert made.shares and not names_the_gpu(made)
+
+
+def test_without_bounded_memory_the_least_is_everything_at_once(tiny, dense, tiny_path):
+    for settings in (Settings(bounded_memory=False), Settings(start_percent=0.2)):
+        least, most = plan_of(apply(tiny, settings), SHAPE).activations
+        assert least == most
+        assert preview(SIZE, Source(tiny_path.name, tiny_path, "auto"), [Patch(settings)]).activations == (least, most)
+    for model in (dense, apply(tiny, Settings(start_percent=0.0))):
+        least, most = plan_of(model, SHAPE).activations
+        assert (least == most) == (model is dense)
+
+
+def names_the_gpu(made) -> bool:
+    return "this GPU" in " ".join(made.text())
+
+
+def words_of(drawn: str) -> str:
+    """The lines of a picture, joined."""
+    return " ".join(html.unescape(line) for line in re.findall(r"<text[^>]*>(.*?)</text>", drawn))
 
 
 MEASURED = VideoSize(64, 64, 81)

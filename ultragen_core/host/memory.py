@@ -1,5 +1,5 @@
-"""Free RAM, ComfyUI's estimate for a run, and errors that mean out of memory: on the device, where smaller pieces help,
-or in RAM.
+"""Memory of the GPU, free RAM, ComfyUI's estimate for a run, and errors that mean out of memory: on the device, where
+smaller pieces help, or in RAM.
 """
 
 from __future__ import annotations
@@ -64,6 +64,13 @@ def estimated_memory(base, estimate: Callable[..., int]) -> Iterator[None]:
             del base.memory_required
         else:
             base.memory_required = before
+
+
+def gpu_memory() -> int | None:
+    """Return the bytes of the GPU that ComfyUI uses; None without a GPU, or where ComfyUI cannot tell."""
+    device = comfy.model_management.get_torch_device()
+    guessed = device.type == "privateuseone"  # DirectML
+    return None if device.type == "cpu" or guessed else comfy.model_management.get_total_memory(device)
 
 
 def free_ram(root: Path = Path("/")) -> int:

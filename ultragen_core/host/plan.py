@@ -25,6 +25,7 @@ from ..vae.parse import decoder_layers
 from ..wan import WanShape
 from .attention.kernels import OVERRIDE, Kernel
 from .attention.patch import require_wan, runtime_of
+from .memory import gpu_memory
 from .multigpu.patch import gpus_of, models_on_one_gpu
 from .speed.records import current_speed
 from .vae.tile_size import decode_needs
@@ -57,7 +58,8 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
     runtime, others = runtime_of(model), {"speed": speed, "gpus": gpus_of(model)}
     if runtime is None:
         return plan(None, shape, size, weights, **others)
-    return plan(runtime.rule, shape, size, weights, runtime.percent, kernel=runtime.kernel, **others)
+    others |= {"kernel": runtime.kernel, "bounded": runtime.bounded}
+    return plan(runtime.rule, shape, size, weights, runtime.percent, **others)
 
 
 def plan(
@@ -70,19 +72,18 @@ def plan(
     kernel: Kernel | None = None,
     speed: Speed | None = None,
     gpus: GPUs = ONE_GPU,
+    bounded: bool = True,
 ) -> Plan:
     """The plan of one video under a rule, None: dense attention. Raises ValueError where it cannot run at this size.
 
     weights: bytes of the model, 0 if unknown. percent: the part of the run in which the rule acts. gates_known: whether
     the rule's gates have their weights. kernel: of self-attention; None is ComfyUI's choice. speed: of this card,
-    measured in blocks under a rule without a kernel. gpus: that sample the video.
+    measured in blocks under a rule without a kernel. gpus: that sample the video. bounded: few tokens at a time may do.
     """
     latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
     grid = token_grid(latent)
     groups = tuple(rule.groups(grid)) if rule else ()
     flops, dense_flops = flops_of(groups, grid, model)
-    acts = rule is not None and bool(rule.blocks) and kernel is None
-    activations = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel.held_maps if kernel else 0)
     return Plan(
         size=size,
         grid=grid,
@@ -93,12 +94,13 @@ def plan(
         dense_flops=dense_flops,
         gates=_gates(rule) if gates_known else (),
         weights=weights,
-        activations=(activations.needed(MAX_PIECES), activations.needed(1)),
+        activations=_activations(model, grid, kernel, bounded and bool(groups) and percent == (0.0, 1.0)),
         decode=_decode(latent[1:], model.uses_wan22_vae),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
         warnings=(*(rule.advice(grid) if rule else ()), *_dense_outside(percent), *gpus.warnings),
-        estimate=speed.estimate(flops, size, not model.uses_wan22_vae) if speed and acts else None,
+        estimate=speed.estimate(flops, size, not model.uses_wan22_vae) if speed and groups and not kernel else None,
         shares=shares_of(rule, grid, model, gpus, ITEMSIZE),
+        gpu=gpu_memory(),
     )
 
 
@@ -118,6 +120,12 @@ def flops_of(groups: Sequence[BlockGroup], grid: TokenGrid, model: WanShape) -> 
     attentions = [*range(model.blocks), *model.fed_by_vace]
     rest = rest_of_block_flops(grid.tokens, model) * len(attentions)
     return sum((layers.get(index, dense) for index in attentions), rest), dense * len(attentions) + rest
+
+
+def _activations(model: WanShape, grid: TokenGrid, kernel: Kernel | None, bounded: bool) -> tuple[int, int]:
+    """Bytes at least and at most. bounded: False where a step runs in ComfyUI's own code, with all tokens at once."""
+    memory = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel.held_maps if kernel else 0)
+    return memory.needed(MAX_PIECES if bounded else 1), memory.needed(1)
 
 
 def _dense_outside(percent: tuple[float, float]) -> list[str]:

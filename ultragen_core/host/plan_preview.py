@@ -66,17 +66,26 @@ def preview(wanted: VideoSize, source: Source, patches: Sequence[Patch] = (), gp
     else:
         shape, rule = _loaded(source.path.name, shapes_of(source.path), source)
         warning = ()
-    percent, present = (0.0, 1.0), rule.extras if rule else None
+    percent, bounded, present = (0.0, 1.0), True, rule.extras if rule else None
     kernel = load_kernel(source.attention_kernel, shape)
     for settings, file in patches:
         given = _summary(_extras(printable(file.name), shapes_of(file))) if file else None
         rule = choose_rule(shape, settings, given, present, rule)
         present = rule.extras or present
-        percent = settings.start_percent, settings.end_percent
+        percent, bounded = (settings.start_percent, settings.end_percent), settings.bounded_memory
         kernel = load_kernel(settings.attention_kernel, shape)
     size = round_up(wanted, SPATIAL_RATIO[shape.out_channels])
-    gates_known, speed = _gates_known(rule), current_speed()
-    made = plan(rule, shape, size, percent=percent, gates_known=gates_known, kernel=kernel, speed=speed, gpus=gpus)
+    made = plan(
+        rule,
+        shape,
+        size,
+        percent=percent,
+        gates_known=_gates_known(rule),
+        kernel=kernel,
+        speed=current_speed(),
+        gpus=gpus,
+        bounded=bounded,
+    )
     return replace(made, warnings=(*warning, *made.warnings))
 
 

@@ -38,8 +38,9 @@ def picture(plan: Plan) -> str:
         drawn, height = draw(plan, y)
         parts += drawn
         y += height
-    sentences = [(f"{plan.time_name}: {plan.estimate}", MARGIN)] if plan.estimate else []
-    for sentence, left in sentences + [(warning, MARGIN + SIGN) for warning in plan.warnings]:
+    sentences = [*plan.fits, *([f"{plan.time_name}: {plan.estimate}"] if plan.estimate else [])]
+    warnings = [(warning, MARGIN + SIGN) for warning in (*plan.misfits, *plan.warnings)]
+    for sentence, left in [(sentence, MARGIN) for sentence in sentences] + warnings:
         if left > MARGIN:
             parts.append(_text(MARGIN, y + LINE, "\N{WARNING SIGN}", "#e0a000"))
         for line in textwrap.wrap(sentence, _letters(left)):

@@ -14,6 +14,7 @@ from .split import Shares
 
 DECODE_TILES = 64, 512  # side in pixels
 GIB = 2**30
+USUALLY_FREE = 7 / 8  # of a GPU's memory, as docs/benchmarks.md emulates cards of 12 GB and more
 
 
 class GatePoint(NamedTuple):
@@ -34,7 +35,7 @@ class Plan:
     where no gate acts or its weights are not loaded. weights: size of the model. activations: with as few tokens at a
     time as possible, and with all. decode: device memory with tiles of 64 and of 512 pixels. frames: host memory in 8
     bits and as an IMAGE. estimate: of times; None where this card was not measured. shares: how several GPUs share the
-    prompts; empty for one GPU.
+    prompts; empty for one GPU. gpu: its memory; None where it is unknown.
     """
 
     size: VideoSize
@@ -52,6 +53,7 @@ class Plan:
     warnings: tuple[str, ...]
     estimate: Estimate | None = None
     shares: tuple[Shares, ...] = ()
+    gpu: int | None = None
 
     def text(self) -> list[str]:
         """Sentences, most important first."""
@@ -72,8 +74,39 @@ class Plan:
             f"device memory to decode exactly: {small} with tiles of {DECODE_TILES[0]} pixels, {usual} with tiles of"
             f" {DECODE_TILES[1]}"
         )
+        lines += self.fits
         lines.append(f"host memory for the frames: {eight} with UltraGen Save Video, {image} as an IMAGE")
-        return [*lines, *(f"Warning: {warning}" for warning in self.warnings)]
+        return [*lines, *(f"Warning: {warning}" for warning in (*self.misfits, *self.warnings))]
+
+    @property
+    def fits(self) -> list[str]:
+        """That the run fits this GPU; empty if it does not, or if nothing is known."""
+        if not self._judged or self.misfits:
+            return []
+        least = max(self.activations[0], self.decode[0])
+        return [f"fits this GPU: needs at least {least / GIB:.1f} of its {self.gpu / GIB:.1f} GiB"]
+
+    @property
+    def misfits(self) -> list[str]:
+        """What does not fit this GPU, and what to do."""
+        if not self._judged:
+            return []
+        free = USUALLY_FREE * self.gpu
+        card = f"{self.gpu / GIB:.1f} GiB usually only {free / GIB:.1f} are free"
+        needs = (
+            ("Sampling", self.activations[0], "fewer frames or a smaller size"),
+            ("The decode", self.decode[0], "a smaller size"),
+        )
+        return [
+            f"{what} needs at least {least / GIB:.1f} GiB, and of this GPU's {card}. Choose {instead}."
+            for what, least, instead in needs
+            if least > free
+        ]
+
+    @property
+    def _judged(self) -> bool:
+        """Nothing is said of ComfyUI's own code, nor of GPUs that share a prompt, each of which needs less."""
+        return self.gpu is not None and bool(self.groups) and not self.shares
 
     def flops_text(self, *counts: float) -> str:
         """One count, or two with "of" between them, in one unit that suits the model."""
