@@ -16,6 +16,7 @@ from tools.server import ROOT
 from tools.templates import blueprint
 from tools.templates import write as templates
 from ultragen_core.host.compat import gpu_pool_class
+from ultragen_core.plan.picture import LINE
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 PLAN_SHOWN_ON = ("UltraGenApply", "UltraGenLoadModel", "UltraGenMultiGPU", "UltraGenPlan")
@@ -72,8 +73,7 @@ def test_workflow_opens_whole_and_queues_what_python_makes_of_it(file: Path, any
     any_canvas.page.wait_for_function(PLANNED, arg=plans)
     any_canvas.shoot(file.stem)
     assert any_canvas.run(CROPPED) == []
-    for (one, left, top, right, bottom), (other, x, y, end_x, end_y) in combinations(any_canvas.run(DRAWN), 2):
-        assert end_x <= left or right <= x or end_y <= top or bottom <= y, f"{one} overlaps {other}"
+    assert overlaps(any_canvas) == []
 
     object_info = any_canvas.server.get("/object_info")
     for node in content["nodes"]:
@@ -94,6 +94,35 @@ def test_workflow_opens_whole_and_queues_what_python_makes_of_it(file: Path, any
     assert {key: (node["class_type"], node["inputs"]) for key, node in queued.items()} == {
         key: (node["class_type"], node["inputs"]) for key, node in expected.items()
     }
+
+
+def overlaps(canvas) -> list[str]:
+    return [
+        f"{one} overlaps {other}"
+        for (one, left, top, right, bottom), (other, x, y, end_x, end_y) in combinations(canvas.run(DRAWN), 2)
+        if not (end_x <= left or right <= x or end_y <= top or bottom <= y)
+    ]
+
+
+@pytest.mark.parametrize("name", ["ultragen_t2v_1080p", "ultragen_i2v_1080p"])
+def test_templates_have_room_for_the_plan_of_a_measured_gpu(name, any_canvas):
+    """One line says whether the run fits it, two say how long it takes. No test computer has one."""
+    asked = []
+
+    def answer(route) -> None:
+        drawn = route.fetch().json()["picture"]
+        height = re.search(r'height="([^"]+)"', drawn)[1]
+        asked.append(height)
+        route.fulfill(json={"picture": drawn.replace(height, str(float(height) + 3 * LINE), 2)})
+
+    any_canvas.page.route("**/ultragen/plan", answer)
+    try:
+        any_canvas.open(json.loads((ROOT / "workflows" / f"{name}.json").read_text()))
+        any_canvas.page.wait_for_function(PLANNED, arg=1)
+        any_canvas.shoot(f"{name}-measured")
+        assert asked and any_canvas.run(CROPPED) == [] and overlaps(any_canvas) == []
+    finally:
+        any_canvas.page.unroute("**/ultragen/plan")
 
 
 def test_blueprint_is_the_1080p_template_as_one_node(any_canvas):
