@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
+import comfy.sd
 import pytest
 import torch
-from helpers.comfy_run import patched, sample, with_another_embedder
+from helpers.comfy_run import lora, patched, sample, with_another_embedder
 from helpers.signatures import needs
 from helpers.support import seeded
 
 from ultragen_core.host.compat import gpu_pool_class
-from ultragen_core.host.multigpu.patch import use_gpus
+from ultragen_core.host.multigpu.patch import gpus_of, use_gpus
 from ultragen_core.host.multigpu.split import KEY
 
 
@@ -61,3 +64,32 @@ def test_another_packs_positions_keep_whole_prompts(dense, cpus, caplog):
     one = sample(model, *given, steps=1, cfg=1.0)
     assert torch.equal(sample(use_gpus(model, 0, "video"), *given, steps=1, cfg=1.0), one)
     assert "each prompt stays on one GPU, because another node has replaced the positions of its tokens" in caplog.text
+
+
+def bypassed(model):
+    """As *Load LoRA (Bypass, Model Only)*: it calls the LoRA beside the layers, and changes no weights."""
+    return comfy.sd.load_bypass_lora_for_models(model, None, lora(), 1.0, 0.0)[0]
+
+
+def tied(model):
+    """As packs replace the forward of a cross-attention: by a method of the module that they found."""
+    model, module = model.clone(), model.model.diffusion_model.blocks[1].cross_attn
+
+    def forward(module, x, context, **kwargs):
+        return 0.5 * type(module).forward(module, x, context, **kwargs)
+
+    model.add_object_patch("diffusion_model.blocks.1.cross_attn.forward", MethodType(forward, module))
+    return model
+
+
+@needs(gpu_pool_class() is not None, "a thread pool for GPUs")
+@pytest.mark.parametrize("split_first", [False, True])
+@pytest.mark.parametrize(("add", "reason"), [(bypassed, "bypass_lora"), (tied, "another node has tied")])
+def test_what_acts_on_one_gpus_modules_is_sampled_there(dense, add, reason, split_first, cpus, caplog):
+    cpus(2)
+    given = (1, 16, 2, 8, 12), seeded(1, 8, 4096, seed=1)
+    plain, one = sample(dense, *given, steps=1), sample(add(dense), *given, steps=1)
+    several = add(use_gpus(dense, 0, "auto")) if split_first else use_gpus(add(dense), 0, "auto")
+    assert torch.equal(sample(several, *given, steps=1), one) and not torch.equal(one, plain)
+    assert caplog.text.count(f"MultiGPU uses one GPU, because {reason}") == 1
+    assert gpus_of(several).count == 1 and reason in gpus_of(several).warnings[0]

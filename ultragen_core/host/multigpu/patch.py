@@ -12,7 +12,7 @@ from ...plan.split import By, GPUs
 from ..attention.patch import require_wan
 from ..compat import gpu_pool_class
 from .devices import gpus
-from .refusals import why_not_split
+from .refusals import why_not_split, why_one_gpu
 from .split import KEY, OTHERS, Split
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ def gpus_of(model) -> GPUs:
     if not wrappers:
         return GPUs()
     count, by = 1 + len(model.get_additional_models_with_key(OTHERS)), wrappers[0].__self__.by
+    if reason := why_one_gpu(model):
+        return GPUs(1, by, (f"UltraGen MultiGPU uses one GPU, because {reason}.",))
     if by == "prompts" or not (reason := why_not_split(model.model, [], model.model_options, model.load_device)):
         return GPUs(count, by)
     return GPUs(count, "prompts", (f"Each prompt stays on one GPU, because {reason}.",))

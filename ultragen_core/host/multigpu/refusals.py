@@ -1,10 +1,13 @@
-"""Why an evaluation of a model cannot be split by rectangles, so that several GPUs compute whole prompts."""
+"""Why an evaluation of a model cannot be split by rectangles, so that several GPUs compute whole prompts, or cannot be
+shared at all.
+"""
 
 from __future__ import annotations
 
 import comfy.ldm.wan.model as wan
 import torch
 from comfy.patcher_extension import WrappersMP
+from torch import nn
 
 from ..attention.block import is_changed
 from ..wan_model import all_blocks, diffusion_model, has_wans_rotations
@@ -17,6 +20,19 @@ CONDITIONS = frozenset("c_crossattn c_concat clip_fea time_dim_concat vace_conte
 FORWARD_INPUTS = frozenset(("vace_context", "vace_strength", "denoise_mask"))
 PATCHES = "double_block", "attn1_patch", "attn2_patch", "post_input"
 SPLIT_DEVICES = "cuda", "cpu"
+
+
+def why_one_gpu(patcher) -> str:
+    """One clause; empty where ComfyUI's copies on other GPUs compute what this ModelPatcher's model does.
+
+    ComfyUI gives them its injections and object patches as they are, and those may hold modules of this model.
+    """
+    if patcher.injections:
+        return f"{', '.join(patcher.injections)} of another node acts on the modules of one GPU alone"
+    for name, patch in patcher.object_patches.items():
+        if isinstance(getattr(patch, "__self__", None), nn.Module):
+            return f"another node has tied {name} to the modules of one GPU"
+    return ""
 
 
 def why_not_split(base, conds: list, model_options: dict, device: torch.device) -> str:

@@ -20,7 +20,7 @@ from ..wan_model import activation_dtype, diffusion_model, token_grid
 from .devices import Workers, check_answers
 from .evaluation import gathered_bytes
 from .group import Group
-from .refusals import FORWARD_INPUTS, why_not_split
+from .refusals import FORWARD_INPUTS, why_not_split, why_one_gpu
 
 KEY = "ultragen_multigpu"  # of our wrappers on a ModelPatcher
 CLONES, POOL = "multigpu_clones", "multigpu_thread_pool"  # ComfyUI's, in model_options
@@ -84,7 +84,7 @@ class Split:
         check_answers(other.load_device for other in others)
         count = 1 + len(others)
         size = self._size(count, sum(map(len, conds.values())), grid)
-        if size == 1 or why_not_split(base, [], model.model_options, model.load_device):
+        if size == 1 or why_one_gpu(model) or why_not_split(base, [], model.model_options, model.load_device):
             return executor(model, noise_shape, conds, *args, **kwargs)
         before, rectangle = base.memory_required, largest(grid, size)
 
@@ -99,6 +99,10 @@ class Split:
     def calc_cond_batch(self, executor, model, conds, x_in: Tensor, timestep: Tensor, model_options: dict):
         """Wraps the evaluation of all prompts: forms the groups, and shows ComfyUI their leaders alone."""
         clones = model_options.get(CLONES, {})
+        if clones and (reason := why_one_gpu(model.current_patcher)):
+            self.note(f"MultiGPU uses one GPU, because {reason}")
+            alone = {name: value for name, value in model_options.items() if name != CLONES}
+            return executor(model, conds, x_in, timestep, alone)
         prompts = sum(len(some) for some in conds if some)
         size = self._size(len(clones), prompts, token_grid(x_in.shape))
         if size > 1 and (reason := why_not_split(model, conds, model_options, next(iter(clones)))):
