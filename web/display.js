@@ -7,6 +7,7 @@ export function display(node, name, element, height) {
     const widget = node.addDOMWidget(name, name, element, {
         serialize: false, // in prompts
         hideOnZoom: false,
+        hideInPanel: true, // beside the canvas, which would show the name alone
         margin: MARGIN,
         getMinHeight: outer,
         getMaxHeight: outer,

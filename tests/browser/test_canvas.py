@@ -8,10 +8,11 @@ import re
 from itertools import combinations
 from pathlib import Path
 
+import comfyui_version
 import pytest
 from helpers.signatures import needs, skip_without_nodes
 
-from tools import workflow
+from tools import comfyui, workflow
 from tools.server import ROOT
 from tools.templates import blueprint
 from tools.templates import write as templates
@@ -55,6 +56,11 @@ SET = """([kind, name, value]) => {
     const widget = app.graph._nodes.find(node => node.type === kind).widgets.find(widget => widget.name === name);
     widget.value = value;
     widget.callback?.(value);
+}"""
+# Select the only node and open the panel beside the canvas, or close it.
+PANEL = """open => {
+    app.canvas.selectItems(app.graph._nodes);
+    return app.extensionManager.setting.set("Comfy.RightSidePanel.IsOpen", open);
 }"""
 VIDEO = """() => {
     const video = document.querySelector("video");
@@ -170,6 +176,19 @@ def test_node_shows_its_text_output(any_canvas):
     any_canvas.shoot("output")
     any_canvas.run("() => app.graph._nodes[0].onExecuted({})")
     any_canvas.page.get_by_text("1920x1088, 81 frames").wait_for(state="hidden")
+
+
+@needs(comfyui_version.__version__ != comfyui.OLDEST.version, "a panel for the selected node")
+def test_the_panel_lists_the_inputs_of_a_node_alone(any_canvas):
+    """Not the picture and the text under them, of which it would show the names and nothing else."""
+    any_canvas.add("UltraGenLoadModel")
+    any_canvas.run("() => app.graph._nodes[0].onExecuted({text: ['a text']})")
+    any_canvas.run(PANEL, True)
+    panel = any_canvas.page.get_by_test_id("properties-panel")
+    panel.get_by_text("keep_gb").wait_for()
+    any_canvas.shoot("panel")
+    assert "ultragen." not in panel.inner_text()
+    any_canvas.run(PANEL, False)
 
 
 def test_picture_of_the_plan_follows_the_widgets(any_canvas):
