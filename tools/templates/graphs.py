@@ -182,6 +182,9 @@ def i2v_1080p(layout: Layout) -> str:
         " already gives the layout. Text to video has no first frame: use ultragen_two_pass_1080p.",
         "**Settings** are Wan's own: 40 steps, shift 5, CFG 5, 16 fps. The image is cropped to the video's"
         " shape. *UltraGen Exact VAE Tiling* encodes it in bounded memory too.",
+        "**Memory** of 14B has not been measured. The picture on *UltraGen Apply* says what its activations need, and"
+        " whether your GPU has it. Weights that find no room beside them wait in RAM: a smaller file (fp8, GGUF) needs"
+        " less of it.",
         RESUME,
         LOG,
         ULTRAGEN_LINKS,
