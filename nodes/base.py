@@ -25,8 +25,9 @@ class Node(io.ComfyNode):
     `validate_inputs` and `fingerprint_inputs` as for ComfyNode; this class wraps them:
     - `execute` gets valid inputs only. It first calls `validate_inputs` again, because linked values are None when a
       prompt is queued.
-    - `validate_inputs` never raises. As in ComfyUI, it must itself check the options of a combo that it takes. Nodes
-      with float inputs always have it, so that NaN is refused when the prompt is queued.
+    - `validate_inputs` may raise: the message is then what the node answers. As in ComfyUI, it must itself check the
+      options of a combo that it takes. Nodes with float inputs always have it, so that NaN is refused when the prompt
+      is queued.
     - `fingerprint_inputs` never raises. On an error the node runs again, and `execute` reports what is wrong.
     - Errors keep their type and traceback; characters that cannot be encoded are escaped in their messages.
     """
@@ -195,7 +196,8 @@ def _guarded_validation(node: type[Node], validate: Callable) -> Callable:
             checked = cls.checked(values, queued=True)
             verdict = validate(cls, **{name: value for name, value in checked.items() if name not in floats})
         except Exception as error:
-            verdict = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            # Other errors are no sentences of this pack.
+            verdict = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
         return encodable(verdict) if isinstance(verdict, str) else verdict
 
     guarded.__signature__ = signature  # ComfyUI reads the parameters without following __wrapped__

@@ -53,11 +53,8 @@ class UltraGenLoadLatent(Node):
     @classmethod
     def validate_inputs(cls, latent):
         """Check the choice when the prompt is queued; None for a linked value."""
-        try:
-            if latent is not None:
-                cls.path(latent)
-        except ValueError as error:
-            return str(error)
+        if latent is not None:
+            cls.path(latent)
         return True
 
     @classmethod

@@ -100,16 +100,13 @@ class UltraGenMetrics(Node):
     @classmethod
     def validate_inputs(
         cls, hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency, prompt=(), reference=()
-    ) -> bool | str:
+    ) -> bool:
         """Check the inputs when the prompt is queued, before any sampling. Linked inputs are None here."""
         values = [hd_mse, hd_lpips, hd_fvd, clip_score, temporal_consistency]
         if any(value[0] is None for value in values):
             return True
-        try:
-            wanted = cls.wanted(dict(zip(METRICS, values, strict=True)))
-            check(wanted, folder_paths.get_full_path, reference, prompt)
-        except ValueError as error:
-            return str(error)
+        wanted = cls.wanted(dict(zip(METRICS, values, strict=True)))
+        check(wanted, folder_paths.get_full_path, reference, prompt)
         return True
 
     @classmethod

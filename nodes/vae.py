@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..ultragen_core.host.vae.exact import decode
+from ..ultragen_core.host.vae.exact import check_tile, decode
 from ..ultragen_core.host.vae.patch import exact_vae
 from ..ultragen_core.host.vae.support import fallback_reason
 from ..ultragen_core.host.vae.tile_size import SMALLEST_TILE
 from .base import Node
-
-CATEGORY = "UltraGen"
 
 
 def tile_input() -> io.Int.Input:
@@ -38,13 +36,6 @@ def gpus_input(more: str = "") -> io.Int.Input:
     )
 
 
-def check_tile(tile: int | None) -> bool | str:
-    """True, or why `tile` is refused. ComfyUI passes None where the value comes through a link."""
-    if tile and tile < SMALLEST_TILE:
-        return f"tile must be 0 (auto) or at least {SMALLEST_TILE} pixels, got {tile}."
-    return True
-
-
 def _fallback_text(vae) -> ui.PreviewText | None:
     """Show in the node, not only in the log, why the VAE does not run in exact tiles."""
     reason = fallback_reason(vae)
@@ -57,7 +48,7 @@ class UltraGenVAETiling(Node):
         return io.Schema(
             node_id="UltraGenVAETiling",
             display_name="UltraGen Exact VAE Tiling",
-            category=CATEGORY,
+            category="UltraGen",
             description="Makes every ComfyUI node decode and encode with this Wan VAE in tiles, without seams: the "
             "result equals that of the whole frame, in a fraction of the memory.",
             inputs=[
@@ -69,8 +60,9 @@ class UltraGenVAETiling(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, tile: int | None) -> bool | str:
-        return check_tile(tile)
+    def validate_inputs(cls, tile: int | None) -> bool:
+        check_tile(tile or None)  # a linked value is None here
+        return True
 
     @classmethod
     def execute(cls, vae, tile: int, gpus: int = 1) -> io.NodeOutput:
@@ -83,7 +75,7 @@ class UltraGenVAEDecode(Node):
         return io.Schema(
             node_id="UltraGenVAEDecode",
             display_name="UltraGen Exact VAE Decode",
-            category=CATEGORY,
+            category="UltraGen",
             description="Decodes a video in tiles whose result equals the decode of the whole frame. For long 4K "
             "videos prefer UltraGen Save Video: images of 81 4K frames take 8 GB of memory.",
             inputs=[
@@ -96,8 +88,9 @@ class UltraGenVAEDecode(Node):
         )
 
     @classmethod
-    def validate_inputs(cls, tile: int | None) -> bool | str:
-        return check_tile(tile)
+    def validate_inputs(cls, tile: int | None) -> bool:
+        check_tile(tile or None)  # a linked value is None here
+        return True
 
     @classmethod
     def execute(cls, samples, vae, tile: int, gpus: int = 1) -> io.NodeOutput:

@@ -20,9 +20,10 @@ from ..ultragen_core.host.save.save import (
     save_video,
 )
 from ..ultragen_core.host.server import prompt_server
+from ..ultragen_core.host.vae.exact import check_tile
 from ..ultragen_core.video.codecs import CODECS, CROPS, check_encoders
 from .base import Node
-from .vae import check_tile, gpus_input, tile_input
+from .vae import gpus_input, tile_input
 
 
 class UltraGenSaveVideo(Node):
@@ -136,14 +137,12 @@ class UltraGenSaveVideo(Node):
     @classmethod
     def validate_inputs(cls, codec=None, tile=None, filename_prefix=None):
         """Check the widgets when the prompt is queued, before any sampling. A linked input is None here."""
-        try:
-            if codec is not None:
-                check_encoders(chosen("codec", CODECS, codec), with_audio=False)
-            if filename_prefix is not None:
-                cls.folders().check(filename_prefix)
-        except (ValueError, OSError) as error:
-            return str(error)
-        return check_tile(tile)
+        if codec is not None:
+            check_encoders(chosen("codec", CODECS, codec), with_audio=False)
+        if filename_prefix is not None:
+            cls.folders().check(filename_prefix)
+        check_tile(tile or None)
+        return True
 
     @classmethod
     def execute(

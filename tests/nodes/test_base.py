@@ -162,6 +162,8 @@ def test_validation_ends_in_a_sentence_and_fingerprints_in_a_run(toy):
     assert called(toy, "validate_inputs", file=BYTES_NAME) == "no file gr\\xf6n.ckpt"
     toy.broken = ValueError(BYTES_NAME)
     assert called(toy, "validate_inputs", file="there") == "gr\\xf6n.ckpt"
+    toy.broken = OSError("The folder is full.")
+    assert called(toy, "validate_inputs", file="there") == "The folder is full."
     toy.broken = KeyError("x")
     assert called(toy, "validate_inputs", file="there") == "KeyError: 'x'"
     assert called(toy, "fingerprint_inputs", rate=2) == 0.5
