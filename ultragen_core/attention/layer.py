@@ -51,14 +51,20 @@ def ultragen_attention(
     engine = engine.for_layer(x)
     x = x.unflatten(1, grid)
     y = branch(attn, x, spec.local, engine)
-    coarse_branches = (
+    for branch_spec, coarse, gate in coarse_branches(spec, extras, gates):
+        y = blended_(branch(attn, x, branch_spec, engine, coarse), coarse, y, gate, engine)
+    return attn.o(y.flatten(1, 3))
+
+
+def coarse_branches(
+    spec: BlockSpec, extras: BlockExtras, gates: Gates
+) -> list[tuple[BranchSpec, CoarseBranch, Tensor]]:
+    """The coarse branches that are on, in the order in which they are blended in, each with its extras and its gate."""
+    both = (
         (spec.hierarchical, extras.hierarchical_branch, gates.hierarchical),
         (spec.global_, extras.global_branch, gates.global_),
     )
-    for branch_spec, coarse, gate in coarse_branches:
-        if branch_spec is not None:
-            y = blended_(branch(attn, x, branch_spec, engine, coarse), coarse, y, gate, engine)
-    return attn.o(y.flatten(1, 3))
+    return [branch for branch in both if branch[0] is not None]
 
 
 def check_grid(x: Tensor, grid: TokenGrid) -> None:

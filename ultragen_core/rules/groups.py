@@ -48,7 +48,7 @@ class BlockGroup(NamedTuple):
 
 
 def enabled_branches(spec: BlockSpec, extras: ExtrasShape) -> dict[str, tuple[BranchSpec, int]]:
-    """The branches that run, each with its compression ratio."""
+    """The branches that run, the local one first, each with its compression ratio."""
     branches = {
         "local": (spec.local, 1),
         "hierarchical": (spec.hierarchical, extras.hierarchical_ratio),

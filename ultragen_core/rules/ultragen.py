@@ -22,7 +22,7 @@ from ..grid import TokenGrid
 from ..wan import WanShape
 from .advice import ultragen_advice
 from .blocks import choose_blocks, describe_dense, format_blocks, outer_blocks
-from .groups import BlockGroup, ultragen_group
+from .groups import BlockGroup, enabled_branches, ultragen_group
 
 UNTRAINED_WARNING = (
     "Without trained weights UltraGen's attention is experimental: its quality was measured on a small model only, see"
@@ -159,9 +159,8 @@ class UltraGenRule:
     def received(self, grid: TokenGrid, members: int) -> dict[int, tuple[int, ...]]:
         shape, counts = self.extras.shape, []
         for spec in (self.spec(parity, grid) for parity in (0, 1)):
-            branches = (spec.hierarchical, shape.hierarchical_ratio), (spec.global_, shape.global_ratio)
-            coarse = tuple(branch for branch in branches if branch[0] is not None)
-            counts.append(ultragen_received(grid, members, spec.local, coarse, shape.refined))
+            (local, _), *coarse = enabled_branches(spec, shape).values()
+            counts.append(ultragen_received(grid, members, local, tuple(coarse), shape.refined))
         return {index: counts[index % 2] for index in self.blocks}
 
     def groups(self, grid: TokenGrid) -> list[BlockGroup]:

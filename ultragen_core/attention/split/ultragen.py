@@ -14,7 +14,7 @@ from ...ops.depthwise import compress
 from ..engine import Engine
 from ..extras import BlockExtras, CoarseBranch
 from ..gate import Gates
-from ..layer import Projections, blended_
+from ..layer import Projections, blended_, coarse_branches
 from ..spec import BlockSpec, BranchSpec
 from .branch import BranchWork, branch_source, branch_work, split_branch
 from .member import MapMoves, Member, rectangle_moves
@@ -35,14 +35,7 @@ def split_ultragen_attention(
     """The layer of `ultragen_attention` for a member's tokens: x (b, s, c) -> (b, s, c)."""
     member.check(x)
     engine, grid = engine.for_layer(x), member.grid
-    branches = [
-        (branch_spec, coarse, gate)
-        for branch_spec, coarse, gate in (
-            (spec.hierarchical, extras.hierarchical_branch, gates.hierarchical),
-            (spec.global_, extras.global_branch, gates.global_),
-        )
-        if branch_spec is not None
-    ]
+    branches = coarse_branches(spec, extras, gates)
     halo = REFINEMENT_HALO if any(coarse.refine is not None for _, coarse, _ in branches) else 0
     shares = block_shares(grid, member.count, spec.local, tuple((s, c.ratio) for s, c, _ in branches), halo)
     work, b, c = shares.members[member.index], x.shape[0], x.shape[-1]
@@ -51,16 +44,12 @@ def split_ultragen_attention(
     y = split_branch(attn, x, work.local, spec.local, engine)
     if work.edges:  # what is computed there is cut off again
         y = F.pad(y, work.edges)
-    maps = _gathered_maps(x, branches, shares.coarse, work.coarse, member, engine)
+    maps = _gathered_maps(x, [coarse for _, coarse, _ in branches], shares.coarse, work.coarse, member, engine)
     for (branch_spec, coarse, gate), coarse_work, cells in zip(branches, work.coarse, maps, strict=True):
         cells = split_branch(attn, cells, coarse_work.branch, branch_spec, engine, coarse)
         y = blended_(cells, coarse, y, gate, engine)
     rows, columns = work.inner
     return attn.o(y[:, :, rows, columns].flatten(1, 3))
-
-
-CoarseInputs = tuple[BranchSpec, CoarseBranch, Tensor]
-"""A coarse branch with its extras, and its gate."""
 
 
 class CoarseWork(NamedTuple):
@@ -170,7 +159,7 @@ def _of_cells(cells: Rectangle, grid: TokenGrid, ratio: int) -> Rectangle:
 
 def _gathered_maps(
     x: Tensor,
-    branches: list[CoarseInputs],
+    branches: list[CoarseBranch],
     shares: tuple[MapMoves, ...],
     works: tuple[CoarseWork, ...],
     member: Member,
@@ -182,7 +171,7 @@ def _gathered_maps(
     """
     if not branches:
         return []
-    cells = [_cells(x, work, coarse, engine) for (_, coarse, _), work in zip(branches, works, strict=True)]
+    cells = [_cells(x, work, coarse, engine) for coarse, work in zip(branches, works, strict=True)]
     moves = rectangle_moves(*shares)
     gathered = member.moved(torch.cat(cells, 1) if len(cells) > 1 else cells[0], moves)
     parts = gathered.split([work.extent.tokens for work in works], 1)
