@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from ..grid import Region, TokenGrid, cut_grid, nearest_multiple
 
 
+def compressed(length: int, ratio: int) -> int:
+    """Cells of an axis of `length` tokens, `ratio` tokens each; a shorter axis is one cell."""
+    return max(length // ratio, 1)
+
+
 @dataclass(frozen=True)
 class BranchSpec:
     """One branch in one block.
@@ -25,7 +30,7 @@ class BranchSpec:
 
     def map_side(self, length: int, ratio: int = 1) -> int:
         """Side of the branch's map on an axis of `length` tokens, after compression by `ratio` and resizing."""
-        side = max(length // ratio, 1)
+        side = compressed(length, ratio)
         return nearest_multiple(side, self.num_windows) if self.resize else side
 
     def layout(self, grid: TokenGrid, ratio: int = 1) -> tuple[TokenGrid, tuple[Region, ...]]:

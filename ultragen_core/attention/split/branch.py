@@ -11,7 +11,7 @@ from ...ops.resample import Part, part_to_windows, resize_part
 from ..engine import Engine
 from ..extras import CoarseBranch
 from ..layer import Projections, attend
-from ..spec import BranchSpec
+from ..spec import BranchSpec, compressed
 from .rectangles import AxisPart, MapPart, Rectangle, axis_parts, query_numbers, read_span
 
 
@@ -54,13 +54,13 @@ def branch_source(grid: TokenGrid, spec: BranchSpec, ratio: int, output: Rectang
     part, spans = _part(grid, spec, ratio, output), []
     for length, span in zip((grid.h, grid.w), (part.windows.rows, part.windows.columns), strict=True):
         side = spec.map_side(length, ratio)
-        spans.append(read_span(max(length // ratio, 1), side, span, spec.antialias))
+        spans.append(read_span(compressed(length, ratio), side, span, spec.antialias))
     return Rectangle.of(*spans)
 
 
 def branch_work(grid: TokenGrid, spec: BranchSpec, ratio: int, output: Rectangle, source: Rectangle) -> BranchWork:
     """source: what the member holds, at least `branch_source`."""
-    part, whole = _part(grid, spec, ratio, output), tuple(max(length // ratio, 1) for length in (grid.h, grid.w))
+    part, whole = _part(grid, spec, ratio, output), tuple(compressed(length, ratio) for length in (grid.h, grid.w))
     queries, size = part.queries, tuple(spec.map_side(length, ratio) for length in (grid.h, grid.w))
     return BranchWork(
         at=Part(source.top, source.left, whole),
@@ -74,15 +74,14 @@ def branch_work(grid: TokenGrid, spec: BranchSpec, ratio: int, output: Rectangle
 
 
 def _region(t: int, queries: Rectangle, region: Region, row: AxisPart, column: AxisPart) -> RegionWork:
-    top, left = row.start + row.first - queries.top, column.start + column.first - queries.left
     return RegionWork(
         region,
         region.window_grid(t),
         row,
         column,
         TokenGrid(t, row.last - row.first, column.last - column.first),
-        slice(top, top + row.queries),
-        slice(left, left + column.queries),
+        row.queries_from(queries.top),
+        column.queries_from(queries.left),
     )
 
 

@@ -173,6 +173,11 @@ class AxisPart(NamedTuple):
         """How many queries all windows have together."""
         return self.count * (self.last - self.first)
 
+    def queries_from(self, origin: int) -> slice:
+        """Where these are on an axis that begins at `origin`."""
+        start = self.start + self.first - origin
+        return slice(start, start + self.queries)
+
 
 def axis_parts(runs: list[tuple[slice, int]], span: Span) -> list[AxisPart]:
     """The windows of an axis that hold the queries of `span`, as runs of windows with the same queries.
@@ -221,11 +226,6 @@ class MapPart:
         ]
 
 
-def region_rectangle(row: AxisPart, column: AxisPart) -> Rectangle:
-    """The rectangle that the windows of both parts fill."""
-    return Rectangle(*row[:2], *column[:2])
-
-
 @lru_cache(maxsize=1024)
 @torch.inference_mode(False)
 def query_numbers(t: int, row: AxisPart, column: AxisPart, device: torch.device) -> Tensor | None:
@@ -233,4 +233,4 @@ def query_numbers(t: int, row: AxisPart, column: AxisPart, device: torch.device)
     window = TokenGrid(t, row.window, column.window)
     if row[3:] == (0, window.h) and column[3:] == (0, window.w):
         return None
-    return token_numbers(Rectangle(*row[3:], *column[3:]), window).to(device)
+    return token_numbers(Rectangle.of(row[3:], column[3:]), window).to(device)

@@ -25,10 +25,9 @@ from .rectangles import (
     equal_spans,
     query_numbers,
     rectangles,
-    region_rectangle,
 )
 
-# Members attend from their own rectangles while the windows there hold at most so many tokens per query: keys and
+# Members attend from their own rectangles while the windows there hold at most this many tokens per query: keys and
 # values of windows across a border are computed twice. Larger windows are shared out whole.
 MOST_COVERED = 1.5
 
@@ -78,13 +77,12 @@ def _in_own_rectangle(
     source = member.moved(x, moves).unflatten(1, wide.grid(grid.t))
     out = x.new_empty(b, *own.grid(grid.t), c) if len(regions) > 1 else None
     for _, row, column in regions:
-        rows, columns = region_rectangle(row, column).within(wide)
+        rows, columns = Rectangle.of(row[:2], column[:2]).within(wide)
         counts = windows[0], row.count, column.count
         y = _attend_to(attn, source[:, :, rows, columns], counts, row, column, engine)
         if out is None:
             return y.flatten(1, 3)
-        top, left = row.start + row.first - own.top, column.start + column.first - own.left
-        out[:, :, top : top + row.queries, left : left + column.queries] = y
+        out[:, :, row.queries_from(own.top), column.queries_from(own.left)] = y
     return out.flatten(1, 3)
 
 

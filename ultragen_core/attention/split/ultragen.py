@@ -15,7 +15,7 @@ from ..engine import Engine
 from ..extras import BlockExtras, CoarseBranch
 from ..gate import Gates
 from ..layer import Projections, blended_, coarse_branches
-from ..spec import BlockSpec, BranchSpec
+from ..spec import BlockSpec, BranchSpec, compressed
 from .branch import BranchWork, branch_source, branch_work, split_branch
 from .member import MapMoves, Member, rectangle_moves
 from .rectangles import Rectangle, Span, received, rectangles
@@ -136,7 +136,7 @@ def ultragen_received(
 
 def _coarse_shares(grid: TokenGrid, members: int, spec: BranchSpec, ratio: int, halo: int) -> MapMoves:
     own = rectangles(grid, members)
-    cells_grid = TokenGrid(grid.t, *(max(length // ratio, 1) for length in (grid.h, grid.w)))
+    cells_grid = TokenGrid(grid.t, compressed(grid.h, ratio), compressed(grid.w, ratio))
 
     def cells(span: Span, count: int) -> Span:
         """A cell belongs to the member that holds its first token."""
