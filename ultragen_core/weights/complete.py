@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 
 from ..printable import printable
+from ..wan import HEAD_DIM
 from .errors import SOURCE, WeightsError
 from .files import StateDict
 
@@ -22,8 +23,7 @@ OUTSIDE = (
     *(f"{layer}.{kind}" for layer in ("time_embedding.0", "time_embedding.2") for kind in ("weight", "bias")),
     *(f"time_projection.1.{kind}" for kind in ("weight", "bias")),
 )
-HEAD_WIDTH = 128
-# Width -> blocks of every published Wan model.
+# Channels -> blocks of every published Wan model.
 DEPTHS = {1536: 30, 3072: 30, 5120: 40}
 ELSEWHERE = (
     "If that is intended, load the file with ComfyUI's Load Diffusion Model and connect UltraGen Apply after it."
@@ -97,7 +97,7 @@ def _check_sizes(state: StateDict, name: str) -> None:
     shapes = {key: tuple(state[key].shape) for key in axes if key in state}
     channels = shapes["head.modulation"][-1:]
     possible = all(len(shape) == axes[key] and 0 not in shape for key, shape in shapes.items())
-    if not possible or channels[0] % HEAD_WIDTH or shapes.get("patch_embedding.weight", channels)[0] != channels[0]:
+    if not possible or channels[0] % HEAD_DIM or shapes.get("patch_embedding.weight", channels)[0] != channels[0]:
         found = ", ".join(f"{key} {shape}" for key, shape in shapes.items())
         raise WeightsError(f"{name} is a Wan model with impossible sizes: {found}. Download it again from its source.")
 

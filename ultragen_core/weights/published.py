@@ -57,10 +57,6 @@ class Extras:
     gates: dict[int, StateDict] = field(default_factory=dict)
     fingerprint: dict[int, list[float]] = field(default_factory=dict)
 
-    @property
-    def trained(self) -> bool:
-        return bool(self.gates)
-
     def cloned(self) -> Extras:
         """Return the same weights in new memory."""
 
@@ -71,7 +67,7 @@ class Extras:
 
 
 def untrained(channels: int, blocks: list[int], global_ratio: int = 4) -> Extras:
-    """Return untrained extras, for Wan models without UltraGen's: average pooling, zero LoRA, identity convolution."""
+    """Return extras for Wan models without trained ones: average pooling, without deltas, refinement and gates."""
     shape = ExtrasShape(channels, global_ratio=global_ratio)
     return Extras(shape, {index: initial_block(shape) for index in blocks})
 
