@@ -123,7 +123,7 @@ class Exchange:
             torch.index_select(tokens, 0, own.sent, out=packed)
         self._packed[slot][index] = packed
         self.copies.packed(index, slot)
-        self._meet(index, turn)
+        self._meet(turn)
         gathered = self._buffer(("gathered", index), own.gathered, tokens)
         if own.kept_count:
             torch.index_select(tokens, 0, own.kept, out=gathered[: own.kept_count])
@@ -143,7 +143,7 @@ class Exchange:
             held = self._buffers[key] = like.new_empty(rows * width)
         return held[: rows * width].view(rows, width)
 
-    def _meet(self, index: int, turn: int) -> None:
+    def _meet(self, turn: int) -> None:
         """Wait until all members have packed what others want in this turn."""
         everybody = len(self.devices) * (turn + 1)
         with self._meeting:

@@ -67,20 +67,20 @@ class Group:
                 Part(patcher.model, device, evaluation.runtime, inputs, len(self.devices), port)
                 for patcher, device, port in zip(self.patchers, self.devices, ports, strict=True)
             ]
-            error = self._attempt(parts)
-            if error is None:
+            failed = self._attempt(parts)
+            if failed is None:
                 if measured:
                     self._warn_of_exchange(ports)
                 return self._output(x, parts)
             self.exchange.restart()
-            where, error = error
+            device, error = failed
             if not is_out_of_memory(error):
                 raise error
-            log.warning("UltraGen: %s is out of memory.", where)
+            log.warning("UltraGen: %s is out of memory.", device)
             if not all([part.budget is not None and part.budget.shrink() for part in parts]):
                 raise error
             log.warning("UltraGen: all GPUs retry with %d tokens at a time.", parts[0].budget.tokens_at_a_time)
-            error = parts = None
+            failed = error = parts = None
             gc.collect()  # errors hold the tensors that filled the memory, in cycles
             comfy.model_management.soft_empty_cache()
 

@@ -106,8 +106,7 @@ class Stepwise:
         node, steps = self.running(), len(sigmas) - 1
         if node is None:
             log.warning("UltraGen: no state is kept, because this run was not queued in ComfyUI.")
-            return self.function(model, x, sigmas, extra_args, callback, disable, **options)
-        file = self._file(node, model, x, sigmas, extra_args, options)
+        file = node and self._file(node, model, x, sigmas, extra_args, options)
         if file is None:
             return self.function(model, x, sigmas, extra_args, callback, disable, **options)
         writer = StateWriter(file, self.options, State(x, 0), steps, saves_results(model.inner_model.model_patcher))
