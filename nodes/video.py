@@ -9,16 +9,16 @@ import folder_paths
 from comfy_api.latest import InputImpl, io, ui
 
 from ..ultragen_core.host.save.latent import keep_latent_of_refused_call
-from ..ultragen_core.host.save.request import SIDE_FILES, chosen
-from ..ultragen_core.host.save.save import (
+from ..ultragen_core.host.save.request import (
     KEEP,
     KEEP_NEVER,
     KEEP_UNTIL_SAVED,
+    SIDE_FILES,
     Folders,
-    SavedVideos,
     VideoSettings,
-    save_video,
+    chosen,
 )
+from ..ultragen_core.host.save.save import SavedVideos, save_video
 from ..ultragen_core.host.server import prompt_server
 from ..ultragen_core.host.vae.exact import check_tile
 from ..ultragen_core.video.codecs import CODECS, CROPS, check_encoders

@@ -11,7 +11,7 @@ import folder_paths
 import numpy as np
 import torch
 
-from ultragen_core.host.save.save import Folders, VideoSettings
+from ultragen_core.host.save.request import Folders, VideoSettings
 
 
 def narrow_vae(seed: int = 0) -> comfy.sd.VAE:

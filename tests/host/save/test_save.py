@@ -20,7 +20,8 @@ from safetensors import safe_open
 from ultragen_core.host.compat import gpu_pool_class
 from ultragen_core.host.save import request
 from ultragen_core.host.save.preview import preview_size
-from ultragen_core.host.save.save import KEEP_NEVER, KEEP_UNTIL_SAVED, save_video
+from ultragen_core.host.save.request import KEEP_NEVER, KEEP_UNTIL_SAVED
+from ultragen_core.host.save.save import save_video
 from ultragen_core.host.vae import gpus
 from ultragen_core.video.latents import load_latent
 

@@ -23,7 +23,8 @@ from helpers.save_run import core_levels, files, folders_in, narrow_vae, noise, 
 import ultragen_core.host.vae.exact as exact
 from ultragen_core.host.save import preview as save_preview
 from ultragen_core.host.save import request, save
-from ultragen_core.host.save.save import KEEP_NEVER, KEEP_UNTIL_SAVED, save_video
+from ultragen_core.host.save.request import KEEP_NEVER, KEEP_UNTIL_SAVED
+from ultragen_core.host.save.save import save_video
 from ultragen_core.host.vae.support import vae_support
 from ultragen_core.video.latents import load_latent
 

@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 from helpers.save_run import files, folders_in, noise, settings
 
-from ultragen_core.host.save.save import KEEP_NEVER, save_video
+from ultragen_core.host.save.request import KEEP_NEVER
+from ultragen_core.host.save.save import save_video
 
 pytestmark = pytest.mark.usefixtures("inference")
 

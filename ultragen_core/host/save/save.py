@@ -23,19 +23,7 @@ from ..vae.support import fallback_reason
 from .latent import KeptLatent, video_of
 from .preview import Preview
 from .progress import DECODING, ENCODING, SaveProgress
-from .request import (
-    KEEP,
-    KEEP_NEVER,
-    KEEP_UNTIL_SAVED,
-    CheckedRequest,
-    Folders,
-    Request,
-    VideoSettings,
-    check_disk_space,
-    check_request,
-)
-
-__all__ = ["KEEP", "KEEP_NEVER", "KEEP_UNTIL_SAVED", "Folders", "SavedVideos", "VideoSettings", "save_video"]
+from .request import CheckedRequest, Folders, Request, VideoSettings, check_disk_space, check_request
 
 
 @dataclass
