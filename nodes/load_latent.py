@@ -13,6 +13,8 @@ from ..ultragen_core.storage.files import file_within
 from ..ultragen_core.video.latents import SUFFIX, count_not_finite, load_latent, newest_first
 from .base import Node
 
+log = logging.getLogger(__name__)
+
 
 class UltraGenLoadLatent(Node):
     @classmethod
@@ -70,7 +72,7 @@ class UltraGenLoadLatent(Node):
         lines, wrong = [f"{latent}: {tuple(samples.shape)}"], count_not_finite(samples)
         if wrong:
             lines.append(f"{wrong} of {samples.numel()} values are NaN or infinite: the sampling that made it failed.")
-            logging.warning("UltraGen: %s: %s", latent, lines[-1])
+            log.warning("UltraGen: %s: %s", latent, lines[-1])
         return io.NodeOutput({"samples": samples}, ui=ui.PreviewText("\n".join(lines)))
 
 

@@ -9,6 +9,8 @@ import torch
 
 BUFFER_BYTES = 64 * 2**20
 
+log = logging.getLogger(__name__)
+
 
 def empty_pinned(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
     """Uninitialised pinned memory; None, with a warning, where there is none."""
@@ -16,7 +18,7 @@ def empty_pinned(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | Non
         return torch.empty(shape, dtype=dtype, pin_memory=True)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        logging.warning("UltraGen VAE: no pinned memory, copying without it, which is slower (%s).", reason)
+        log.warning("UltraGen VAE: no pinned memory, copying without it, which is slower (%s).", reason)
         return None
 
 

@@ -21,6 +21,8 @@ _AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000
 _COMMON_RATES = (8000, 11025, 16000, 22050, 32000, 44100, 48000)
 _PIECE = 1 << 16  # samples encoded at a time
 
+log = logging.getLogger(__name__)
+
 
 class AudioClip(NamedTuple):
     """Audio for one video. waveform: float (channels, samples) in -1..1. sample_rate: Hz."""
@@ -55,9 +57,7 @@ def audio_clips(audio: Mapping | None, codec: Codec, videos: int, seconds: Fract
     waveforms = _as_floats(waveforms[:videos, :, : math.ceil(seconds * rate)])
     _check_values(waveforms, rate)
     if (written := track_rate(codec, rate)) != rate:
-        logging.info(
-            "UltraGen: .%s cannot hold audio at %d Hz; resampling it to %d Hz.", codec.extension, rate, written
-        )
+        log.info("UltraGen: .%s cannot hold audio at %d Hz; resampling it to %d Hz.", codec.extension, rate, written)
     return [AudioClip(waveforms[min(index, len(waveforms) - 1)].numpy(), rate) for index in range(videos)]
 
 
@@ -104,7 +104,7 @@ def _check_values(waveforms: torch.Tensor, rate: int) -> None:
         )
     peak = float(waveforms.abs().max())
     if peak > 1:
-        logging.warning("UltraGen: the audio peaks at %.3g times full scale and is clipped. Lower its volume.", peak)
+        log.warning("UltraGen: the audio peaks at %.3g times full scale and is clipped. Lower its volume.", peak)
 
 
 class AudioTrack:

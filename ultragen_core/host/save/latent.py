@@ -17,6 +17,8 @@ from ...video.prefix import DEFAULT_NAME
 from ..vae.shapes import decoded_shape
 from .request import KEEP, KEEP_NEVER, Folders, Request, VideoSettings
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class KeptLatent:
@@ -44,7 +46,7 @@ class KeptLatent:
             try:
                 names = request.folders.make_names(request.folders.output, prefix, SUFFIX.removeprefix("."), *size)
                 path = save_latent(names, samples, request.texts)
-                logging.info("UltraGen: the latent is kept in %s.", path)
+                log.info("UltraGen: the latent is kept in %s.", path)
                 return cls(path, choice)
             except Exception as error:
                 failure = "its disk is full" if is_full(error) else str(error) or type(error).__name__

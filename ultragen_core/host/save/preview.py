@@ -19,6 +19,8 @@ from .request import CheckedRequest
 _SIDE = 1280
 _CRF = 23
 
+log = logging.getLogger(__name__)
+
 
 class Preview:
     """Writes the preview alongside the video; a context manager.
@@ -65,7 +67,7 @@ class Preview:
         except Exception as error:
             reason = f"the disk of {self._checked.request.folders.temp} is full" if is_full(error) else error
             self.failure = f"The preview could not be written ({reason}). The video is not affected."
-            logging.warning("UltraGen: %s", self.failure)
+            log.warning("UltraGen: %s", self.failure)
             self._stack.__exit__(type(error), error, error.__traceback__)
 
     def __exit__(self, *error) -> None:

@@ -25,6 +25,8 @@ from .preview import Preview
 from .progress import DECODING, ENCODING, SaveProgress
 from .request import CheckedRequest, Folders, Request, VideoSettings, check_disk_space, check_request
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class SavedVideos:
@@ -43,7 +45,7 @@ class SavedVideos:
     fallback_reason: str = ""
 
     def note(self, text: str) -> None:
-        logging.warning("UltraGen: %s", text)
+        log.warning("UltraGen: %s", text)
         self.notes.append(text)
 
 

@@ -30,6 +30,8 @@ from .shapes import check_images, decoded_shape, picture_channels
 from .support import vae_support
 from .tile_size import SMALLEST_TILE
 
+log = logging.getLogger(__name__)
+
 
 class OutputRegion(NamedTuple):
     """Where a finished piece belongs: one video of the batch, and slices of its frames, rows and columns."""
@@ -79,7 +81,7 @@ def stream_decode(
     check_gpus(gpus)
     shape = decoded_shape(vae, samples.shape)
     if picture_channels(vae) > 3:
-        logging.warning(
+        log.warning(
             "UltraGen: this VAE decodes to pictures with an alpha channel. Video files have none, so it is dropped."
         )
 

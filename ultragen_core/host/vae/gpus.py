@@ -29,6 +29,8 @@ T = TypeVar("T")
 Work = Callable[[Iterable[T], Context, Callable[..., None]], None]
 """work(items, context, send): computes items on context.device, and hands each result over as send(*result)."""
 
+log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def decode_workers(vae, count: int) -> Iterator[Workers | None]:
@@ -39,9 +41,9 @@ def decode_workers(vae, count: int) -> Iterator[Workers | None]:
             yield workers
         return
     if count != 1 and gpu_pool_class() is None:
-        logging.info("UltraGen VAE: decoding on one GPU, because several need ComfyUI 0.30.0 or newer.")
+        log.info("UltraGen VAE: decoding on one GPU, because several need ComfyUI 0.30.0 or newer.")
     elif count != 1:
-        logging.info("UltraGen VAE: decoding on one GPU, because ComfyUI sees no other of the VAE's type.")
+        log.info("UltraGen VAE: decoding on one GPU, because ComfyUI sees no other of the VAE's type.")
     yield None
 
 
@@ -85,7 +87,7 @@ class MultiGPUPasses:
             shared.stopped = True
             late = [str(job.device) for job in jobs if not self._workers.finish(job, SECONDS_WITHOUT_ANSWER)]
             if late:
-                logging.error("UltraGen VAE: the thread of %s does not end. Start ComfyUI again.", ", ".join(late))
+                log.error("UltraGen VAE: the thread of %s does not end. Start ComfyUI again.", ", ".join(late))
         shared.raise_first()
 
 
@@ -128,7 +130,7 @@ class _SharedPass:
             self._errors.append(error)
             self._left.clear()
             if is_out_of_memory(error) or is_host_out_of_memory(error):
-                logging.warning("UltraGen VAE: memory ran out on %s.", device)
+                log.warning("UltraGen VAE: memory ran out on %s.", device)
             else:
                 self.stopped = True
         finally:

@@ -14,6 +14,8 @@ from .support import fallback_reason
 # They trade accuracy for memory in ComfyUI's tiles; exact tiles do not need them.
 IGNORED_PARAMETERS = {"vae_options", "tile_x", "tile_y", "tile_t", "overlap", "overlap_t"}
 
+log = logging.getLogger(__name__)
+
 
 class ExactMethods:
     """The methods that `exact_vae` puts before those of a VAE's class, each with ComfyUI's parameters.
@@ -55,7 +57,7 @@ def _needs_comfyui(vae, method: Callable, args: tuple, kwargs: dict) -> bool:
     unknown = [name for name, value in more if value is not None and name not in IGNORED_PARAMETERS]
     if unknown:
         which = " and ".join(unknown) + (" is" if len(unknown) == 1 else " are")
-        logging.warning("UltraGen VAE: running ComfyUI's own %s, because %s set.", method.__name__, which)
+        log.warning("UltraGen VAE: running ComfyUI's own %s, because %s set.", method.__name__, which)
     return bool(unknown or fallback_reason(vae))
 
 

@@ -16,6 +16,8 @@ from .tile_size import SMALLEST_TILE
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 
 def tiled_pass(run: Callable[[int], None], tile: int, tile_need: Callable[[int], int], device: torch.device) -> None:
     """run(tile), again with half the tile each time memory runs out.
@@ -29,7 +31,7 @@ def tiled_pass(run: Callable[[int], None], tile: int, tile_need: Callable[[int],
                 f" they could not be allocated. {_way_out(device)} and run this node again."
             )
         smaller = max(SMALLEST_TILE, tile // 2)
-        logging.warning("UltraGen VAE: memory ran out with tiles of %d pixels, continuing with %d.", tile, smaller)
+        log.warning("UltraGen VAE: memory ran out with tiles of %d pixels, continuing with %d.", tile, smaller)
         tile = smaller
 
 

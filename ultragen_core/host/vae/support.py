@@ -23,6 +23,8 @@ from .run import decode_video, encode_video
 TRIAL_LATENTS, TRIAL_FRAMES, TRIAL_TILE = (2, 4, 6), 5, 3  # the tile in latents: four of them
 METHODS = ("decode", "decode_tiled", "encode", "encode_tiled")  # what ComfyUI's nodes call
 
+log = logging.getLogger(__name__)
+
 
 class VAESupport(NamedTuple):
     """A VAE's layers. `fallback_reason`: why it is left to ComfyUI's own decode and encode; empty where it is not."""
@@ -54,7 +56,7 @@ def vae_support(vae) -> VAESupport:
     if dtype not in by_dtype:
         by_dtype[dtype] = examine(vae)
         if by_dtype[dtype].fallback_reason:
-            logging.warning(
+            log.warning(
                 "UltraGen: this VAE is left to ComfyUI's own decode and encode. %s", by_dtype[dtype].fallback_reason
             )
     return by_dtype[dtype]

@@ -29,6 +29,8 @@ TILES = (512, 448, 384, 320, 256, 192, 128, 96, SMALLEST_TILE)
 # pixels.
 LARGE_TILES, LAUNCH, HALO = (1024, 896, 768, 640), 100_000, 28
 
+log = logging.getLogger(__name__)
+
 
 class MemoryNeeds(NamedTuple):
     """Peak device memory in bytes. tile(side in pixels): tiled pass. frames: whole-frame pass. features: the
@@ -132,7 +134,7 @@ def choose_tile(
         sizes = (size for size in candidates if size <= largest)
         chosen = next((size for size in sizes if needs.tile(size) <= left), SMALLEST_TILE)
     names = ", ".join(map(str, [vae.device, *helping]))
-    logging.info(
+    log.info(
         "UltraGen VAE: tiles of %d pixels on %s, features on %s, %.1f GiB free.",
         *(chosen, names, features_device, free / 2**30),
     )
@@ -150,7 +152,7 @@ def _free_on_others(
         mm.free_memory(requested + mm.extra_reserved_memory(), device)
         free[device] = free_memory(vae.patcher, device)
         if free[device] < requested and free[device] < least():
-            logging.info("UltraGen VAE: %s does not help, %.1f GiB are free there.", device, free.pop(device) / 2**30)
+            log.info("UltraGen VAE: %s does not help, %.1f GiB are free there.", device, free.pop(device) / 2**30)
     return free
 
 
@@ -166,7 +168,7 @@ def largest_tile(tile: int, tile_need: Callable[[int], int]) -> int:
                     f"The smallest tile is too large for this GPU's VAE: {error} Start ComfyUI with --cpu-vae."
                 ) from error
             smaller = max(SMALLEST_TILE, tile // 2)
-            logging.warning("UltraGen VAE: tiles of %d pixels instead of %d. %s", smaller, tile, error)
+            log.warning("UltraGen VAE: tiles of %d pixels instead of %d. %s", smaller, tile, error)
             tile = smaller
 
 
