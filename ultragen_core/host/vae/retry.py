@@ -27,8 +27,8 @@ def tiled_pass(run: Callable[[int], None], tile: int, tile_need: Callable[[int],
     while not _succeeds(functools.partial(run, tile), device):
         if tile <= SMALLEST_TILE:
             raise NotEnoughMemory(
-                f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels, and"
-                f" they could not be allocated. {_way_out(device)} and run this node again."
+                f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels,"
+                f" which could not be allocated. {_way_out(device)} and run this node again."
             )
         smaller = max(SMALLEST_TILE, tile // 2)
         log.warning("UltraGen VAE: memory ran out with tiles of %d pixels, continuing with %d.", tile, smaller)
@@ -45,7 +45,7 @@ def whole_frame_pass(attempts: Sequence[Callable[[], T]], size: str, frame_need:
         if _succeeds(lambda attempt=attempt: results.append(attempt()), device):
             return results[0]
     raise NotEnoughMemory(
-        f"The VAE's attention over a whole frame of {size} needs about {frame_need / 2**20:.0f} MiB, and they could not"
+        f"The VAE's attention over a whole frame of {size} needs about {frame_need / 2**20:.0f} MiB, which could not"
         f" be allocated. {_way_out(device)}, or choose a smaller video."
     )
 
