@@ -7,10 +7,10 @@ from comfy_api.latest import io
 
 from ..ultragen_core.host.attention.kernels import KERNELS
 from ..ultragen_core.host.attention.load import CHECKPOINT_RULES, WEIGHT_DTYPES, load_extras_file, load_model
-from ..ultragen_core.host.attention.patch import Settings, apply
+from ..ultragen_core.host.attention.patch import apply
 from ..ultragen_core.host.resume.results import save_results_
 from ..ultragen_core.host.resume.run_file import DEFAULT_GB
-from ..ultragen_core.rules.choice import COMFYUI, RULES
+from ..ultragen_core.rules.choice import COMFYUI, RULES, Settings
 from .base import Node
 from .config import GlobalConfigType, LocalConfigType
 from .resume import keep_gb_input

@@ -17,7 +17,7 @@ OLDEST_FRONTEND = (1, 14)
 # Constant factors. The softmax's numerators, at most 1, are scaled to 256, so that small ones keep their mantissa.
 FACTORS = {"descale_v": 1.0, "scale_s": 256.0, "descale_s": 1 / 256, "scale_o": 1.0}
 
-PROBE, PROBE_HEADS = torch.Size((2, 3000, 1536)), 12  # of queries and keys; run on an H100 and an H200
+PROBE, PROBE_HEADS = torch.Size((2, 3000, 1536)), 12  # shape of queries and keys, which ran on an H100 and an H200
 
 _of_thread = threading.local()  # cuDNN's handles, and the plans that are made with them, belong to one thread
 

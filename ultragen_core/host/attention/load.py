@@ -13,7 +13,7 @@ import torch
 
 from ...out_of_ram import is_host_out_of_memory
 from ...printable import printable
-from ...rules.choice import AUTO, COMFYUI, RULES
+from ...rules.choice import AUTO, COMFYUI, RULES, Settings
 from ...weights.complete import check_complete
 from ...weights.errors import too_large_for_ram
 from ...weights.extras_file import read_extras
@@ -30,7 +30,7 @@ from ...weights.published import Extras, describe, has_extras, published_items, 
 from ..memory import free_ram, is_out_of_memory
 from .extras import LoadedExtras, build
 from .kernels import load_kernel
-from .patch import Settings, apply
+from .patch import apply
 
 log = logging.getLogger(__name__)
 

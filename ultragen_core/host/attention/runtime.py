@@ -129,7 +129,7 @@ class Runtime:
         appended = kwargs.get("time_dim_concat")
         grid = token_grid(x.shape, 0 if appended is None else token_grid(appended.shape).t)
         attentions = self.attentions(base, grid, t, options)
-        if (attentions or self.kernel) and (changes := self.attention(base, options, x.device).options):
+        if (attentions or self.kernel) and (changes := self.attention_choice(base, options, x.device).options):
             options = {**options, **changes}
         if not attentions:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -160,7 +160,7 @@ class Runtime:
         steps, schedule = (model_sampling.timestep(sigmas).float() for sigmas in (t, options.get("sample_sigmas", t)))
         return self.run.gates.at(steps, self.rule.gate_sources, schedule)
 
-    def attention(self, base, options: dict, device: torch.device) -> AttentionChoice:
+    def attention_choice(self, base, options: dict, device: torch.device) -> AttentionChoice:
         """The attention function, chosen and logged once a run for every override and device."""
         override = options.get(OVERRIDE)
         key, choices = (id(override), device), self.run.choices

@@ -120,7 +120,7 @@ class Part:
             options["sample_sigmas"] = _on(options["sample_sigmas"], self.device)
         attentions = runtime.attentions(self.base, grid, sigmas, options, self.member)
         if attentions or runtime.kernel:
-            options |= runtime.attention(self.base, options, self.device).options
+            options |= runtime.attention_choice(self.base, options, self.device).options
         layers = runtime.layers(self.base, attentions, own, options, self.budget.tokens_at_a_time, self.device)
         dense = MemberDenseLayer(self.member, self._rotations(dm, x, options), self.budget.tokens_at_a_time)
         for block in all_blocks(dm):
