@@ -196,7 +196,7 @@ def _guarded_validation(node: type[Node], validate: Callable) -> Callable:
             checked = cls.checked(values, queued=True)
             verdict = validate(cls, **{name: value for name, value in checked.items() if name not in floats})
         except Exception as error:
-            # Other errors are no sentences of this pack.
+            # Messages of other errors were not written for users.
             verdict = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
         return encodable(verdict) if isinstance(verdict, str) else verdict
 

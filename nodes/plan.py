@@ -65,7 +65,8 @@ def preview_of_graph(asked: object) -> dict:
     asked: a mapping. Groups of widgets are mappings from input name to value; None means a linked value.
       node: widgets of the node that shows the picture.
       local, global: widgets of the configs linked to it, or None.
-      latent: widgets of UltraGen Empty Latent.
+      latent: widgets of UltraGen Empty Latent. With `steps`, the nodes that resize it, in turn: each a `scale_by`, or a
+        `width` and a `height`. Missing: the preset by default.
       multigpu: widgets of the UltraGen MultiGPU through which the model is sampled, or None.
       model: the file that the model is loaded from.
       before: the pack's nodes between the loader and `node`, loader first, each with its `node`, `local` and `global`.

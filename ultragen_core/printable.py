@@ -1,4 +1,4 @@
-"""Text that every log, console and browser can encode. File names may hold bytes that are no text."""
+"""Text that every log, console and browser can encode. File names may hold bytes that are not text."""
 
 from __future__ import annotations
 

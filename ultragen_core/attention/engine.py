@@ -1,4 +1,4 @@
-"""What a layer is handed by its host: an attention function, a way to parameters, RoPE tables, a memory bound."""
+"""What a layer gets from its host: an attention function, a way to parameters, RoPE tables, a memory bound."""
 
 from __future__ import annotations
 

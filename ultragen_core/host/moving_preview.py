@@ -104,7 +104,7 @@ class MovingPreview:
         try:
             latent = bounded(denoised, self._side)
             if latent.device.type != "cpu":
-                latent.flatten()[0].item()  # wait for the step itself, which is no cost of the preview
+                latent.flatten()[0].item()  # wait for the step itself, whose time is not the preview's
             start = self.clock()
             self.loop = encode(pictures(self.previewer, latent))
         except Exception as error:  # hours of sampling must not end for a picture

@@ -186,7 +186,7 @@ def is_full(error: BaseException) -> bool:
 def check_folder(folder: Path, needed: int, purpose: str) -> None:
     """Raise OSError where a folder is not writable or its disk has fewer than `needed` free bytes.
 
-    Network mounts may report 0 free bytes or fail: the space is then unknown, which is no error.
+    Network mounts may report 0 free bytes or fail: the space is then unknown, which is not an error.
     """
     try:
         with tempfile.TemporaryFile(dir=folder):

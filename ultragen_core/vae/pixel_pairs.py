@@ -18,9 +18,9 @@ HOPPER = (9, 0)  # compute capability of H100 and H200
 def pairs_pay(weight: Tensor, stride: tuple[int, ...], width: int) -> bool:
     """Whether to convolve a map `width` pixels wide in pairs.
 
-    Measured on an H100 in bf16, for 4 frames of a 4K tile: 447 to 477 TFLOP/s that count, instead of 246 by cuDNN's
-    first plan or 370 by its fastest; 1.4 times the speed to 3 channels. With 160 or 192 channels, or a kernel of one
-    frame, pairs are slower. Other kinds of card were not measured.
+    Measured on an H100 in bf16, for 4 frames of a 4K tile: 447 to 477 TFLOP/s without the zeros, instead of 246 by
+    cuDNN's first plan or 370 by its fastest; 1.4 times the speed to 3 channels. With 160 or 192 channels, or a kernel
+    of one frame, pairs are slower. Other kinds of card were not measured.
     """
     if tuple(weight.shape[1:]) != (CHANNELS, *KERNEL) or stride != (1, 1, 1) or width % 2:
         return False

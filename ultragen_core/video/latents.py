@@ -70,7 +70,7 @@ def count_not_finite(samples: torch.Tensor) -> int:
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Sort files by modification time, newest first. Paths that are no files (any more) are dropped."""
+    """Sort files by modification time, newest first. Paths that are not files (any more) are dropped."""
     changed = {}
     for path in paths:
         with suppress(OSError):

@@ -65,7 +65,7 @@ def unsafe_pickle(path: Path) -> WeightsError:
 
 
 def describe_file(path: Path, error: Exception) -> str:
-    """Say what a file that is no checkpoint is, by its first bytes; where they are unknown, quote its parser."""
+    """Say what a file is that is not a checkpoint, by its first bytes; where they are unknown, quote its parser."""
     try:
         with path.open("rb") as file:
             start = file.read(80)

@@ -43,14 +43,14 @@ class Job:
         try:
             with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
                 self._value = self._function()
-        except BaseException as error:  # ComfyUI's threads end at what is no Exception, and nobody would answer
+        except BaseException as error:  # ComfyUI's threads catch nothing but Exception, and nobody would answer
             self.error = error
         finally:
             self._function = None
             self._done.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Whether the call has returned or raised, after at most so many seconds."""
+        """Wait for at most `seconds`. Returns whether the call has returned or raised."""
         return self._done.wait(seconds)
 
     def result(self) -> Any:

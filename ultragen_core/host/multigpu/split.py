@@ -120,7 +120,7 @@ class Split:
         return executor(model, conds, x_in, timestep, _with_leaders(model_options, Groups(groups)))
 
     def _size(self, count: int, prompts: int, grid: TokenGrid) -> int:
-        """How many GPUs share a prompt."""
+        """How many GPUs share a prompt; the log says so once a run."""
         if count < 2 or not prompts or self.by == "prompts":
             return 1
         wanted = sharing(count, prompts, self.by)

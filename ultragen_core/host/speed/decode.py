@@ -18,7 +18,7 @@ from ..vae.shapes import decoded_shape
 from .timing import timed
 
 FRAMES = 5, 9  # two and three latent frames
-LONGEST, BUDGET = 8.0, 8.0
+LONGEST, BUDGET = 8.0, 8.0  # seconds of a decode; of all repeats of one
 
 
 def measure_decodes(vae, sizes: list[VideoSize], device: torch.device) -> list[DecodeTime]:

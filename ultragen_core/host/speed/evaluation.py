@@ -31,7 +31,7 @@ from .timing import MOST_REPEATS, timed
 MEASURED_BLOCKS, ULTRAGEN_BLOCKS = 5, [1, 2, 3, 4]
 # Fewer are measured where more would not fit, or would take the few blocks longer than LONGEST seconds.
 FRAMES = 81, 57, 33, 17, 9
-LONGEST, BUDGET = 15.0, 8.0
+LONGEST, BUDGET = 15.0, 8.0  # seconds of the few blocks; of all repeats of them
 SIGMAS = torch.linspace(1, 0, 2 + MOST_REPEATS)
 
 

@@ -1,4 +1,4 @@
-"""The file of measurements in ComfyUI's user folder. Whatever else stands in it, reading it never fails."""
+"""The file of measurements in ComfyUI's user folder. Whatever it holds, reading it never fails."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def write_speed(path: Path, setup: Setup, speed: Speed) -> None:
 
 
 def _read(path: Path) -> dict:
-    """The whole file, by setup; empty if it is missing or no such file."""
+    """The whole file, by setup; empty if it is missing or damaged."""
     try:
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES} bytes")
         records = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(records, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         return records
     except FileNotFoundError:
         return {}

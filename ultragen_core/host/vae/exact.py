@@ -73,7 +73,7 @@ def stream_decode(
     `pixels` is (frames, rows, columns, 3), float, 0..1 or NaN, on the device that decoded it, and the writer may
     overwrite it; alpha is dropped. When memory runs out, the tiles that are not complete come again, in smaller pieces.
     tile: side in output pixels; None takes the largest that fits into free device memory.
-    gpus: at most so many decode tiles at the same time; 0 takes all that ComfyUI sees.
+    gpus: how many may decode tiles at the same time; 0 is all that ComfyUI sees.
     Raises NotEnoughMemory when even SMALLEST_TILE does not fit, ValueError for a tile below it, for `gpus` below 0 and
     for latents of another VAE.
     """

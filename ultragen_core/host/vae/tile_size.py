@@ -144,8 +144,8 @@ def choose_tile(
 def _free_on_others(
     vae, others: Sequence[torch.device], requested: int, least: Callable[[], int]
 ) -> dict[torch.device, int]:
-    """Free bytes of the other GPUs that have `least()`, after asking ComfyUI to free `requested`, which is no less, on
-    each. To count `least()` takes 0.1 s, so it is asked only where it decides.
+    """Free bytes of the other GPUs that have at least `least()`, after asking ComfyUI to free `requested`, which is no
+    less, on each. Counting `least()` takes 0.1 s, so it is called only where it decides.
     """
     free = {}
     for device in others:
