@@ -1,4 +1,4 @@
-"""Atomic writes: a file gets its name when it is complete."""
+"""Atomic writes: a file gets its name when it is complete. And checks of files and folders that users name."""
 
 from __future__ import annotations
 
@@ -62,18 +62,6 @@ def finished_file(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(part)
         raise
-
-
-def file_within(folder: Path, name: str) -> Path:
-    """Return the file `name` within `folder`. Links are followed, as ComfyUI's own nodes do.
-
-    Raises ValueError where there is no such file, and for a name that leads out of `folder`.
-    """
-    path = Path(os.path.normpath(folder / name.replace("\\", "/"))) if "\0" not in name else folder
-    # In this order: looking for a file of another machine makes Windows tell that machine who the user is.
-    if not path.is_relative_to(os.path.normpath(folder)) or not os.path.isfile(path):
-        raise ValueError(f"{printable(name)} must be a file in {folder}. Put it there, or correct the name.")
-    return path
 
 
 @contextmanager
@@ -181,6 +169,18 @@ def _remove(part: Path) -> None:
 def is_full(error: BaseException) -> bool:
     """Whether an error means a full disk or quota. PyAV's errors have the same numbers."""
     return isinstance(error, OSError) and error.errno in _DISK_FULL
+
+
+def file_within(folder: Path, name: str) -> Path:
+    """Return the file `name` within `folder`. Links are followed, as ComfyUI's own nodes do.
+
+    Raises ValueError where there is no such file, and for a name that leads out of `folder`.
+    """
+    path = Path(os.path.normpath(folder / name.replace("\\", "/"))) if "\0" not in name else folder
+    # In this order: looking for a file of another machine makes Windows tell that machine who the user is.
+    if not path.is_relative_to(os.path.normpath(folder)) or not os.path.isfile(path):
+        raise ValueError(f"{printable(name)} must be a file in {folder}. Put it there, or correct the name.")
+    return path
 
 
 def check_folder(folder: Path, needed: int, purpose: str) -> None:
