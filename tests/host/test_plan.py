@@ -32,6 +32,7 @@ from ultragen_core.plan.picture import LETTERS, WIDTH, picture
 from ultragen_core.plan.report import GIB
 from ultragen_core.plan.speed import DecodeTime, EvaluationTime, Speed
 from ultragen_core.plan.split import GPUs
+from ultragen_core.rules.choice import choose_rule
 from ultragen_core.rules.t3 import t3_rule
 from ultragen_core.rules.ultragen import UNTRAINED_WARNING, WHOLE_FRAME_WARNING
 from ultragen_core.sizes import VideoSize
@@ -77,8 +78,28 @@ def test_published_layout_in_words():
 @pytest.mark.parametrize(("model", "fewer"), [(WAN_1_3B, 27.6), (WAN_5B, 6.3)])
 def test_t3_at_4k(model, fewer):
     made = plan(t3_rule(model), model, VideoSize(3840, 2176, 81))
-    assert made.against_dense() == f"{fewer} times fewer than with dense attention" and not made.warnings
+    assert made.against_dense() == f"{fewer}x fewer" and not made.warnings
     assert [len(group.blocks) for group in made.groups] == [6] * 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [(None, "the same as"), ("t3", "6.3x fewer than"), ("one window", "4% more than"), ("one block", "2% fewer than")],
+)
+def test_what_a_rule_saves_is_said_and_drawn_also_where_it_costs_more(rule, sentence):
+    size = VideoSize(3840, 2176, 81) if rule == "t3" else VideoSize(832, 480, 81)
+    only = GlobalConfig(dense_blocks=frozenset(range(1, 30)))
+    rules = {
+        "t3": t3_rule(WAN_5B),
+        "one window": choose_rule(WAN_1_3B, Settings(rule="ultragen")),
+        "one block": choose_rule(WAN_1_3B, Settings(LocalConfig(windows=(4, 4)), only, rule="ultragen")),
+    }
+    made = plan(rules.get(rule), WAN_5B if rule == "t3" else WAN_1_3B, size)
+    assert f"PFLOPs, {sentence} with dense attention" in "".join(made.text())
+    drawn = picture(made)
+    assert f"({sentence.removesuffix(' than').removesuffix(' as')})<" in drawn
+    whole, part = re.findall(r'<rect [^>]*width="([\d.]+)" height="5"', drawn)[:2]
+    assert float(part) <= float(whole)
 
 
 def test_a_file_gives_the_plan_of_the_model_that_is_loaded_from_it(tiny, dense, tiny_path):

@@ -129,7 +129,7 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
     memory = "GPU memory to sample one video, " + ("with the weights" if plan.weights else "besides the weights")
     least, most = (gib(size + plan.weights).removesuffix(" GiB") for size in plan.activations)
     bars = (
-        (f"{plan.flops_text(planned, dense)} ({dense / planned:.1f}x fewer)", against, planned / dense),
+        (f"{plan.flops_text(planned, dense)} ({plan.against_dense()})", against, min(planned / dense, 1)),
         (
             f"{'sampling' if plan.weights else 'activations'}: {least} (least) to {most} GiB (fastest)",
             memory,

@@ -64,7 +64,9 @@ class Plan:
         for group in self.groups:
             deltas = f"; deltas of rank {group.ffn_rank} on the feed-forward part" if group.ffn_rank else ""
             lines.append(f"{len(group.blocks)} {group.name}: {' + '.join(map(windows_text, group.branches))}{deltas}")
-        lines.append(f"one evaluation: {self.flops_text(self.flops.total)}, {self.against_dense()}")
+        against = self.against_dense()
+        against += f" {'as' if against == 'the same' else 'than'} with dense attention"
+        lines.append(f"one evaluation: {self.flops_text(self.flops.total)}, {against}")
         lines += [f"{shares.heading}: {exchange_text(shares, self.grid)}" for shares in self.shares]
         if self.estimate:
             lines.append(f"{self.time_name}: {self.estimate}")
@@ -119,8 +121,13 @@ class Plan:
         return "time on one GPU" if self.shares else "time"
 
     def against_dense(self) -> str:
-        ratio = self.dense_flops.total / self.flops.total
-        return ("the same as" if ratio == 1 else f"{ratio:.1f} times fewer than") + " with dense attention"
+        """The FLOPs compared with those of full attention: "6.3x fewer", "2% fewer", "4% more", "the same"."""
+        part = self.flops.total / self.dense_flops.total
+        if part == 1:
+            return "the same"
+        if part < 0.9:
+            return f"{1 / part:.1f}x fewer"
+        return f"{abs(part - 1):.0%} {'more' if part > 1 else 'fewer'}"
 
 
 def gib(size: int) -> str:
