@@ -95,8 +95,10 @@ def test_what_a_rule_saves_is_said_and_drawn_also_where_it_costs_more(rule, sent
         "one block": choose_rule(WAN_1_3B, Settings(LocalConfig(windows=(4, 4)), only, rule="ultragen")),
     }
     made = plan(rules.get(rule), WAN_5B if rule == "t3" else WAN_1_3B, size)
-    assert f"PFLOPs, {sentence} with dense attention" in "".join(made.text())
-    drawn = picture(made)
+    text, drawn = "\n".join(made.text()), picture(made)
+    assert f"PFLOPs, {sentence} with dense attention" in text
+    if rule == "one block":
+        assert "\n1 even block: local 4x4 of" in text and ">1 even block<" in drawn
     assert f"({sentence.removesuffix(' than').removesuffix(' as')})<" in drawn
     whole, part = re.findall(r'<rect [^>]*width="([\d.]+)" height="5"', drawn)[:2]
     assert float(part) <= float(whole)

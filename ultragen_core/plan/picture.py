@@ -75,7 +75,7 @@ def _frame(group: BlockGroup, x: float, y: float, width: float, height: float) -
     outline = f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
     title = escape("\n".join(windows_text(branch) for branch in group.branches))
     frame = f'{outline} fill="transparent" stroke="currentColor"><title>{title}</title></rect>'
-    return "".join(lines) + frame + _text(x, y + height + LINE, f"{len(group.blocks)} {group.name}")
+    return "".join(lines) + frame + _text(x, y + height + LINE, group.counted)
 
 
 def _border(data: str, branch: Branch) -> str:

@@ -63,7 +63,7 @@ class Plan:
         lines = [f"{self.size}: {self.grid} = {self.grid.tokens:,} tokens; {', '.join((self.rule, *self.dense))}"]
         for group in self.groups:
             deltas = f"; deltas of rank {group.ffn_rank} on the feed-forward part" if group.ffn_rank else ""
-            lines.append(f"{len(group.blocks)} {group.name}: {' + '.join(map(windows_text, group.branches))}{deltas}")
+            lines.append(f"{group.counted}: {' + '.join(map(windows_text, group.branches))}{deltas}")
         against = self.against_dense()
         against += f" {'as' if against == 'the same' else 'than'} with dense attention"
         lines.append(f"one evaluation: {self.flops_text(self.flops.total)}, {against}")

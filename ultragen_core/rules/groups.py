@@ -46,6 +46,12 @@ class BlockGroup(NamedTuple):
     branches: tuple[Branch, ...]
     ffn_rank: int = 0
 
+    @property
+    def counted(self) -> str:
+        """The name with the number of blocks: "12 even blocks", "1 even block"."""
+        count = len(self.blocks)
+        return f"{count} {self.name if count > 1 else self.name.replace('blocks', 'block')}"
+
 
 def enabled_branches(spec: BlockSpec, extras: ExtrasShape) -> dict[str, tuple[BranchSpec, int]]:
     """The branches that run, the local one first, each with its compression ratio."""
