@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+def frames_text(frames: int) -> str:
+    """81 -> "81 frames", 1 -> "1 frame"."""
+    return f"{frames} frame{'s' if frames != 1 else ''}"
+
+
 class VideoSize(NamedTuple):
     """Pixels and frames of a video."""
 
@@ -13,7 +18,7 @@ class VideoSize(NamedTuple):
     frames: int
 
     def __str__(self) -> str:
-        return f"{self.width}x{self.height}, {self.frames} frames"
+        return f"{self.width}x{self.height}, {frames_text(self.frames)}"
 
 
 PRESETS = {

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..sizes import frames_text
 from .detail import FACTORS
 from .scores import CLIP_SCORE, CONSISTENCY, HD_FVD, HD_LPIPS, HD_MSE, Scores
 
@@ -123,7 +124,7 @@ def _plot(draw: ImageDraw.ImageDraw, curves: list[Tensor], corner: tuple[int, in
 
 def _title(scores: Scores) -> str:
     shapes = {(video.frames, video.width, video.height) for video in scores.videos}
-    each = ", ".join(f"{frames} frames of {width}x{height}" for frames, width, height in sorted(shapes))
+    each = ", ".join(f"{frames_text(frames)} of {width}x{height}" for frames, width, height in sorted(shapes))
     return f"{len(scores.videos)} video{'s' if len(scores.videos) > 1 else ''}: {each}"
 
 

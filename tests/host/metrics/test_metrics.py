@@ -173,7 +173,7 @@ def test_a_file_too_short_is_named(tmp_path, monkeypatch):
 
 def test_videos_of_different_sizes_are_measured_together():
     scores = measure([images(2), images(3, 40, 56), images(1, 8, 8)], ["hd_mse"], no_file)
-    assert text(scores).startswith("3 videos: 1 frames of 8x8, 2 frames of 64x48, 3 frames of 56x40")
+    assert text(scores).startswith("3 videos: 1 frame of 8x8, 2 frames of 64x48, 3 frames of 56x40")
     assert picture(scores).isfinite().all()
 
 
