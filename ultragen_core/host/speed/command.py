@@ -13,7 +13,7 @@ from .records import records_file, write_speed
 FREE_SHARE = 0.85  # of the card's memory; with less another program is using it
 
 
-def main(workload: Workload | None = None) -> None:
+def main() -> None:
     """Run the command. Raises SystemExit, with the reason, where there is no GPU, or the user interrupts."""
     device = mm.get_torch_device()
     if device.type == "cpu":
@@ -22,7 +22,7 @@ def main(workload: Workload | None = None) -> None:
             "without --cpu."
         )
     try:
-        measure_and_keep(device, workload or Workload())
+        measure_and_keep(device, Workload())
     except KeyboardInterrupt:
         raise SystemExit("Interrupted: nothing was written.") from None
 
