@@ -90,7 +90,7 @@ def test_an_exception_in_the_model_leaves_nothing_behind(tiny, error, monkeypatc
     assert torch.equal(velocity(tiny, LATENT, CONTEXT, 0.5), before)
 
 
-def test_another_packs_patch_on_a_block_returns(tiny, dense):
+def test_another_packs_patch_on_a_block_returns(tiny, dense, caplog):
     calls = []
     attn = dense.model.diffusion_model.blocks[1].self_attn
     original = attn.forward
@@ -100,8 +100,12 @@ def test_another_packs_patch_on_a_block_returns(tiny, dense):
     )
     velocity(other, LATENT, CONTEXT, 0.5)
     assert not calls, "inside a run UltraGen's attention is what runs on its blocks"
+    assert caplog.text.count("what another pack has put in place of self-attention acts on dense blocks only") == 1
+    caplog.clear()
     velocity(apply(other, Settings(end_percent=0.2)), LATENT, CONTEXT, 0.1)
     assert calls, "outside start and end percent the other pack's patch is active"
+    velocity(tiny, LATENT, CONTEXT, 0.5)
+    assert "another pack" not in caplog.text, "ComfyUI has taken it off"
 
 
 def test_another_packs_patch_on_a_dense_block_acts_on_a_small_card_too(tiny, bounded):

@@ -108,7 +108,7 @@ def fused_feed_forward(ffn: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 def is_wans_feed_forward(ffn: nn.Module) -> bool:
     """Whether this is linear layer, activation and linear layer in turn, with ComfyUI's forward."""
-    return type(ffn) in (nn.Sequential, getattr(wan, "WanFeedForward", None)) and len(ffn) == 3 and _own_forward(ffn)
+    return type(ffn) in (nn.Sequential, getattr(wan, "WanFeedForward", None)) and len(ffn) == 3 and has_own_forward(ffn)
 
 
 def _feed_forward(ffn: nn.Sequential, original: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -127,10 +127,11 @@ def _fp8_feed_forward(ffn: nn.Sequential, original: Callable[[Tensor], Tensor], 
 
 def is_changed(module: nn.Module) -> bool:
     """Whether another pack has replaced this module's forward, or has hooked it."""
-    return not _own_forward(module) or bool(module._forward_hooks or module._forward_pre_hooks)
+    return not has_own_forward(module) or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _own_forward(module: nn.Module) -> bool:
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a module computes what its class says."""
     forward = vars(module).get("forward")
     # Where ComfyUI has taken a patch off, it leaves the module's own forward as an attribute.
     return forward is None or forward == MethodType(type(module).forward, module)

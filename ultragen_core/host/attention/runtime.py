@@ -31,6 +31,7 @@ from ..compat import free_memory
 from ..memory import estimated_memory, is_out_of_memory
 from ..wan_model import activation_dtype, blocks_at, diffusion_model, has_wans_rotations, shape_of, token_grid
 from .backend import AttentionChoice, choose_attention
+from .block import has_own_forward
 from .extras import LoadedExtras, extras_on
 from .kernels import OVERRIDE, Kernel
 from .layers import RuleLayer, bounded_layers, delta_layers, fused_layers, installed, rope_scale
@@ -199,6 +200,8 @@ class Runtime:
             layers |= delta_layers(dm, deltas, layers, grid.tokens, at_a_time, self.note)
         for index, attention in attentions.items():
             for attn in (block.self_attn for block in blocks_at(dm, index)):
+                if not has_own_forward(attn):
+                    self.note("what another pack has put in place of self-attention acts on dense blocks only")
                 bounded = layers.get(attn)
                 layers[attn] = RuleLayer(
                     functools.partial(bounded.forward, attn) if bounded else attn.forward,
