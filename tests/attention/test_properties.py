@@ -91,7 +91,7 @@ def test_t3_cuts_every_grid_evenly_or_names_one_that_it_cuts(published, t, h, w)
     try:
         cut_evenly(published, TokenGrid(t, h, w))
     except ValueError as error:
-        good = re.search(r"The nearest size that does: (\d+)x(\d+), (\d+) frames\.$", str(error))
+        good = re.search(r"The nearest size that does: (\d+)x(\d+), (\d+) frames?\.$", str(error))
         w, h, frames = map(int, good.groups())
         cut_evenly(published, TokenGrid((frames + 3) // 4, h // published.pixels, w // published.pixels))
 
