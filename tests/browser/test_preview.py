@@ -42,10 +42,12 @@ def seen(canvas) -> set[str]:
 
 
 def wait_for(canvas, colours: set[str], seconds: float = 20) -> None:
+    """Until all these colours, and no other one in between, were seen: a picture takes a moment to replace the last."""
     found, end = set(), time.monotonic() + seconds
     while found != colours:
         assert time.monotonic() < end, f"saw {found} of {colours}"
-        found |= seen(canvas)
+        now = seen(canvas)
+        found = found | now if now <= colours else set()
 
 
 def test_a_loop_moves_on_the_sampler_until_the_run_ends(any_canvas):
