@@ -12,8 +12,8 @@ from .card import card_name
 
 # run: the same in all rows of one command. first_s: of the first step. seconds: of the fastest other step.
 # exchange: share of that step. exchange, host_s, peak_gib: of each GPU, with "/" between; in older rows one exchange,
-# the largest. difference: empty where the rows are of several commands. options: of the command, where they change what
-# is measured. note: what has changed since; empty for rows of this code.
+# the largest, and hosts in the order in which they were done. difference: empty where the rows are of several commands.
+# options: of the command, where they change what is measured. note: what has changed since; empty for this code's rows.
 COLUMNS = (
     "run", "size", "method", "cfg", "gpus", "seconds", "first_s", "exchange", "received_gib", "host_s", "peak_gib",
     "difference", "allocator", "options", "card", "recorded", "note",

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -26,6 +26,8 @@ from .gpu_rows import RowFile
 from .methods import METHODS, WEIGHT_DTYPE, prepared
 from .model import SHIFT, random_prompts, sample, scaled
 from .random_model import MODELS, random_checkpoint
+
+T = TypeVar("T")
 
 
 class Run(NamedTuple):
@@ -173,16 +175,15 @@ class Times:
     def __init__(self):
         self.steps: list[tuple[list[float], list[float], float]] = []
         self.events: dict[torch.device, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
-        self.host: dict[int, float] = {}  # by the clone of the model
+        self.host: dict[torch.device, float] = {}
         self.received: dict[torch.device, int] = {}
 
     def end_of_step(self) -> float:
         for card in range(torch.cuda.device_count()):
             torch.cuda.synchronize(card)
         now = time.perf_counter()
-        by_card = sorted(self.events.items(), key=lambda item: item[0].index)
-        exchange = [sum(a.elapsed_time(b) for a, b in pairs) / 1000 for _, pairs in by_card]
-        self.steps.append((exchange, list(self.host.values()), max(self.received.values(), default=0) / GIB))
+        exchange = [sum(a.elapsed_time(b) for a, b in pairs) / 1000 for pairs in _by_card(self.events)]
+        self.steps.append((exchange, _by_card(self.host), max(self.received.values(), default=0) / GIB))
         for each in (self.events, self.host, self.received):
             each.clear()
         return now
@@ -206,10 +207,10 @@ def timed() -> Iterator[Times]:
         times.received[device] = times.received.get(device, 0) + self.bytes_into[index] - before
         return result
 
-    def timed_forward(self: wan.WanModel, *args, **kwargs) -> torch.Tensor:
+    def timed_forward(self: wan.WanModel, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         start = time.thread_time()
-        result = forward(self, *args, **kwargs)
-        times.host[id(self)] = times.host.get(id(self), 0.0) + time.thread_time() - start
+        result = forward(self, x, *args, **kwargs)
+        times.host[x.device] = times.host.get(x.device, 0.0) + time.thread_time() - start
         return result
 
     Exchange.move, wan.WanModel._forward = timed_move, timed_forward
@@ -217,6 +218,11 @@ def timed() -> Iterator[Times]:
         yield times
     finally:
         Exchange.move, wan.WanModel._forward = move, forward
+
+
+def _by_card(values: dict[torch.device, T]) -> list[T]:
+    """The values in the order of the GPUs. Threads add them as they get there."""
+    return [values[device] for device in sorted(values, key=lambda device: device.index)]
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:
