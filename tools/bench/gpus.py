@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 
@@ -26,8 +26,6 @@ from .gpu_rows import RowFile
 from .methods import METHODS, WEIGHT_DTYPE, prepared
 from .model import SHIFT, random_prompts, sample, scaled
 from .random_model import MODELS, random_checkpoint
-
-T = TypeVar("T")
 
 
 class Run(NamedTuple):
@@ -174,16 +172,16 @@ class Times:
 
     def __init__(self):
         self.steps: list[tuple[list[float], list[float], float]] = []
-        self.events: dict[torch.device, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
-        self.host: dict[torch.device, float] = {}
+        self.events: dict[int, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}  # by the GPU
+        self.host: dict[tuple[int | None, int], float] = {}  # and by the clone: the CPU has no index
         self.received: dict[torch.device, int] = {}
 
     def end_of_step(self) -> float:
         for card in range(torch.cuda.device_count()):
             torch.cuda.synchronize(card)
         now = time.perf_counter()
-        exchange = [sum(a.elapsed_time(b) for a, b in pairs) / 1000 for pairs in _by_card(self.events)]
-        self.steps.append((exchange, _by_card(self.host), max(self.received.values(), default=0) / GIB))
+        exchange = [sum(a.elapsed_time(b) for a, b in pairs) / 1000 for pairs in _sorted(self.events)]
+        self.steps.append((exchange, _sorted(self.host), max(self.received.values(), default=0) / GIB))
         for each in (self.events, self.host, self.received):
             each.clear()
         return now
@@ -203,14 +201,15 @@ def timed() -> Iterator[Times]:
         start = _event(device)
         result = move(self, index, x, moves)
         if start is not None:
-            times.events.setdefault(device, []).append((start, _event(device)))
+            times.events.setdefault(device.index, []).append((start, _event(device)))
         times.received[device] = times.received.get(device, 0) + self.bytes_into[index] - before
         return result
 
     def timed_forward(self: wan.WanModel, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         start = time.thread_time()
         result = forward(self, x, *args, **kwargs)
-        times.host[x.device] = times.host.get(x.device, 0.0) + time.thread_time() - start
+        key = x.device.index, id(self)
+        times.host[key] = times.host.get(key, 0.0) + time.thread_time() - start
         return result
 
     Exchange.move, wan.WanModel._forward = timed_move, timed_forward
@@ -220,9 +219,9 @@ def timed() -> Iterator[Times]:
         Exchange.move, wan.WanModel._forward = move, forward
 
 
-def _by_card(values: dict[torch.device, T]) -> list[T]:
-    """The values in the order of the GPUs. Threads add them as they get there."""
-    return [values[device] for device in sorted(values, key=lambda device: device.index)]
+def _sorted(values: dict) -> list:
+    """The values in the order of their keys. Threads add them as they get there."""
+    return [values[key] for key in sorted(values)]
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:
