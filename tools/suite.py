@@ -48,7 +48,7 @@ NEWEST_ONLY = {
         "our order and rule; the other case compiles on both versions",
     ),
 }
-# Runs in a phase of its own, after the older version's tests: it starts many servers and measures how soon they end.
+# Runs in a phase of its own, after the older version's tests: it starts many servers on a Ray cluster of its own.
 ALONE = "tests/tools/cluster/test_real_ray.py"
 NO_TESTS_COLLECTED = 5
 # Each may have a ComfyUI server of its own. The older version has fewer tests, and runs beside the newer one.

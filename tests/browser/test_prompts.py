@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from helpers.waiting import wait_until
 
 BUTTON = "() => app.graph._nodes[0].widgets.find(widget => widget.type === 'button').callback()"
 SHOW = """text => {
@@ -26,13 +27,6 @@ def shown(server) -> list[str]:
     return [text for run in runs for output in run["outputs"].values() for text in output["text"]]
 
 
-def wait_for_runs(server, count: int) -> None:
-    end = time.monotonic() + 60
-    while len(server.get("/history")) < count:
-        assert time.monotonic() < end
-        time.sleep(0.2)
-
-
 def test_button_queues_a_run_for_each_prompt(any_canvas):
     server, page = any_canvas.server, any_canvas.page
     server.post("/history", {"clear": True})
@@ -41,7 +35,7 @@ def test_button_queues_a_run_for_each_prompt(any_canvas):
     text = f"# {any_canvas.name}\none {any_canvas.name}\ntwo\nthree"
     any_canvas.run(SHOW, text)
     any_canvas.run(BUTTON)
-    wait_for_runs(server, 3)
+    wait_until(lambda: len(server.get("/history")) >= 3)
     any_canvas.shoot("prompts")
     assert [line for line in shown(server) if not line.startswith(("3 prompts", "Now"))] == text.splitlines()[1:]
     page.wait_for_function(f"() => JSON.stringify(({INDEX})()) === '[-1,\"fixed\"]'")
@@ -57,7 +51,7 @@ def test_button_stops_where_the_queue_refuses(canvas):
     canvas.add("UltraGenPrompts")
     canvas.run(SHOW, '["first", {"prompt": "second", "image": "gone.png"}, "third"]')
     canvas.run(BUTTON)
-    wait_for_runs(canvas.server, 1)
+    wait_until(lambda: canvas.server.get("/history"))
     time.sleep(0.5)
     assert [line for line in shown(canvas.server) if line in ("first", "second", "third")] == ["first"]
     canvas.errors.clear()  # the page logs what the queue refuses

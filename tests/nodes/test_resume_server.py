@@ -13,6 +13,7 @@ import uuid
 import pytest
 import torch
 from helpers.save_run import rgb
+from helpers.waiting import wait_until
 
 from tools import workflow
 from tools.console import Trouble
@@ -88,11 +89,8 @@ def states(server):
 
 def left(server, count):
     """The files that are left soon after a prompt has ended."""
-    end = time.monotonic() + 10
-    while len(found := states(server)) != count and time.monotonic() < end:
-        time.sleep(0.1)
-    assert len(found) == count
-    return found
+    wait_until(lambda: len(states(server)) == count)
+    return states(server)
 
 
 def results_taken(server):

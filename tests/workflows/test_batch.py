@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 
 import av
 import pytest
+from helpers.waiting import wait_until
 from PIL import Image
 
 from tools import workflow
@@ -33,8 +33,7 @@ def batch(server):
 
 def test_each_video_is_saved_before_the_next_begins(server, batch):
     queued = [server.queue(batch(index)) for index in range(3)]
-    while (history := server.get(f"/history/{queued[-1]}")) == {}:
-        time.sleep(0.2)
+    history = wait_until(lambda: server.get(f"/history/{queued[-1]}"), 600)
     runs = [server.get(f"/history/{prompt}")[prompt] for prompt in queued]
     begun = [dict(run["status"]["messages"])["execution_start"]["timestamp"] / 1000 for run in runs]
     files = [video for run in runs for video in saved_videos(server, run["outputs"])]

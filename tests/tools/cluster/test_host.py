@@ -9,12 +9,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from helpers.waiting import ended, wait_until
 
 from tools import server
 from tools.cluster import orphans, tied
@@ -27,7 +27,7 @@ INFO = {
         "input": {"required": {}, "optional": {"name": ["COMBO", {"options": ["c.gguf"]}], "text": ["STRING", {}]}}
     },
 }
-SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
 def node(class_type, **inputs):
@@ -149,24 +149,6 @@ def test_what_a_job_wrote_is_removed_and_no_other_file(host):
     assert {path.name for path in host.output.rglob("*") if path.is_file()} == {"b.mp4", "b.latent"}
 
 
-def ended(pid: int) -> bool:
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        if start_time(pid) is None or Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def written(path: Path) -> dict:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        if path.is_file() and path.read_text():
-            return json.loads(path.read_text())
-        time.sleep(0.02)
-    raise AssertionError(f"{path} was not written")
-
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no /proc here")
 
 
@@ -175,11 +157,11 @@ def test_a_tied_program_ends_with_its_parent(tmp_path):
     parent = subprocess.Popen(
         [sys.executable, "-c", script, sys.executable, tied.__file__, str(tmp_path / "pid"), *SLEEP]
     )
-    noted = written(tmp_path / "pid")
+    noted = json.loads(wait_until(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()))
     assert start_time(noted["pid"]) == noted["started"]
     parent.kill()
     parent.wait()
-    assert ended(noted["pid"])
+    wait_until(lambda: ended(noted["pid"]))
 
 
 def test_a_program_whose_parent_has_ended_does_not_start(tmp_path):
@@ -207,7 +189,8 @@ def test_a_new_host_ends_the_servers_of_killed_ones_with_their_children(tmp_path
     server.wait()
     assert start_time(child) is not None
     made = orphans.new_folder(tmp_path)
-    assert ended(child) and not folder.exists() and made.is_dir()
+    wait_until(lambda: ended(child))
+    assert not folder.exists() and made.is_dir()
     assert orphans.new_folder(tmp_path) != made and made.is_dir()  # its host lives: this process
 
 
@@ -238,7 +221,7 @@ def test_another_process_with_the_same_number_is_left_alone(tmp_path):
         assert process.poll() is None
         (folder / orphans.PID_FILE).write_text(json.dumps(noted))
         orphans.end_server(folder)
-        assert process.wait(timeout=10) == -signal.SIGKILL
+        assert process.wait(timeout=60) == -signal.SIGKILL
     finally:
         process.kill()
 
