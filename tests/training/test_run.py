@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from conftest import ROOT
+from helpers.waiting import wait_until
 from safetensors.torch import load_file
 
 from tools.console import Trouble
+from tools.server import hold_port
 from training.curve import Curve
 from training.loop import Keeping
 from training.settings_file import agree
@@ -50,6 +50,11 @@ def test_the_loss_of_twenty_steps(training, tmp_path):
     assert found[-1] < 0.9 * found[0]
 
 
+def newest_state(folder) -> int:
+    """The step of a run's newest state; 0 without one."""
+    return max((int(path.stem.removeprefix("state-")) for path in folder.glob("state-*.pt")), default=0)
+
+
 def test_a_run_that_was_killed_ends_with_the_same_weights(training, base, cache, tmp_path):
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     options = ["--learning-rate", "2e-3", "--steps", "1000", "--state-every", "2", "--micro-batch", "4"]
@@ -58,18 +63,18 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(training, base, cache,
         script = [sys.executable, "-m", "training", *arguments(base, cache, *options)]
         process = subprocess.Popen(script, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     try:
-        while process.poll() is None and not (killed / "state-000004.pt").is_file():
-            time.sleep(0.01)
+        wait_until(lambda: newest_state(killed) >= 4 or process.poll() is not None)
     finally:
         process.kill()
         process.wait()
-    resumed = training(killed, steps=12)
-    assert 4 <= resumed.step < 12, (tmp_path / "log").read_text()
+    steps = newest_state(killed) + 4
+    resumed = training(killed, steps=steps)
+    assert 4 <= resumed.step == steps - 4, (tmp_path / "log").read_text()
     resumed.run()
-    training(undisturbed, steps=12).run()
-    assert_near(weights(killed, 12), weights(undisturbed, 12), 0)
-    steps = [[row[:4] for row in Curve(folder).rows()] for folder in (killed, undisturbed)]
-    assert steps[0] == steps[1] and len(steps[0]) == 12
+    training(undisturbed, steps=steps).run()
+    assert_near(weights(killed, steps), weights(undisturbed, steps), 0)
+    rows = [[row[:4] for row in Curve(folder).rows()] for folder in (killed, undisturbed)]
+    assert rows[0] == rows[1] and len(rows[0]) == steps
 
 
 @pytest.mark.parametrize("changes", [{}, {"ffn_deltas": True}], ids=str)
@@ -85,8 +90,7 @@ def test_a_run_whose_time_is_up_ends_in_order_and_goes_on(training, tmp_path, ch
 def two_processes(base, cache, tmp_path_factory):
     """The folder with what they left, see two_processes.py."""
     folder = tmp_path_factory.mktemp("two_processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with hold_port() as free:
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     script = [sys.executable, str(ROOT / "tests" / "training" / "two_processes.py"), str(folder)]
@@ -96,7 +100,7 @@ def two_processes(base, cache, tmp_path_factory):
         for rank in "01"
     ]
     try:
-        assert [process.wait(timeout=400) for process in processes] == [0, 0]
+        assert [process.wait(timeout=900) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
