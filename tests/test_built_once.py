@@ -8,7 +8,7 @@ import pytest
 
 from ultragen_core.built_once import built_once
 
-SECONDS = 20
+SECONDS = 60
 
 
 def in_threads(count: int, work) -> None:

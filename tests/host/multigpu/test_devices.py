@@ -21,7 +21,7 @@ def test_the_models_gpu_leads(monkeypatch):
 
 
 def test_calls_run_at_the_same_time_in_threads_that_stay():
-    meeting = threading.Barrier(3, timeout=10)
+    meeting = threading.Barrier(3, timeout=60)
 
     def meet():
         meeting.wait()
@@ -51,7 +51,7 @@ def test_a_pool_of_the_caller_has_no_answer_left_and_stays():
     pool = gpu_pool_class()(CPUS[:1])
     with Workers(CPUS[:1], pool) as workers:
         job = workers.start(CPUS[0], lambda: 7)
-        assert workers.finish(job, 10) and job.result() == 7
+        assert workers.finish(job, 60) and job.result() == 7
     pool.submit(CPUS[0], lambda: 8)
     assert pool.get_result(CPUS[0]) == (8, None)
     pool.shutdown()
