@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -50,16 +51,18 @@ def make_base(folder: Path, extra_nodes: Path | None = None) -> Path:
     return folder
 
 
-def free_port(wanted: int | None = None) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted or 0))
-        except OSError as error:
-            raise Trouble(
-                f"Port {wanted} cannot be used ({error.strerror}). Name another with --port, or none to get a free one."
-            ) from None
-        return probe.getsockname()[1]
+def hold_port(wanted: int | None = None) -> socket.socket:
+    """Return a socket that keeps a port from other programs while it is open. wanted: None is any free one."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind(("127.0.0.1", wanted or 0))
+    except OSError as error:
+        held.close()
+        raise Trouble(
+            f"Port {wanted} cannot be used ({error.strerror}). Name another with --port, or none to get a free one."
+        ) from None
+    return held
 
 
 class Server:
@@ -84,7 +87,10 @@ class Server:
         """
         folder = folder or base
         self.tree, self.base = tree, base
-        self.port = free_port(port)
+        self._held = hold_port(port)  # or another program may get it in the seconds until ComfyUI listens
+        self.port = self._held.getsockname()[1]
+        if sys.platform != "linux":  # where ComfyUI could not bind it, too
+            self._held.close()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"{name}.log"
         self.database = folder / "user" / f"{name}.db"
@@ -110,6 +116,8 @@ class Server:
         except BaseException:
             self.__exit__()
             raise
+        finally:
+            self._held.close()
         return self
 
     def __exit__(self, *_) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tools import comfyui, environment, overlays
 from tools.console import Trouble
-from tools.server import ROOT, Server, free_port, make_base
+from tools.server import ROOT, Server, hold_port, make_base
 from tools.venv import Venv, need_disk
 from tools.venv import sentence as explained
 
@@ -30,7 +30,14 @@ def test_port_taken():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(Trouble, match=rf"Port {port} cannot be used .* --port"):
-            free_port(port)
+            hold_port(port)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ComfyUI could not bind it, too")
+def test_a_server_has_its_port_before_it_listens(tmp_path):
+    server = Server(Path(sys.executable), tmp_path, tmp_path)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", server.port))
 
 
 def test_comfyui_that_is_none(tmp_path):
