@@ -1,7 +1,8 @@
-"""Links between the Markdown files, and from the notes of the templates."""
+"""Links between the Markdown files, and from the notes of the templates; names of nodes in help pages."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -35,3 +36,16 @@ def test_links_lead_to_files_and_headings(page):
         if not target.exists() or anchor and anchor not in anchors(target):
             broken.append(link)
     assert not broken
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_help_pages_name_nodes_as_the_canvas_does_and_in_bold(language):
+    folders = sorted((ROOT / "web/docs").iterdir())
+    english = [(folder / "en.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for folder in folders]
+    translated = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))
+    chinese = [translated[folder.name]["display_name"] for folder in folders]
+    any_name = "|".join(map(re.escape, sorted({*english, *chinese}, key=len, reverse=True)))
+    wanted = {f"**{name}**" for name in (english if language == "en" else chinese)}
+    for folder in folders:
+        text = (folder / f"{language}.md").read_text(encoding="utf-8").partition("\n")[2]  # without the title
+        assert set(re.findall(rf"\**(?:{any_name})\**", text)) <= wanted, folder.name
