@@ -18,6 +18,7 @@ NAMES = set("kit joint shelf drain sum place cut kind known room".split())
 PHRASES = ("what it is" + " of", "lies" + " in", "made" + " anew", "goes" + " on")
 TEXTS = (".css", ".html", ".js", ".json", ".md", ".py", ".toml", ".txt", ".yml")
 NODE = re.compile(r"^\s*(\w+)\[", re.MULTILINE)
+LISTED = re.compile(r"^(\w+(?:, \w+)*)  +\S", re.MULTILINE)  # modules in the docstring of a package, with what they do
 NAMED = r"(\w+(?:\s*&\s*\w+)*)"
 EDGE = re.compile(rf"^\s*{NAMED}\s*-->(?:\|[^|]*\|)?\s*{NAMED}\s*$", re.MULTILINE)
 
@@ -110,6 +111,17 @@ def test_files_directly_in_the_library_import_no_room():
     """They are used by all rooms and not drawn."""
     files = [path for path in python(LIBRARY) if path.parent.name == LIBRARY and path.name != "__init__.py"]
     found = [f"{short(path)} imports {module}" for path in files for module in imported(path) if room_of(module)]
+    assert not found, "\n".join(found)
+
+
+def test_packages_that_list_their_modules_list_all():
+    found, files = [], python()
+    for package in (path for path in files if path.name == "__init__.py"):
+        text = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
+        listed = {name for names in LISTED.findall(text) for name in names.split(", ")}
+        modules = {path.stem for path in files if path.parent == package.parent and path.stem[:2] != "__"}
+        if listed and listed != modules:
+            found.append(f"{short(package)}: {sorted(listed ^ modules)}")
     assert not found, "\n".join(found)
 
 

@@ -1,5 +1,6 @@
 """Many videos over many machines, with Ray: `python3 -m tools.cluster --help`, docs/cluster.md.
 
+run         the command: from a workflow and a list to a folder of videos
 targets     finds the inputs of a graph that receive prompt, negative, seed and image
 jobs        one job per line of a list
 ledger, locks   jobs.jsonl: what was handed out, done, failed; one driver at a time writes it

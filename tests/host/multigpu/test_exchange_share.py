@@ -23,7 +23,7 @@ BLOCKS, MEETINGS = 4, 2  # T3's results travel back: it meets twice in a block
 @pytest.fixture
 def seconds(monkeypatch):
     """`seconds(model, fetch=, ffn=)`: how long a copy of tokens and a feed-forward part take. Nothing else takes time:
-    each GPU has a clock of its own, which goes on by so much.
+    each GPU has a clock of its own, which these alone advance.
     """
     clock = threading.local()
 
