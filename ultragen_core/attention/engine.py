@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,18 @@ ReleasingAttention = Callable[[list[Tensor], int], Tensor]
 Parameters = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor | None]]
 """parameters(module, x) -> the module's weight and bias, ready for use with x: cast, on x's device, patched."""
 
+SharedInput = Callable[[Sequence[Callable[[Tensor], Tensor]], Tensor], Any]
+"""shared_input(projections, x) -> x in a form that all of these projections take, prepared once for them."""
+
 
 def own_parameters(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The parameters of a plain PyTorch module, unchanged."""
     return module.weight, getattr(module, "bias", None)
+
+
+def unchanged(projections: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    """The input of projections that need no preparation."""
+    return x
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,7 @@ class Engine:
     rope_tables: shared by all layers of a run, which owns them.
     triton: whether the layer's functions run in their Triton form; set by `for_layer`.
     attention_: `attention` in its releasing form, for hosts whose attention frees q, k and v early.
+    shared_input: prepares tokens that several projections read, such as rounding them to fp8.
     """
 
     attention: Attention
@@ -45,6 +55,7 @@ class Engine:
     rope_tables: RopeTables | CutRopeTables = field(default_factory=RopeTables)
     triton: bool = False
     attention_: ReleasingAttention | None = None
+    shared_input: SharedInput = unchanged
 
     def for_layer(self, x: Tensor) -> Engine:
         """The engine for a layer with input x: chooses between plain PyTorch and Triton."""

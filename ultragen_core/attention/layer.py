@@ -147,19 +147,21 @@ def _projected(
     def delta(name: str, y: Tensor, x: Tensor) -> Tensor:
         return with_delta(y, getattr(coarse, name, None), x, spec.lora_strength)
 
-    asking, query_table = x, table
-    if queries is not None:
-        asking, query_table = x.index_select(1, queries), table.index_select(0, queries)
-    q = attn.q(asking)
-    if not spec.key_from_query:
-        k = attn.k(x)
+    given = engine.shared_input((attn.q, attn.k, attn.v), x)
+    if queries is None:
+        asking, query_table, q = x, table, attn.q(given)
     else:
-        k = q if queries is None else attn.q(x)
+        asking, query_table = x.index_select(1, queries), table.index_select(0, queries)
+        q = attn.q(asking)
+    if not spec.key_from_query:
+        k = attn.k(given)
+    else:
+        k = q if queries is None else attn.q(given)
     k = delta("k", k, x)
     # norm_rope_ overwrites its input, which the keys may still share with the queries.
     q = norm_rope(delta("q", q.clone() if k is q else q, asking), attn.norm_q, query_table)
     k = norm_rope(k, attn.norm_k, table)
-    return [q, k, delta("v", attn.v(x), x)]
+    return [q, k, delta("v", attn.v(given), x)]
 
 
 def blended_(coarse_map: Tensor, coarse: CoarseBranch, y: Tensor, gate: Tensor, engine: Engine) -> Tensor:

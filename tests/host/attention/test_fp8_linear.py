@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
+from typing import NamedTuple
 
 import comfy.model_management
 import comfy.ops
@@ -27,18 +28,27 @@ NEWER = hasattr(getattr(quant_ops, "TensorCoreFP8Layout", None), "Params")
 needs_newer = needs(NEWER, "fp8 layers whose inputs the pack rounds")
 
 
+class Calls(NamedTuple):
+    """roundings: the layer, the first of those that share the result, and whether GELU came with it. products: the
+    layer of each.
+    """
+
+    roundings: list
+    products: list
+
+
 @pytest.fixture
-def rounded(monkeypatch):
-    """Record each input that UltraGen rounds: its layer, and whether GELU came with it."""
-    calls, inner = [], fp8_linear.fp8_linear
+def calls(monkeypatch):
+    """What UltraGen rounds and multiplies in fp8."""
+    made, of, product = Calls([], []), fp8_linear.Rounded.of, fp8_linear.fp8_product
 
-    def spy(layer, x, gelu=False):
-        calls.append((layer, gelu))
-        return inner(layer, x, gelu)
+    def spy(x, layer, gelu=False):
+        made.roundings.append((layer, gelu))
+        return of(x, layer, gelu)
 
-    for module in (fp8_linear, block):
-        monkeypatch.setattr(module, "fp8_linear", spy)
-    return calls
+    monkeypatch.setattr(fp8_linear.Rounded, "of", spy)
+    monkeypatch.setattr(fp8_linear, "fp8_product", lambda layer, x: made.products.append(layer) or product(layer, x))
+    return made
 
 
 @pytest.fixture
@@ -80,32 +90,46 @@ def with_comfyuis_layers(model, monkeypatch, **given):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("weights", ["fast", "with_scales", "without_input_scales"])
-def test_the_numbers_equal_comfyuis(weights, rule, rounded, fused_blocks, monkeypatch, request):
+def test_the_numbers_equal_comfyuis(weights, rule, calls, fused_blocks, monkeypatch, request):
     model = patched(request.getfixturevalue(weights), rule)
     expected = with_comfyuis_layers(model, monkeypatch)
-    assert not rounded
+    assert not calls.roundings
     assert torch.equal(velocity(model, LATENT, CONTEXT, 0.5), expected)
     blocks = diffusion_model(model.model).blocks
-    with_gelu = [layer for layer, gelu in rounded if gelu]
+    with_gelu = [layer for layer, gelu in calls.roundings if gelu]
     assert with_gelu == ([each.ffn[2] for each in blocks] if NEWER else [])
     layers_in_fp8 = {(index, name) for index in range(4) for name in NAMES} if NEWER else set()
-    ran = {layer for layer, _ in rounded}
+    ran = set(calls.products)
     found = {(index, name) for index, each in enumerate(blocks) for name in NAMES if each.get_submodule(name) in ran}
     assert found == layers_in_fp8
 
 
 @needs_newer
-@pytest.mark.parametrize("loaded", [0.6, 0.1])
-@pytest.mark.parametrize("weights", ["fast", "with_scales"])
-def test_offloaded_weights_and_lora(weights, loaded, rounded, fused_blocks, monkeypatch, request):
-    model = patched(with_lora(request.getfixturevalue(weights)), "t3")
-    expected = with_comfyuis_layers(model, monkeypatch, loaded=loaded)
-    assert torch.equal(velocity(model, LATENT, CONTEXT, 0.5, loaded=loaded), expected)
-    assert sum(gelu for _, gelu in rounded) == 4, "layers without LoRA multiply in fp8, wherever their weights are"
+@pytest.mark.parametrize(("weights", "alike"), [("fast", True), ("with_scales", False), ("without_input_scales", True)])
+def test_q_k_and_v_share_what_they_round_alike(weights, alike, calls, fused_blocks, request):
+    model = patched(request.getfixturevalue(weights), "t3")
+    velocity(model, LATENT, CONTEXT, 0.5)
+    rounding = [layer for layer, _ in calls.roundings]
+    attentions = [block.self_attn for block in diffusion_model(model.model).blocks]
+    shared = [each for each in attentions if each.k not in rounding]
+    assert all(each.q in rounding for each in attentions)
+    assert len(shared) == (len(attentions) if alike else 0)
 
 
 @needs_newer
-def test_triton_rounds_in_the_model_too(fast, rounded, interpreted_kernels, monkeypatch):
+@pytest.mark.parametrize("loaded", [0.6, 0.1])
+@pytest.mark.parametrize("weights", ["fast", "with_scales"])
+def test_offloaded_weights_and_lora(weights, loaded, calls, fused_blocks, monkeypatch, request):
+    model = patched(with_lora(request.getfixturevalue(weights)), "t3")
+    expected = with_comfyuis_layers(model, monkeypatch, loaded=loaded)
+    assert torch.equal(velocity(model, LATENT, CONTEXT, 0.5, loaded=loaded), expected)
+    assert sum(gelu for _, gelu in calls.roundings) == 4, (
+        "layers without LoRA multiply in fp8, wherever their weights are"
+    )
+
+
+@needs_newer
+def test_triton_rounds_in_the_model_too(fast, interpreted_kernels, monkeypatch):
     small, model, used = seeded(1, 16, 1, 4, 4), patched(fast, "t3"), []
     inner = dispatch.kernels("to_fp8_kernels").to_fp8
     monkeypatch.setattr(dispatch.kernels("to_fp8_kernels"), "to_fp8", lambda *a: used.append(a[2]) or inner(*a))

@@ -8,9 +8,10 @@ keep ComfyUI's own forward.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import comfy.model_management
 import comfy.ops
@@ -34,8 +35,42 @@ class Fp8LinearLayer:
     original: Callable[[Tensor], Tensor]
 
     @staticmethod
-    def forward(module, x: Tensor) -> Tensor:
+    def forward(module, x: Tensor | Rounded) -> Tensor:
+        if isinstance(x, Rounded):
+            return x.product(module)
         return fp8_linear(module, x) if multiplies_in_fp8(module, x) else module.ultragen_layer.original(x)
+
+
+class Rounded(NamedTuple):
+    """An input x (..., c) of fp8 layers, already in fp8. rows: of x, (tokens, c). shape: of x."""
+
+    rows: quant_ops.QuantizedTensor
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, x: Tensor, layer: nn.Module, gelu: bool = False) -> Rounded:
+        """x, or GELU(x), as the layer rounds it; x is unchanged. `multiplies_in_fp8(layer, x)` must be True."""
+        rows, scale = x.reshape(-1, x.shape[-1]).contiguous(), getattr(layer, "input_scale", None)
+        if scale is not None:
+            scale = scale.to(x.device, torch.float32)
+        values = to_fp8(rows, scale, gelu, dispatch.triton_for(rows, dispatch.FP8_LINEAR_KERNEL_MODULES))
+        return cls(_quantized(values, scale, x.dtype, _layout(layer)), x.shape)
+
+    def product(self, layer: nn.Module) -> Tensor:
+        """The layer's output (..., n)."""
+        return fp8_product(layer, self.rows).unflatten(0, self.shape[:-1])
+
+
+def shared_input(layers: Sequence[nn.Module], x: Tensor) -> Tensor | Rounded:
+    """x (b, tokens, c), rounded once where all of these layers are an `Fp8LinearLayer`'s and round it alike."""
+    alike = all(
+        isinstance(vars(layer).get("ultragen_layer"), Fp8LinearLayer)
+        and getattr(layer, "input_scale", None) is None
+        and _layout(layer) == _layout(layers[0])
+        and multiplies_in_fp8(layer, x)
+        for layer in layers
+    )
+    return Rounded.of(x, layers[0]) if alike else x
 
 
 @cache
@@ -87,13 +122,7 @@ def fp8_linear(layer: nn.Module, x: Tensor, gelu: bool = False) -> Tensor:
     `multiplies_in_fp8(layer, x)` must be True. Plain PyTorch rounds bit for bit as ComfyUI does. Triton's GELU differs
     by float32 rounding, which moves a few inputs to the next value of fp8.
     """
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
-    scale = getattr(layer, "input_scale", None)
-    if scale is not None:
-        scale = scale.to(x.device, torch.float32)
-    values = to_fp8(rows, scale, gelu, dispatch.triton_for(rows, dispatch.FP8_LINEAR_KERNEL_MODULES))
-    layout = layer.layout_type if _is_quantized(layer) else LAYOUTS[0]
-    return fp8_product(layer, _quantized(values, scale, x.dtype, layout)).unflatten(0, x.shape[:-1])
+    return Rounded.of(x, layer, gelu).product(layer)
 
 
 def fp8_product(layer: nn.Module, x: quant_ops.QuantizedTensor) -> Tensor:
@@ -122,6 +151,11 @@ def _quantized(values: Tensor, scale: Tensor | None, dtype: torch.dtype, layout:
         scale = torch.ones((), device=values.device)
     params = quant_ops.get_layout_class(layout).Params(scale=scale, orig_dtype=dtype, orig_shape=tuple(values.shape))
     return quant_ops.QuantizedTensor(values, layout, params)
+
+
+def _layout(layer: nn.Module) -> str:
+    """Of the layer's input in fp8."""
+    return layer.layout_type if _is_quantized(layer) else LAYOUTS[0]
 
 
 def _is_quantized(layer: nn.Module) -> bool:

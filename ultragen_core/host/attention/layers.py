@@ -23,7 +23,7 @@ from ...grid import TokenGrid
 from ..compat import attention_operands, preferred_attention
 from ..wan_model import all_blocks, blocks_at, uncompiled
 from .block import FusedBlockLayer, can_fuse, fused_feed_forward, is_changed, is_wans_feed_forward
-from .fp8_linear import Fp8LinearLayer, is_fp8_linear
+from .fp8_linear import Fp8LinearLayer, is_fp8_linear, shared_input
 from .kernels import OVERRIDE, KernelOverride
 from .parameters import managed_parameters
 
@@ -57,8 +57,9 @@ def engine(
 
     tables = rope_tables or RopeTables()
     return Engine(
-        attention, managed_parameters, rope_scale, tokens_at_a_time, rope_tables=tables, attention_=attention_
-    )
+        attention, managed_parameters, rope_scale, tokens_at_a_time,
+        rope_tables=tables, attention_=attention_, shared_input=shared_input,
+    )  # fmt: skip
 
 
 @dataclass
