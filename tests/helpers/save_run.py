@@ -28,10 +28,6 @@ def narrow_vae(seed: int = 0) -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=weights, dtype=torch.float32)
 
 
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def folders_in(base: Path) -> Folders:
     for name in ("output", "temp"):
         (base / name).mkdir(exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 
@@ -37,3 +39,13 @@ def bounded(monkeypatch):
         return budgets
 
     return switch
+
+
+@pytest.fixture
+def fused_blocks(monkeypatch):
+    """Blocks run fused, with the plain form of their functions."""
+    from ultragen_core.host.attention import block
+    from ultragen_core.ops import dispatch
+
+    monkeypatch.setattr(dispatch, "triton_for", lambda x, modules: modules == dispatch.BLOCK_KERNEL_MODULES)
+    monkeypatch.setattr(block, "fused_block", partial(block.fused_block, triton=False))

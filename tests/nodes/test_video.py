@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from comfy_api.latest import io
-from helpers.save_run import files, folders_in, narrow_vae, noise, rgb
+from helpers.save_run import files, folders_in, narrow_vae, rgb
+from helpers.support import seeded
 
 from ultragen_core.host.save.save import SavedVideos
 
@@ -61,12 +62,12 @@ def test_the_number_of_gpus_is_passed_on(pack, base, nodes, monkeypatch):
         module, "save_video", lambda vae, latent, settings, *more: asked.append(settings) or SavedVideos()
     )
     for given in ({}, {"gpus": 4}):
-        run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 4, 4)}, vae=narrow_vae(), **SAVE, **given)
+        run(nodes["UltraGenSaveVideo"], samples={"samples": seeded(1, 16, 1, 4, 4)}, vae=narrow_vae(), **SAVE, **given)
     assert [settings.gpus for settings in asked] == [1, 4] and asked[0].prefix == SAVE["filename_prefix"]
 
 
 def test_save_then_load_then_save_again(base, nodes):
-    samples = noise(1, 16, 2, 6, 8)
+    samples = seeded(1, 16, 2, 6, 8)
     vae = narrow_vae()
     saved = run(nodes["UltraGenSaveVideo"], samples={"samples": samples}, vae=vae, **SAVE)
     assert files(base / "output") == ["latents/video/clip_00001_.latent", "video/clip_00001_.mp4"]
@@ -93,7 +94,7 @@ def test_save_then_load_then_save_again(base, nodes):
 
 
 def test_prompt_and_workflow_are_stored_in_the_video(base, nodes):
-    run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=narrow_vae(), **SAVE)
+    run(nodes["UltraGenSaveVideo"], samples={"samples": seeded(1, 16, 1, 6, 8)}, vae=narrow_vae(), **SAVE)
     with av.open(str(base / "output/video/clip_00001_.mp4")) as container:
         found = {key: json.loads(container.metadata[key]) for key in ("prompt", "workflow")}
     assert found == {"prompt": {"7": {}}, "workflow": {"nodes": []}}
@@ -102,7 +103,7 @@ def test_prompt_and_workflow_are_stored_in_the_video(base, nodes):
 @pytest.mark.parametrize("extra_pnginfo", [None, "a workflow", [{"workflow": {}}]])
 def test_metadata_of_another_shape_costs_no_video(base, nodes, extra_pnginfo):
     """ComfyUI passes on unchecked what an API client sends."""
-    inputs = {"samples": {"samples": noise(1, 16, 1, 4, 4)}, "vae": narrow_vae()}
+    inputs = {"samples": {"samples": seeded(1, 16, 1, 4, 4)}, "vae": narrow_vae()}
     run_with(extra_pnginfo, nodes["UltraGenSaveVideo"], **inputs, **SAVE)
     with av.open(str(base / "output/video/clip_00001_.mp4")) as container:
         assert json.loads(container.metadata["prompt"]) == {"7": {}}
@@ -140,14 +141,17 @@ def test_what_a_link_brings_is_refused_with_the_latent_kept(base, nodes):
         before = len(files(base / "output"))
         with pytest.raises(ValueError, match="(?s)got.*The latent is kept in .*Load Latent loads it again"):
             run(
-                nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=None, **SAVE | {name: value}
+                nodes["UltraGenSaveVideo"],
+                samples={"samples": seeded(1, 16, 1, 6, 8)},
+                vae=None,
+                **SAVE | {name: value},
             )
         assert len(files(base / "output")) == before + 1
 
 
 def test_programs_find_every_file_in_the_history(base, nodes):
     choices = SAVE | {"codec": "H.265 8-bit", "side_file": "json", "details": "a lake"}
-    saved = run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=narrow_vae(), **choices)
+    saved = run(nodes["UltraGenSaveVideo"], samples={"samples": seeded(1, 16, 1, 6, 8)}, vae=narrow_vae(), **choices)
     assert [item["type"] for item in saved.ui["images"]] == ["temp"]
     assert saved.ui["ultragen_files"] == [
         {"filename": "clip_00001_.mp4", "subfolder": "video", "type": "output"},
@@ -192,7 +196,7 @@ def test_placeholders_of_the_tooltip_are_filled_in(base, nodes):
     assert len(placeholders) == 5 and "%date:yyyy-MM-dd%" in tooltip and "%NodeTitle.widget%" in tooltip
     assert tooltip.count("%") == 14
     prefix = {"filename_prefix": "video/" + "-".join(placeholders)}
-    run(nodes["UltraGenSaveVideo"], samples={"samples": noise(1, 16, 1, 6, 8)}, vae=narrow_vae(), **SAVE | prefix)
+    run(nodes["UltraGenSaveVideo"], samples={"samples": seeded(1, 16, 1, 6, 8)}, vae=narrow_vae(), **SAVE | prefix)
     (name,) = files(base / "output/video")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-64-48_00001_\.mp4", name)
 

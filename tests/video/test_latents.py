@@ -6,12 +6,13 @@ import os
 
 import pytest
 import torch
+from helpers.support import seeded
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ultragen_core.video.latents import count_not_finite, load_latent, newest_first, save_latent
 
-SAMPLES = torch.randn(1, 16, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+SAMPLES = seeded(1, 16, 3, 4, 6)
 
 
 def test_a_latent_comes_back_exactly_with_its_metadata(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
 from typing import NamedTuple
 
 import comfy.model_management
@@ -49,13 +48,6 @@ def calls(monkeypatch):
     monkeypatch.setattr(fp8_linear.Rounded, "of", spy)
     monkeypatch.setattr(fp8_linear, "fp8_product", lambda layer, x: made.products.append(layer) or product(layer, x))
     return made
-
-
-@pytest.fixture
-def fused_blocks(monkeypatch):
-    """Blocks run fused, with the plain form of their functions."""
-    monkeypatch.setattr(dispatch, "triton_for", lambda x, modules: modules == dispatch.BLOCK_KERNEL_MODULES)
-    monkeypatch.setattr(block, "fused_block", partial(block.fused_block, triton=False))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import partial
 
 import comfy.ops
 import pytest
@@ -14,9 +13,7 @@ from helpers.scaled_fp8 import LAYOUTS, NAMES, scaled
 from helpers.support import relative_error, seeded
 from safetensors.torch import load_file, save_file
 
-from ultragen_core.host.attention import block
 from ultragen_core.host.attention.load import WEIGHT_DTYPES, load_model
-from ultragen_core.ops import dispatch
 
 LATENT, CONTEXT = seeded(1, 16, 3, 8, 12), seeded(1, 7, 4096, seed=1)
 TOKENS = 3 * 4 * 6
@@ -94,13 +91,6 @@ def model(request, fp8_layers, tmp_path):
         state["scaled_fp8"] = torch.zeros(0, dtype=FP8)  # two elements would ask for products in full precision
     save_file(state, tmp_path / "scaled.safetensors", metadata)
     return load_model(tmp_path / "scaled.safetensors", "dense", {"fp8_optimizations": True})
-
-
-@pytest.fixture
-def fused_blocks(monkeypatch):
-    """Blocks run fused, with the plain form of their functions."""
-    monkeypatch.setattr(dispatch, "triton_for", lambda x, modules: modules == dispatch.BLOCK_KERNEL_MODULES)
-    monkeypatch.setattr(block, "fused_block", partial(block.fused_block, triton=False))
 
 
 @pytest.mark.parametrize("rule", RULES)

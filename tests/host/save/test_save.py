@@ -13,8 +13,9 @@ import comfy.utils
 import numpy as np
 import pytest
 import torch
-from helpers.save_run import core_levels, files, folders_in, noise, rgb, rounding_ties, settings
+from helpers.save_run import core_levels, files, folders_in, rgb, rounding_ties, settings
 from helpers.signatures import needs
+from helpers.support import seeded
 from safetensors import safe_open
 
 from ultragen_core.host.compat import gpu_pool_class
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("inference")
 
 
 def test_lossless_frames_are_those_of_cores_decode(tmp_path, vae):
-    samples = noise(1, 16, 3, 26, 36)
+    samples = seeded(1, 16, 3, 26, 36)
     core = core_levels(vae, samples)
     assert core.std() > 10
     saved = save_video(vae, {"samples": samples}, settings(tile=128), folders_in(tmp_path), {})
@@ -45,7 +46,7 @@ def test_lossless_frames_are_those_of_cores_decode(tmp_path, vae):
 def test_several_gpus_write_the_same_frames(tmp_path, vae, monkeypatch):
     names = [torch.device("cpu"), torch.device("cpu", 1), torch.device("cpu", 2)]
     monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda *given, **more: names)
-    samples, videos, used = noise(2, 16, 2, 9, 10), [], []
+    samples, videos, used = seeded(2, 16, 2, 9, 10), [], []
     workers = gpus.Workers
     monkeypatch.setattr(gpus, "Workers", lambda devices: used.append(len(devices)) or workers(devices))
     for count in (1, 3):
@@ -56,7 +57,7 @@ def test_several_gpus_write_the_same_frames(tmp_path, vae, monkeypatch):
 
 
 def test_a_batch_is_one_file_each_and_one_latent(tmp_path, vae):
-    samples = noise(3, *LATENT_SHAPE[1:])
+    samples = seeded(3, *LATENT_SHAPE[1:])
     saved = save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {})
     assert [path.name for path in saved.videos] == [f"clip_0000{n}_.mkv" for n in (1, 2, 3)]
     for index, path in enumerate(saved.videos):
@@ -66,7 +67,7 @@ def test_a_batch_is_one_file_each_and_one_latent(tmp_path, vae):
 
 
 def test_frames_on_disk_give_the_same_file(tmp_path, vae, monkeypatch):
-    samples = noise(*LATENT_SHAPE)
+    samples = seeded(*LATENT_SHAPE)
     monkeypatch.setattr(request, "RAM_SHARE", 0)
     saved = save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {})
     rounding_ties(rgb(saved.videos[0]), core_levels(vae, samples))
@@ -74,14 +75,14 @@ def test_frames_on_disk_give_the_same_file(tmp_path, vae, monkeypatch):
 
 
 def test_rows_are_cropped_from_the_centre(tmp_path, vae):
-    samples = noise(1, 16, 1, 136, 2)
+    samples = seeded(1, 16, 1, 136, 2)
     saved = save_video(vae, {"samples": samples}, settings(crop="1080 lines"), folders_in(tmp_path), {})
     rounding_ties(rgb(saved.videos[0]), core_levels(vae, samples)[:, 4:1084])
 
 
 @pytest.mark.parametrize("codec", ["H.264 8-bit", "H.265 10-bit"])
 def test_prompt_and_workflow_are_in_video_and_latent(tmp_path, vae, codec):
-    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(codec), folders_in(tmp_path), PROMPT)
+    saved = save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings(codec), folders_in(tmp_path), PROMPT)
     with av.open(str(saved.videos[0])) as container, safe_open(saved.latent, "pt") as latent:
         for found in (container.metadata, latent.metadata()):
             assert {key: json.loads(found[key]) for key in PROMPT} == PROMPT
@@ -91,7 +92,7 @@ def test_what_other_nodes_leave_in_the_prompt_stops_no_save_and_is_json(tmp_path
     """ComfyUI writes there what a node's IS_CHANGED returns, which may be any object."""
     left = [math.nan, b"digest", np.int64(7), {(1, 2): -math.inf}, torch.zeros(1)]
     prompt = {"1": {"class_type": "X", "inputs": {"cfg": 1.5, "text": "湖"}, "is_changed": left}}
-    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {"prompt": prompt})
+    saved = save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {"prompt": prompt})
     with av.open(str(saved.videos[0])) as container, safe_open(saved.latent, "pt") as latent:
         texts = container.metadata["PROMPT"], latent.metadata()["prompt"]
     for text in texts:
@@ -102,7 +103,7 @@ def test_what_other_nodes_leave_in_the_prompt_stops_no_save_and_is_json(tmp_path
 
 def test_disable_metadata_is_honoured(tmp_path, vae, monkeypatch):
     monkeypatch.setattr(comfy.cli_args.args, "disable_metadata", True)
-    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings("H.264 8-bit"), folders_in(tmp_path), PROMPT)
+    saved = save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings("H.264 8-bit"), folders_in(tmp_path), PROMPT)
     with av.open(str(saved.videos[0])) as container, safe_open(saved.latent, "pt") as latent:
         assert not {"prompt", "workflow"} & set(container.metadata)
         assert not latent.metadata()
@@ -111,7 +112,7 @@ def test_disable_metadata_is_honoured(tmp_path, vae, monkeypatch):
 def test_details_are_the_files_comment_and_a_side_file(tmp_path, vae):
     details = json.dumps({"prompt": "a lake, 湖", "seed": 7})
     choices = {"details": details, "side_file": "json"}
-    saved = save_video(vae, {"samples": noise(2, 16, 1, 6, 8)}, settings(**choices), folders_in(tmp_path), {})
+    saved = save_video(vae, {"samples": seeded(2, 16, 1, 6, 8)}, settings(**choices), folders_in(tmp_path), {})
     for video, side in zip(saved.videos, saved.side_files, strict=True):
         with av.open(str(video)) as container:
             assert container.metadata["COMMENT"] == details
@@ -122,25 +123,25 @@ def test_details_are_the_files_comment_and_a_side_file(tmp_path, vae):
 
 def test_any_text_can_be_a_comment(tmp_path, vae, monkeypatch):
     choices = {"codec": "H.264 8-bit", "details": "half \ud800, NUL \0, two\nlines"}
-    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(**choices), folders_in(tmp_path), {})
+    saved = save_video(vae, {"samples": seeded(1, 16, 1, 6, 8)}, settings(**choices), folders_in(tmp_path), {})
     with av.open(str(saved.videos[0])) as container:
         assert container.metadata["comment"] == "half ?, NUL , two\nlines"
     monkeypatch.setattr(comfy.cli_args.args, "disable_metadata", True)
-    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(**choices), folders_in(tmp_path), {})
+    saved = save_video(vae, {"samples": seeded(1, 16, 1, 6, 8)}, settings(**choices), folders_in(tmp_path), {})
     with av.open(str(saved.videos[0])) as container:
         assert "comment" not in container.metadata
 
 
 @pytest.mark.parametrize(("fps", "exact"), [(15.0, "15"), (23.976, "24000/1001")])
 def test_frames_a_second(tmp_path, vae, fps, exact):
-    latent = {"samples": noise(*LATENT_SHAPE)}
+    latent = {"samples": seeded(*LATENT_SHAPE)}
     saved = save_video(vae, latent, settings("H.264 8-bit", fps=fps), folders_in(tmp_path), {})
     with av.open(str(saved.videos[0])) as container:
         assert container.streams.video[0].average_rate == Fraction(exact)
 
 
 def test_only_what_browsers_cannot_play_gets_a_preview(tmp_path, vae):
-    folders, latent = folders_in(tmp_path), {"samples": noise(*LATENT_SHAPE)}
+    folders, latent = folders_in(tmp_path), {"samples": seeded(*LATENT_SHAPE)}
     saved = save_video(vae, latent, settings("H.264 8-bit"), folders, {})
     assert saved.previews == saved.videos
     saved = save_video(vae, latent, settings(), folders, PROMPT)
@@ -156,7 +157,7 @@ def test_only_what_browsers_cannot_play_gets_a_preview(tmp_path, vae):
 def test_each_video_has_its_sound(tmp_path, vae):
     tones = torch.stack([torch.sin(torch.arange(48000) * pitch).expand(2, -1) for pitch in (0.05, 0.2)])
     audio = {"waveform": tones, "sample_rate": 48000}
-    saved = save_video(vae, {"samples": noise(2, *LATENT_SHAPE[1:])}, settings(), folders_in(tmp_path), {}, audio)
+    saved = save_video(vae, {"samples": seeded(2, *LATENT_SHAPE[1:])}, settings(), folders_in(tmp_path), {}, audio)
     crossings = []
     for path in saved.videos:
         with av.open(str(path)) as container:
@@ -168,7 +169,7 @@ def test_each_video_has_its_sound(tmp_path, vae):
 
 @pytest.mark.parametrize("keep", [KEEP_UNTIL_SAVED, KEEP_NEVER])
 def test_the_latent_goes_where_it_is_not_wanted(tmp_path, vae, keep):
-    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(keep_latent=keep), folders_in(tmp_path), {})
+    saved = save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings(keep_latent=keep), folders_in(tmp_path), {})
     assert saved.latent is None
     assert files(tmp_path / "output") == ["video/clip_00001_.mkv"]
 
@@ -176,7 +177,7 @@ def test_the_latent_goes_where_it_is_not_wanted(tmp_path, vae, keep):
 @pytest.mark.parametrize(("samples", "frames"), [(9600, 3), (9601, 4), (1, 1), (48000, 5)])
 def test_a_video_trimmed_to_its_sound_ends_with_it(tmp_path, vae, samples, frames):
     audio = {"waveform": torch.zeros(1, 1, samples), "sample_rate": 48000}
-    latent, chosen = {"samples": noise(*LATENT_SHAPE)}, settings(trim_to_audio=True, side_file="json")
+    latent, chosen = {"samples": seeded(*LATENT_SHAPE)}, settings(trim_to_audio=True, side_file="json")
     saved = save_video(vae, latent, chosen, folders_in(tmp_path), {}, audio)
     for path in (*saved.videos, *saved.previews):
         with av.open(str(path)) as container:
@@ -190,7 +191,7 @@ def test_a_video_trimmed_to_its_sound_ends_with_it(tmp_path, vae, samples, frame
 )
 def test_a_video_ends_after_max_frames_with_its_sound(tmp_path, vae, max_frames, samples, frames):
     audio = {"waveform": torch.zeros(1, 1, samples), "sample_rate": 48000}
-    latent, chosen = {"samples": noise(*LATENT_SHAPE)}, settings(trim_to_audio=True, max_frames=max_frames)
+    latent, chosen = {"samples": seeded(*LATENT_SHAPE)}, settings(trim_to_audio=True, max_frames=max_frames)
     saved = save_video(vae, latent, chosen, folders_in(tmp_path), {}, audio)
     for path in (*saved.videos, *saved.previews):
         with av.open(str(path)) as container:
@@ -202,13 +203,13 @@ def test_a_video_ends_after_max_frames_with_its_sound(tmp_path, vae, max_frames,
 
 def test_sound_of_no_length_is_none(tmp_path, vae):
     audio = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}
-    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {}, audio)
+    saved = save_video(vae, {"samples": seeded(1, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {}, audio)
     with av.open(str(saved.videos[0])) as container:
         assert not container.streams.audio and len(container.streams.video) == 1
 
 
 def test_without_a_name_the_latent_lies_among_latents(tmp_path, vae):
-    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(prefix=""), folders_in(tmp_path), {})
+    saved = save_video(vae, {"samples": seeded(1, 16, 1, 6, 8)}, settings(prefix=""), folders_in(tmp_path), {})
     assert files(tmp_path / "output") == ["latents/ultragen_00001_.latent", "ultragen_00001_.mkv"]
     assert saved.latent.name == "ultragen_00001_.latent"
 
@@ -216,7 +217,7 @@ def test_without_a_name_the_latent_lies_among_latents(tmp_path, vae):
 def test_progress_runs_over_all_phases_of_all_videos(tmp_path, vae, monkeypatch):
     steps, texts = [], []
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: steps.append((value, total)))
-    samples = noise(2, *LATENT_SHAPE[1:])
+    samples = seeded(2, *LATENT_SHAPE[1:])
     save_video(vae, {"samples": samples}, settings(), folders_in(tmp_path), {}, on_status=texts.append)
     values = [value for value, _ in steps]
     assert values == sorted(values)

@@ -18,7 +18,8 @@ import comfy.nested_tensor
 import pytest
 import torch
 from conftest import ROOT
-from helpers.save_run import core_levels, files, folders_in, narrow_vae, noise, rgb, rounding_ties, settings
+from helpers.save_run import core_levels, files, folders_in, narrow_vae, rgb, rounding_ties, settings
+from helpers.support import seeded
 
 import ultragen_core.host.vae.exact as exact
 from ultragen_core.host.save import preview as save_preview
@@ -51,7 +52,7 @@ class TestRefusedBeforeDecoding:
         folders = folders_in(tmp_path)
         where = "latent is kept in .*" if 0 not in shape else ""
         with pytest.raises((ValueError, OSError), match=f"(?s){message}.*{where}"):
-            save_video(vae, {"samples": noise(*shape)}, settings(**choices), folders, {}, audio)
+            save_video(vae, {"samples": seeded(*shape)}, settings(**choices), folders, {}, audio)
         kept = [load_latent(tmp_path / name) for name in files(tmp_path)]
         assert [tuple(latent.shape) for latent in kept] == ([shape] if 0 not in shape else [])
 
@@ -71,7 +72,7 @@ class TestRefusedBeforeDecoding:
         with pytest.raises(
             OSError, match=r"(?s)folder of video/clip cannot be created in .* \(.*right to write.*kept in"
         ):
-            save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders, {})
+            save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings(), folders, {})
         assert len(list(tmp_path.rglob("*.latent"))) == 1
 
     def test_a_crop_higher_than_the_video(self, tmp_path, vae):
@@ -123,7 +124,7 @@ class TestRefusedBeforeDecoding:
 
 
 def test_a_disk_that_fills_up_leaves_the_latent_and_says_so(tmp_path, vae):
-    samples = noise(1, 16, 5, 16, 16)
+    samples = seeded(1, 16, 5, 16, 16)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     folders = folders_in(tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
@@ -143,7 +144,7 @@ def test_a_failed_decode_leaves_the_latent_and_says_so(tmp_path, vae, monkeypatc
 
     monkeypatch.setattr(save, "stream_decode", decode)
     with pytest.raises(RuntimeError, match=r"^The decode failed.\nThe latent is kept in .*clip_00001_.latent"):
-        save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
+        save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
     assert files(tmp_path) == ["output/latents/video/clip_00001_.latent"]
 
 
@@ -156,7 +157,7 @@ def test_an_interruption_leaves_the_latent_and_no_unfinished_file(tmp_path, vae,
     try:
         with pytest.raises(comfy.model_management.InterruptProcessingException):
             save_video(
-                vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {}, on_status=interrupt
+                vae, {"samples": seeded(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {}, on_status=interrupt
             )
     finally:
         comfy.model_management.interrupt_current_processing(False)
@@ -168,7 +169,7 @@ def test_a_latent_that_finds_no_room_does_not_stop_the_video(tmp_path, vae, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {})
+    saved = save_video(vae, {"samples": seeded(1, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {})
     assert "The latent could not be kept: its disk is full" in saved.notes[0]
     assert files(tmp_path / "output") == ["video/clip_00001_.mkv"]
 
@@ -179,7 +180,7 @@ def test_a_latent_that_somebody_removed_is_no_error(tmp_path, vae):
             (tmp_path / "output/latents/video/clip_00001_.latent").unlink()
 
     choices = settings(keep_latent=KEEP_UNTIL_SAVED)
-    saved = save_video(vae, {"samples": noise(1, 16, 1, 6, 8)}, choices, folders_in(tmp_path), {}, on_status=say)
+    saved = save_video(vae, {"samples": seeded(1, 16, 1, 6, 8)}, choices, folders_in(tmp_path), {}, on_status=say)
     assert files(tmp_path / "output") == ["video/clip_00001_.mkv"] and not saved.notes
 
 
@@ -189,7 +190,7 @@ def test_an_error_without_words_gets_some(tmp_path, vae, monkeypatch):
 
     monkeypatch.setattr(save, "stream_decode", decode)
     with pytest.raises(RuntimeError, match=r"^AssertionError, without a message.*\nThe latent is kept in"):
-        save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
+        save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
 
 
 def test_an_error_names_the_videos_that_are_saved(tmp_path, vae, monkeypatch):
@@ -202,14 +203,14 @@ def test_an_error_names_the_videos_that_are_saved(tmp_path, vae, monkeypatch):
 
     monkeypatch.setattr(save, "stream_decode", decode)
     with pytest.raises(RuntimeError, match=r"The second failed.\n.*\nAlready saved: .*clip_00001_.mkv"):
-        save_video(vae, {"samples": noise(2, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {})
+        save_video(vae, {"samples": seeded(2, 16, 1, 6, 8)}, settings(), folders_in(tmp_path), {})
     assert files(tmp_path / "output/video") == ["clip_00001_.mkv"]
 
 
 class TestNotFinite:
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
     def test_a_broken_latent_is_counted_and_kept(self, tmp_path, vae, caplog, value):
-        samples = noise(*LATENT_SHAPE)
+        samples = seeded(*LATENT_SHAPE)
         samples[0, 3, 1, 2, 4:6] = value
         choices = settings(keep_latent=KEEP_UNTIL_SAVED)
         saved = save_video(vae, {"samples": samples}, choices, folders_in(tmp_path), {})
@@ -222,17 +223,17 @@ class TestNotFinite:
         with torch.no_grad():
             vae.first_stage_model.decoder.head[2].bias.fill_(torch.nan)
         choices = settings(keep_latent=KEEP_UNTIL_SAVED)
-        saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, choices, folders_in(tmp_path), {})
+        saved = save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, choices, folders_in(tmp_path), {})
         (note,) = saved.notes
         assert note.startswith("5 of 5 decoded frames of clip_00001_.mkv hold NaN") and saved.latent.exists()
 
     def test_a_sound_video_has_no_notes(self, tmp_path, vae):
-        assert not save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {}).notes
+        assert not save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {}).notes
 
 
 class TestThePreviewFails:
     def saved(self, tmp_path, vae, audio=None, on_status=lambda text: None):
-        samples = {"samples": noise(*LATENT_SHAPE)}
+        samples = {"samples": seeded(*LATENT_SHAPE)}
         saved = save_video(vae, samples, settings(), folders_in(tmp_path), {}, audio, on_status)
         assert rgb(saved.videos[0]).shape == (5, 48, 64, 3)
         return saved
@@ -270,7 +271,8 @@ import comfy.cli_args
 comfy.cli_args.args.cpu = True
 import torch
 from pathlib import Path
-from helpers.save_run import folders_in, narrow_vae, noise, settings
+from helpers.save_run import folders_in, narrow_vae, settings
+from helpers.support import seeded
 from ultragen_core.host.save.save import save_video
 
 def say(text):
@@ -278,7 +280,7 @@ def say(text):
         os.kill(os.getpid(), signal.SIGKILL)
 
 with torch.inference_mode():
-    samples = {"samples": noise(1, 16, 2, 6, 8)}
+    samples = {"samples": seeded(1, 16, 2, 6, 8)}
     save_video(narrow_vae(), samples, settings(), folders_in(Path(sys.argv[4])), {}, on_status=say)
 """
 
@@ -293,7 +295,7 @@ def test_killed_while_encoding_the_latent_finishes_the_job(tmp_path, vae):
     samples = load_latent(tmp_path / "output" / left[0])
     saved = save_video(vae, {"samples": samples}, settings(keep_latent=KEEP_NEVER), folders_in(tmp_path), {})
     assert saved.videos[0].name == "clip_00002_.mkv"
-    rounding_ties(rgb(saved.videos[0]), core_levels(vae, noise(1, 16, 2, 6, 8)))
+    rounding_ties(rgb(saved.videos[0]), core_levels(vae, seeded(1, 16, 2, 6, 8)))
 
 
 def test_pixels_that_overflow_are_not_made_white(tmp_path, monkeypatch):
@@ -311,7 +313,7 @@ def test_pixels_that_overflow_are_not_made_white(tmp_path, monkeypatch):
         return inner(vae, layers, z, tile, spoil, *more)
 
     monkeypatch.setattr(exact, "decode_video", overflowing)
-    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
+    saved = save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings(), folders_in(tmp_path), {})
     assert decoded and "5 of 5 decoded frames" in saved.notes[0]
 
 
@@ -320,10 +322,10 @@ def test_where_the_folder_of_latents_cannot_be_used_the_latent_is_kept_beside_it
     folders = folders_in(tmp_path)
     (tmp_path / "output").mkdir(exist_ok=True)
     (tmp_path / "output" / "latents").write_text("no folder")
-    saved = save_video(vae, {"samples": noise(*LATENT_SHAPE)}, settings(), folders, {})
+    saved = save_video(vae, {"samples": seeded(*LATENT_SHAPE)}, settings(), folders, {})
     assert saved.latent.parent == tmp_path / "output" and saved.latent.is_file()
 
 
 def test_of_a_latent_with_sound_the_video_is_saved(tmp_path, vae):
-    nested = comfy.nested_tensor.NestedTensor([noise(*LATENT_SHAPE), torch.zeros(1, 8, 4)])
+    nested = comfy.nested_tensor.NestedTensor([seeded(*LATENT_SHAPE), torch.zeros(1, 8, 4)])
     assert save_video(vae, {"samples": nested}, settings(), folders_in(tmp_path), {}).videos[0].is_file()

@@ -10,14 +10,15 @@ from pathlib import Path
 import av
 import pytest
 from conftest import ROOT
-from helpers.save_run import files, folders_in, noise, settings
+from helpers.save_run import files, folders_in, settings
+from helpers.support import seeded
 
 from ultragen_core.host.save.request import KEEP_NEVER
 from ultragen_core.host.save.save import save_video
 
 pytestmark = pytest.mark.usefixtures("inference")
 
-SAMPLES = noise(1, 16, 1, 4, 4)
+SAMPLES = seeded(1, 16, 1, 4, 4)
 
 
 def saved_names(tmp_path, vae, prefix, batch=1, **more) -> list[str]:
@@ -76,13 +77,14 @@ import comfy.cli_args
 comfy.cli_args.args.cpu = True
 import torch
 from pathlib import Path
-from helpers.save_run import folders_in, narrow_vae, noise, settings
+from helpers.save_run import folders_in, narrow_vae, settings
+from helpers.support import seeded
 from ultragen_core.host.save.save import save_video
 
 vae, folders, choices = narrow_vae(), folders_in(Path(sys.argv[4])), settings("H.264 8-bit")
 with torch.inference_mode():
     while True:
-        print(save_video(vae, {"samples": noise(1, 16, 1, 4, 4)}, choices, folders, {}).videos[0].name, flush=True)
+        print(save_video(vae, {"samples": seeded(1, 16, 1, 4, 4)}, choices, folders, {}).videos[0].name, flush=True)
 """
 
 

@@ -13,6 +13,7 @@ import comfy.model_management as mm
 import comfy.sd
 import pytest
 import torch
+from helpers.support import seeded
 from helpers.vae_models import toy_vae
 
 from ultragen_core.host.memory import NotEnoughMemory
@@ -34,7 +35,7 @@ def vae():
 
 @pytest.fixture(scope="module")
 def samples():
-    return torch.randn(1, 16, 2, 9, 10, generator=torch.Generator().manual_seed(0))
+    return seeded(1, 16, 2, 9, 10)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def close(ours: torch.Tensor, reference: torch.Tensor) -> bool:
 
 def convolution(old: torch.nn.Module, channels_in: int, channels_out: int) -> torch.nn.Module:
     made = type(old)(channels_in, channels_out, 3, padding=1).requires_grad_(False)
-    made.weight.copy_(torch.randn(made.weight.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    made.weight.copy_(seeded(*made.weight.shape, seed=1) * 0.1)
     made.bias.zero_()
     return made
 

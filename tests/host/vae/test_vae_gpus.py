@@ -14,6 +14,7 @@ import comfy.model_management as mm
 import pytest
 import torch
 from helpers.signatures import needs
+from helpers.support import seeded
 from helpers.vae_models import narrow, toy_vae
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,10 +31,6 @@ from ultragen_core.vae.geometry import TileGrid
 
 HOST = torch.device("cpu")
 NAMES = [HOST, *(torch.device("cpu", index) for index in range(1, 5))]
-
-
-def latents(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +50,7 @@ def vae(vaes):
 
 @pytest.fixture(scope="module")
 def samples():
-    return latents(1, 16, 2, 5, 34)
+    return seeded(1, 16, 2, 5, 34)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +86,7 @@ pytestmark = pytest.mark.usefixtures("five", "inference")
     ],
 )
 def test_the_bits_are_those_of_one_gpu(vaes, version, shape, tile, count):
-    vae, z = vaes[version], latents(*shape)
+    vae, z = vaes[version], seeded(*shape)
     assert torch.equal(exact.decode(vae, z, tile, count), exact.decode(vae, z, tile))
 
 
@@ -279,7 +276,7 @@ def test_an_interruption_or_error_of_the_caller_ends_all(vae, samples, reference
 
 @several
 def test_tiles_and_frames_that_are_complete_are_not_decoded_again(monkeypatch, vae):
-    z = latents(1, 16, 4, 5, 42)
+    z = seeded(1, 16, 4, 5, 42)
     reference, frames, tiles, seen = exact.decode(vae, z, 128), [], [], Counter()
     whole, in_tiles, failed = run.decode.whole_frames, run.decode.in_tiles, set()
     begun = threading.Barrier(3, timeout=60)
