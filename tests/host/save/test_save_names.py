@@ -99,11 +99,12 @@ def test_two_processes_share_a_folder_and_one_is_killed(tmp_path, vae):
     paths = [os.environ["COMFYUI_PATH"], str(tests), str(tests.parent), str(tmp_path)]
     other = subprocess.Popen([sys.executable, "-c", PROCESS, *paths], stdout=subprocess.PIPE, text=True)
     names = [other.stdout.readline().strip()]
-    for _ in range(8):
+    for _ in range(6):
         names += [Path(name).name for name in saved_names(tmp_path, vae, "video/clip")]
+        names.append(other.stdout.readline().strip())  # or a busy machine might let it make hardly any
     other.kill()
     names += other.communicate()[0].split()
-    assert len(names) == len(set(names)) > 10
+    assert len(names) == len(set(names)) >= 13
     videos = list((tmp_path / "output/video").glob("*.mp4"))
     assert {*names} <= {path.name for path in videos} and len(videos) <= len(names) + 1
     assert all(playable(path) for path in videos)
