@@ -17,11 +17,13 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DEBIAN_PACKAGES = ("chromium", "fonts-noto-cjk")  # without the font, Chinese text is boxes
 
 FRONTEND = "comfyui-frontend-package"
+# The newest that the tests have passed on. Pinned: a frontend released tomorrow must not fail the tests of today.
+TESTED = f"{FRONTEND}==1.58.1"
 NEWEST = "newest"
 
 
 def install_frontends(cache: Path) -> None:
-    """Fetch the frontend of each ComfyUI version and the newest one."""
+    """Fetch the frontend of each ComfyUI version and the newest one that is TESTED."""
     with locked(cache):
         venv = Venv(cache / "venv")
         for release in comfyui.RELEASES:
@@ -29,14 +31,14 @@ def install_frontends(cache: Path) -> None:
             lines = (tree / "requirements.txt").read_text().splitlines()
             requirement = next(line for line in lines if line.startswith(FRONTEND))
             overlays.fetch(venv, requirement, _package_folder(tree.name))
-    install_newest_frontend(cache)
+    install_newest_frontend(cache, TESTED)
 
 
-def install_newest_frontend(cache: Path) -> Path:
-    """Fetch the newest frontend. Returns the folder of its package."""
+def install_newest_frontend(cache: Path, requirement: str = FRONTEND) -> Path:
+    """Fetch the newest frontend that `requirement` allows. Returns the folder of its package."""
     folder = _package_folder(NEWEST)
     with locked(cache):
-        overlays.fetch(Venv(Path(sys.prefix)), FRONTEND, folder)
+        overlays.fetch(Venv(Path(sys.prefix)), requirement, folder)
     return folder
 
 

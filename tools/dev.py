@@ -75,8 +75,8 @@ def add_test(commands) -> None:
     test.add_argument(
         "--newest",
         action="store_true",
-        help="run on one ComfyUI alone (0.30.0, or that of --tree), with the newest comfy-kitchen and comfy-aimdo; the"
-        " newest frontend is always tested",
+        help="run on one ComfyUI alone (0.30.0, or that of --tree), with the registry's newest frontend, comfy-kitchen"
+        " and comfy-aimdo",
     )
     test.set_defaults(gpu=False, comfyui=None)
 

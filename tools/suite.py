@@ -85,7 +85,8 @@ def run(cache: Path, arguments: Sequence[str]) -> int:
 def run_on_tree(cache: Path, tree: Path, arguments: Sequence[str], newest_kernels: bool = False) -> int:
     """The tests on one ComfyUI tree, without those of this repository's tools, which use the pinned trees.
 
-    newest_kernels: with the newest comfy-kitchen and comfy-aimdo instead of those that the tree asks for.
+    With the registry's newest frontend, too. newest_kernels: with its newest comfy-kitchen and comfy-aimdo instead of
+    those that the tree asks for.
     """
     browser.install_chromium()
     frontend = browser.install_newest_frontend(cache)

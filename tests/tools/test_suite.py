@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
 from helpers import schedule
 
-from tools import overlays, suite
+from tools import browser, overlays, suite
+
+CI_SCRIPT = re.compile(r'python -c "([^"]+)"')
+
+
+def test_what_ci_asks_of_the_tools_is_there():
+    files = ROOT.glob(".github/workflows/*.yml")
+    scripts = [script for file in files for script in CI_SCRIPT.findall(file.read_text(encoding="utf-8"))]
+    assert len(scripts) >= 2
+    for script in scripts:
+        assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True).stdout
+
+
+def test_the_readme_names_the_frontend_that_is_tested():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (row,) = (line for line in lines if line.startswith("| 0.30.0 |"))
+    assert row.split("|")[2].split(", ")[-1].strip() == browser.TESTED.split("==")[1]
 
 
 def test_what_runs_on_the_newest_version_only_exists():
