@@ -9,15 +9,27 @@ import time
 import urllib.error
 import urllib.request
 
-if len(sys.argv) < 2:
+if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
     sys.exit(__doc__)
 server = sys.argv[2] if len(sys.argv) > 2 else "http://127.0.0.1:8188"
-with open(sys.argv[1], encoding="utf-8") as file:
-    graph = json.load(file)
+try:
+    with open(sys.argv[1], encoding="utf-8") as file:
+        graph = json.load(file)
+except (OSError, ValueError) as error:
+    sys.exit(f"{sys.argv[1]} cannot be read as JSON: {error}")
 for setting in sys.argv[3:]:
-    place, _, value = setting.partition("=")
+    place, equals, value = setting.partition("=")
     node, _, name = place.partition(".")
-    graph[node]["inputs"][name] = int(value) if value.lstrip("-").isdigit() else value
+    inputs = graph[node]["inputs"] if node in graph else {}
+    if not equals or name not in inputs:  # ComfyUI would ignore it
+        there = f"inputs of node {node}: {', '.join(inputs)}" if node in graph else f"nodes: {', '.join(graph)}"
+        sys.exit(f"Expected NODE.INPUT=VALUE with an input of the workflow, got {setting}; {there}.")
+    if not isinstance(inputs[name], str):  # a number, true or false
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass
+    inputs[name] = value
 request = urllib.request.Request(f"{server}/prompt", json.dumps({"prompt": graph}).encode())
 try:
     prompt_id = json.load(urllib.request.urlopen(request))["prompt_id"]

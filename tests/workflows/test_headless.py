@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -65,9 +67,40 @@ def test_client_says_what_a_node_raised(server, tmp_path):
 def test_client_without_a_server_or_a_workflow_says_so(tmp_path):
     file = tmp_path / "workflow.json"
     file.write_text("{}")
-    for arguments, message in ((), "run.py WORKFLOW.json"), ((file, "http://127.0.0.1:9"), "does not answer"):
+    for arguments, message in (
+        ((), "run.py WORKFLOW.json"),
+        ((file, "http://127.0.0.1:9"), "does not answer"),
+        ((tmp_path / "none.json",), "none.json cannot be read"),
+    ):
         done = subprocess.run([sys.executable, HEADLESS / "run.py", *arguments], capture_output=True, text=True)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["5.txt=A lake", "50.text=A lake", "text=A lake", "5.text"])
+def test_client_refuses_settings_that_comfyui_would_ignore(tmp_path, setting):
+    file = tmp_path / "workflow.json"
+    file.write_text(json.dumps({"5": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["2", 0]}}}))
+    command = [sys.executable, HEADLESS / "run.py", file, "http://127.0.0.1:9", setting]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    there = "inputs of node 5: text, clip" if setting.startswith("5.") else "nodes: 5"
+    assert done.stderr == f"Expected NODE.INPUT=VALUE with an input of the workflow, got {setting}; {there}.\n"
+
+
+def test_client_keeps_the_type_of_what_it_sets(tmp_path):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"])
+            self.send_error(400)
+
+    received, inputs = [], {"text": "a", "seed": 1, "fps": 1.5, "trim": True, "linked": ["1", 0]}
+    (tmp_path / "workflow.json").write_text(json.dumps({"5": {"inputs": inputs}}))
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as served:
+        threading.Thread(target=served.handle_request, daemon=True).start()
+        settings = ["5.text=7", "5.seed=-2", "5.fps=24", "5.trim=false", "5.linked=a lake"]
+        command = [sys.executable, HEADLESS / "run.py", tmp_path / "workflow.json"]
+        subprocess.run([*command, f"http://127.0.0.1:{served.server_port}", *settings], capture_output=True)
+    assert received == [{"5": {"inputs": {"text": "7", "seed": -2, "fps": 24, "trim": False, "linked": "a lake"}}}]
 
 
 def test_client_goes_through_a_list_until_its_end(server, tmp_path):
