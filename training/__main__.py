@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     from training import commands
     from training.miniature import commands as miniature
 
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    top = argparse.ArgumentParser(
+        prog="python3 -m training", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     choices = top.add_subparsers(required=True)
     commands.add_to(choices)
     miniature.add_to(choices)

@@ -1,8 +1,8 @@
 """Endurance runs, which must lose nothing.
 
-    python -m tools.endurance faults [--prompts 500]
-    python -m tools.endurance kills [--kills 20]
-    python -m tools.endurance together [--videos 50]
+    python3 -m tools.endurance faults [--prompts 500]
+    python3 -m tools.endurance kills [--kills 20]
+    python3 -m tools.endurance together [--videos 50]
 
 Run it with the Python of a ComfyUI environment (`tools/dev.py` makes one in its cache) and COMFYUI_PATH set.
 """
@@ -23,7 +23,9 @@ from tools.server import Server, make_base
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tools.endurance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()))
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("faults").add_argument("--prompts", type=int, default=500)
