@@ -181,8 +181,9 @@ class UltraGenSaveVideo(Node):
 
     @classmethod
     def folders(cls) -> Folders:
-        output, temp = folder_paths.get_output_directory(), folder_paths.get_temp_directory()
-        return Folders(output, temp, folder_paths.get_save_image_path)
+        kinds = io.FolderType.output, io.FolderType.temp, io.FolderType.input
+        paths = (folder_paths.get_directory_by_type(kind.value) for kind in kinds)
+        return Folders(*paths, folder_paths.get_save_image_path)
 
     @classmethod
     def metadata(cls) -> dict:

@@ -29,9 +29,10 @@ def narrow_vae(seed: int = 0) -> comfy.sd.VAE:
 
 
 def folders_in(base: Path) -> Folders:
-    for name in ("output", "temp"):
-        (base / name).mkdir(exist_ok=True)
-    return Folders(str(base / "output"), str(base / "temp"), folder_paths.get_save_image_path)
+    folders = [base / name for name in ("output", "temp", "input")]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    return Folders(*map(str, folders), folder_paths.get_save_image_path)
 
 
 def settings(codec: str = "FFV1 lossless RGB", prefix: str = "video/clip", **more) -> VideoSettings:

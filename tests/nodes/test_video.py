@@ -32,10 +32,8 @@ SAVE = {
 @pytest.fixture
 def base(tmp_path, monkeypatch):
     folders = folders_in(tmp_path)
-    (tmp_path / "input").mkdir()
-    monkeypatch.setattr(folder_paths, "output_directory", folders.output)
-    monkeypatch.setattr(folder_paths, "temp_directory", folders.temp)
-    monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
+    for name in ("output", "temp", "input"):
+        monkeypatch.setattr(folder_paths, f"{name}_directory", getattr(folders, name))
     return tmp_path
 
 

@@ -174,6 +174,26 @@ def test_a_latent_that_finds_no_room_does_not_stop_the_video(tmp_path, vae, monk
     assert files(tmp_path / "output") == ["video/clip_00001_.mkv"]
 
 
+@pytest.mark.parametrize("failure", ["gone", "full"])
+def test_a_latent_that_the_output_folder_cannot_take_is_kept_in_the_input_folder(tmp_path, vae, monkeypatch, failure):
+    folders, samples, write = folders_in(tmp_path), noise(1, 16, 1, 6, 8), Path.write_bytes
+    if failure == "gone":
+        (tmp_path / "output").rmdir()
+        (tmp_path / "output").symlink_to(tmp_path / "a disk that is not connected")
+
+    def full(path, content):
+        if path.is_relative_to(folders.output):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(save, "stream_decode", lambda *_: 1 / 0)
+    with pytest.raises(Exception, match=r"\nThe latent is kept in .*ultragen_00001_.latent. UltraGen Load Latent"):
+        save_video(vae, {"samples": samples}, settings(), folders, {})
+    assert files(tmp_path) == ["input/ultragen_00001_.latent"]
+    assert torch.equal(load_latent(tmp_path / "input/ultragen_00001_.latent"), samples)
+
+
 def test_a_latent_that_somebody_removed_is_no_error(tmp_path, vae):
     def say(text):
         if text == "encoding: 100 %":

@@ -32,26 +32,25 @@ class KeptLatent:
     def write(cls, vae, samples: torch.Tensor, request: Request) -> KeptLatent:
         """Write `samples` to output/latents under the video's name.
 
-        Falls back to the name "ultragen", then to the output folder itself. Never raises: a latent that cannot be kept
-        must not stop the video.
+        Falls back to the name "ultragen", then to the output folder itself, then to the input folder, which may be on
+        another disk. Never raises: a latent that cannot be kept must not stop the video.
         """
-        choice, failure = request.settings.keep_latent, ""
+        choice, folders, failure = request.settings.keep_latent, request.folders, ""
         if choice == KEEP_NEVER:
             return cls(None, choice)
         size = _video_size(vae, samples, request.settings.crop)
-        prefixes = [f"latents/{DEFAULT_NAME}", DEFAULT_NAME]
+        places = [(folders.output, f"latents/{DEFAULT_NAME}"), (folders.output, DEFAULT_NAME)]
+        places.append((folders.input, DEFAULT_NAME))
         with suppress(Exception):  # a prefix that cannot be filled in, which check_request reports later
-            prefixes.insert(0, f"latents/{request.prefix}")
-        for prefix in prefixes:
+            places.insert(0, (folders.output, f"latents/{request.prefix}"))
+        for folder, prefix in places:
             try:
-                names = request.folders.make_names(request.folders.output, prefix, SUFFIX.removeprefix("."), *size)
+                names = folders.make_names(folder, prefix, SUFFIX.removeprefix("."), *size)
                 path = save_latent(names, samples, request.texts)
                 log.info("UltraGen: the latent is kept in %s.", path)
                 return cls(path, choice)
             except Exception as error:
-                failure = "its disk is full" if is_full(error) else str(error) or type(error).__name__
-                if is_full(error):
-                    break
+                failure = failure or ("its disk is full" if is_full(error) else str(error) or type(error).__name__)
         return cls(None, choice, f"The latent could not be kept: {failure}")
 
     def location(self) -> str:

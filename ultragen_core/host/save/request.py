@@ -44,10 +44,11 @@ RAM_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Folders:
-    """ComfyUI's output and temp folder, and its `get_save_image_path`, which numbers names and keeps them inside."""
+    """ComfyUI's folders, and its `get_save_image_path`, which numbers names and keeps them inside."""
 
     output: str
     temp: str
+    input: str
     save_image_path: Callable[[str, str, int, int], tuple[str, str, int, str, str]]
 
     def make_names(self, folder: str, prefix: str, extension: str, width: int = 0, height: int = 0) -> Iterator[Path]:
