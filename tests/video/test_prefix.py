@@ -60,6 +60,13 @@ def test_what_a_prefix_becomes(prefix, safe):
     assert safe_prefix(prefix, "/out") == safe
 
 
+@pytest.mark.parametrize(("encoding", "safe"), [("ascii", "caf_/_"), ("latin-1", "café/_"), ("utf-8", "café/湖")])
+def test_letters_that_file_names_of_this_system_cannot_hold_are_replaced(monkeypatch, encoding, safe):
+    """ComfyUI would say that such a name leads out of its folder."""
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: encoding)
+    assert safe_prefix("café/湖", "/out") == safe
+
+
 @pytest.mark.parametrize("prefix", ["..", "../a", "a/../../b", "..\\a", "/a", "/out/../a", "/output", "C:\\a", "\\\\s"])
 def test_nothing_leads_outside(prefix):
     with pytest.raises(ValueError, match="inside the output folder /out, got .*--output-directory"):

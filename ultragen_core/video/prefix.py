@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 
@@ -12,8 +13,8 @@ from ..storage.files import WINDOWS_DEVICE
 
 DEFAULT_NAME = "ultragen"  # for an empty prefix; ComfyUI's own default begins with a dot, which hides the file
 
-# Control characters, what Windows forbids, and lone surrogates, which no file system can store.
-_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\ud800-\udfff]')
+# Control characters, and what Windows forbids.
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*]')
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:[/\\]")
 # The longest ending that is appended to a name.
 _ENDING = "_00001_.latent.part"
@@ -38,7 +39,7 @@ def safe_prefix(prefix: str, folder: str) -> str:
         inside = os.path.relpath(prefix, folder) if os.path.isabs(prefix) and same_root else ".."
     else:
         inside = prefix
-    path = posixpath.normpath(_FORBIDDEN.sub("_", inside).replace("\\", "/"))
+    path = posixpath.normpath(_FORBIDDEN.sub("_", _encodable(inside)).replace("\\", "/"))
     *folders, name = path.split("/")
     if ".." in (*folders, name):
         raise ValueError(
@@ -47,6 +48,12 @@ def safe_prefix(prefix: str, folder: str) -> str:
         )
     folders = [_storable(each.rstrip(" .")) for each in folders]
     return "/".join([*folders, DEFAULT_NAME if name.strip(" .") == "" else _storable(name)])
+
+
+def _encodable(text: str) -> str:
+    """Replace by ? what this system's file names cannot hold: lone surrogates, and without UTF-8 many letters."""
+    encoding = sys.getfilesystemencoding()
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def _storable(name: str) -> str:
