@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import re
 import sys
 
 import execution
@@ -17,6 +18,7 @@ from comfy_api.latest import io
 
 import nodes as comfyui_nodes
 
+SECOND_COPY = r"installed twice, in the folders ultragen-old and \S+ of custom_nodes\. Remove one"
 BYTES_NAME = "gr\udcf6n.ckpt"  # not UTF-8, as Python hands it on
 SOCKETS = {"LATENT": {"samples": torch.zeros(1, 16, 1, 8, 8)}}
 
@@ -250,3 +252,13 @@ def called_once(node, inputs: dict):
     """Call execute on ComfyUI's copy of the class, with the inputs unchanged."""
     node.VALIDATE_CLASS()
     return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}} if hasattr(io, "V3Data") else {}).execute(**inputs)
+
+
+def test_a_second_copy_of_the_pack_is_said_in_the_log(pack, monkeypatch, caplog):
+    """ComfyUI takes the nodes of the copy that it loads last, but answers the canvas from the first."""
+    asyncio.run(pack.comfy_entrypoint())
+    assert not re.search(SECOND_COPY, caplog.text)
+    other = type("OfAnotherCopy", (), {"RELATIVE_PYTHON_MODULE": "custom_nodes.ultragen-old"})
+    monkeypatch.setitem(comfyui_nodes.NODE_CLASS_MAPPINGS, "UltraGenLoadModel", other)
+    asyncio.run(pack.comfy_entrypoint())
+    assert re.search(SECOND_COPY, caplog.text)

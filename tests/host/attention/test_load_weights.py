@@ -6,6 +6,7 @@ import gc
 import os
 from pathlib import Path
 
+import comfy.cli_args
 import comfy.model_management
 import pytest
 import torch
@@ -98,6 +99,13 @@ def test_what_comfyui_cannot_build_is_a_sentence(checkpoint):
     path = checkpoint(change=lambda state: state | {"text_embedding.2.weight": torch.zeros(3, 5)})
     with pytest.raises(WeightsError, match="ComfyUI cannot build a model from ultragen_1080p.* .*size mismatch"):
         load_model(path)
+
+
+def test_an_option_that_no_wan_model_can_be_built_with_is_not_the_files_fault(checkpoint, monkeypatch):
+    monkeypatch.setattr(comfy.cli_args.args, "force_channels_last", True)
+    with pytest.raises(WeightsError, match="Start ComfyUI without --force-channels-last") as refused:
+        load_model(checkpoint())
+    assert "Download" not in str(refused.value)
 
 
 @pytest.mark.parametrize("ending", ["ckpt", "safetensors"])

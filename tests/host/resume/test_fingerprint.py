@@ -221,12 +221,20 @@ def test_a_file_replaced_while_this_process_runs_is_neither_the_old_nor_the_new(
     assert len({str(each) for each in (old, between, facts_of(a_file, file="a"))}) == 3
 
 
-def test_options_that_change_numbers_count_and_those_of_the_vae_do_not(monkeypatch):
+@pytest.mark.parametrize(
+    ("option", "counts"),
+    [
+        ("force_upcast_attention", True),
+        ("enable_triton_backend", True),  # other kernels for rotations and quantised weights
+        ("fp32_vae", False),
+        ("fast_disk", False),  # what users who ran out of RAM add before they continue
+    ],
+)
+def test_options_that_change_the_models_numbers_count_and_no_others(monkeypatch, option, counts):
+    monkeypatch.setattr(comfy.cli_args.args, option, False, raising=False)  # 0.3.75 lacks some
     before = digest(numeric_options())
-    monkeypatch.setattr(comfy.cli_args.args, "fp32_vae", True)
-    assert digest(numeric_options()) == before
-    monkeypatch.setattr(comfy.cli_args.args, "force_upcast_attention", True)
-    assert digest(numeric_options()) != before
+    monkeypatch.setattr(comfy.cli_args.args, option, True)
+    assert (digest(numeric_options()) != before) == counts
 
 
 @pytest.mark.parametrize(("switch", "value"), [("ULTRAGEN_TRITON", "0"), ("ULTRAGEN_ATTENTION", "comfyui")])

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import comfy.ldm.wan.model
+import comfy.model_management
 import comfy.sd
 import torch
 
@@ -42,6 +43,7 @@ WEIGHT_DTYPES = {
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
 """What weight_dtype offers, with the model_options of each. fp8_e4m3fn_fast also multiplies matrices in fp8."""
+IMAGES_ONLY = "Start ComfyUI without --force-channels-last, which no model of videos can be built with."
 AGAIN = "Download the file again, whole, or load it with ComfyUI's Load Diffusion Model and UltraGen Apply."
 # T3-Video's checkpoints have no keys of their own; this matches the published file names and names of conversions.
 T3_NAME = re.compile(r"(?<![a-z0-9])t3[-_ ]?video", re.IGNORECASE)
@@ -164,7 +166,8 @@ def _load_base(base: StateDict, path: Path, model_options: dict, **kwargs):
         if is_host_out_of_memory(error):
             raise too_large_for_ram(path) from error
         reason = printable(f"{type(error).__name__}: {error}", 500)
-        raise WeightsError(f"ComfyUI cannot build a model from {name} ({reason}). {AGAIN}") from error
+        way_out = IMAGES_ONLY if comfy.model_management.force_channels_last() else AGAIN
+        raise WeightsError(f"ComfyUI cannot build a model from {name} ({reason}). {way_out}") from error
     if model is None:
         raise WeightsError(f"ComfyUI does not recognise {name} as a diffusion model. Expected Wan, such as {SOURCE}.")
     _check_filled(model.model.diffusion_model, given, name)

@@ -21,9 +21,12 @@ from .digest import digest
 from .graph_digest import GraphDigest
 
 STATE, RESULT = "state", "result"
-# Words in the names of ComfyUI's options that change what a model computes; those of other models do not count.
-NUMERIC_OPTIONS = ("fp8", "fp16", "fp32", "fp64", "bf16", "attention", "xformers", "upcast", "fast", "deterministic")
-OTHER_MODELS = ("vae", "text_enc")
+# Words in the names of ComfyUI's options that change what a model computes.
+NUMERIC_OPTIONS = (
+    "fp8", "fp16", "fp32", "fp64", "bf16", "attention", "xformers", "upcast", "fast", "deterministic", "triton",
+)  # fmt: skip
+# Words in such names of options for other models, and for where weights are kept.
+OTHER_OPTIONS = ("vae", "text_enc", "disk")
 # Environment variables of this pack that do so.
 SWITCHES = ("ULTRAGEN_ATTENTION", "ULTRAGEN_TRITON")
 # Attributes of a guider that belong to one run or are compared in other entries.
@@ -115,5 +118,5 @@ def _texts(value: object) -> Iterator[str]:
 def numeric_options() -> dict[str, object]:
     options = vars(comfy.cli_args.args).items()
     counts = {name: value for name, value in options if any(word in name for word in NUMERIC_OPTIONS)}
-    counts = {name: value for name, value in counts.items() if not any(word in name for word in OTHER_MODELS)}
+    counts = {name: value for name, value in counts.items() if not any(word in name for word in OTHER_OPTIONS)}
     return counts | {name: os.environ.get(name) for name in SWITCHES}
