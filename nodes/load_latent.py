@@ -9,7 +9,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..ultragen_core.storage.files import file_within
+from ..ultragen_core.storage.files import file_within, files_in
 from ..ultragen_core.video.latents import SUFFIX, count_not_finite, load_latent, newest_first
 from .base import Node
 
@@ -37,8 +37,8 @@ class UltraGenLoadLatent(Node):
     @classmethod
     def choices(cls) -> list[str]:
         output = Path(folder_paths.get_output_directory())
-        names = {path: path.name for path in Path(folder_paths.get_input_directory()).glob(f"*{SUFFIX}")}
-        kept = [*output.glob(f"*{SUFFIX}"), *(output / "latents").rglob(f"*{SUFFIX}")]
+        names = {path: path.name for path in files_in(Path(folder_paths.get_input_directory()), SUFFIX)}
+        kept = [*files_in(output, SUFFIX), *files_in(output / "latents", SUFFIX, deep=True)]
         names |= {path: f"{path.relative_to(output).as_posix()} [output]" for path in kept}
         return [names[path] for path in newest_first(names)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import folder_paths
@@ -13,7 +14,7 @@ from ..ultragen_core.printable import printable
 from ..ultragen_core.prompts.entries import MAX_SEED
 from ..ultragen_core.prompts.formats import AUTO, ENDINGS, FORMATS, MAX_BYTES
 from ..ultragen_core.prompts.items import NO_FILE, WHOLE_LIST, Item, chosen_items, read_list
-from ..ultragen_core.storage.files import file_within
+from ..ultragen_core.storage.files import file_within, files_in
 from ..ultragen_core.video.image import read_image
 from .base import Node
 from .questions import add_question, mapping
@@ -128,9 +129,8 @@ class UltraGenPrompts(Node):
 
     @classmethod
     def prompt_files(cls) -> list[str]:
-        folder = cls.folder()
-        names = (path.name for path in folder.glob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-        return sorted(name for name in names if name == printable(name))
+        found = (path for path in files_in(cls.folder()) if path.suffix.lower() in ENDINGS and os.path.isfile(path))
+        return sorted(path.name for path in found if path.name == printable(path.name))
 
     @classmethod
     def folder(cls) -> Path:

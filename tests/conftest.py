@@ -158,6 +158,12 @@ def dense(tiny_path):
 
 
 @pytest.fixture
+def unreadable(tmp_path) -> str:
+    """A folder that the system refuses to look into, as one on a network disk that is not connected."""
+    return str(tmp_path / ("x" * 300))
+
+
+@pytest.fixture
 def looked_up(monkeypatch):
     """The names, as text, that the file system is asked for."""
     names = []

@@ -73,6 +73,11 @@ def test_files_of_the_input_folder(node, folder):
             execute(node, "", name)
 
 
+def test_a_folder_that_cannot_be_read_has_no_files(node, unreadable, monkeypatch):
+    monkeypatch.setattr("folder_paths.get_input_directory", lambda: unreadable)
+    assert node.prompt_files() == []
+
+
 def test_known_when_it_is_queued(node, folder):
     assert node.validate_inputs(text="a") is True
     assert node.validate_inputs(text="a\nb", index=1) is True

@@ -180,6 +180,15 @@ def test_the_newest_latent_is_the_first_choice(base, nodes):
     assert load.fingerprint_inputs(latent="a.latent") != before
 
 
+def test_a_folder_that_cannot_be_read_has_no_latents(base, nodes, unreadable, monkeypatch):
+    """ComfyUI could not load the pack while the disk of its output folder was not connected."""
+    (base / "input/a.latent").touch()
+    monkeypatch.setattr(folder_paths, "output_directory", unreadable)
+    assert nodes["UltraGenLoadLatent"].choices() == ["a.latent"]
+    monkeypatch.setattr(folder_paths, "input_directory", unreadable)
+    assert nodes["UltraGenLoadLatent"].choices() == []
+
+
 def test_a_name_that_comes_through_a_link_is_not_known_yet(nodes):
     load = nodes["UltraGenLoadLatent"]
     assert load.validate_inputs(latent=None) is True

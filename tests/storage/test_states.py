@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -152,6 +153,11 @@ def test_beyond_the_limit_those_saved_first_go(states, tmp_path, monkeypatch):
     states.evict(3 * size, lambda entry: entry.step == 1)
     assert [states.load(run(number)) is not None for number in range(6)] == [False, True, False, False, True, True]
     assert "mine.safetensors" in files(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_has_no_states(unreadable):
+    states = StateFolder(Path(unreadable))
+    assert states.load(RUN) is None and states.changes(RUN) is None
 
 
 def test_parts_of_a_killed_process_go_after_a_day(states, tmp_path):

@@ -171,6 +171,17 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _DISK_FULL
 
 
+def files_in(folder: Path, ending: str = "", deep: bool = False) -> Iterator[Path]:
+    """Yield what `folder` holds except folders, by the ending of names. deep: what its subfolders hold too.
+
+    A folder that cannot be read holds nothing: a disk that is not connected must not keep the nodes from loading.
+    """
+    for path, _, names in os.walk(folder):
+        yield from (Path(path) / name for name in names if name.endswith(ending))
+        if not deep:
+            return
+
+
 def file_within(folder: Path, name: str) -> Path:
     """Return the file `name` within `folder`. Links are followed, as ComfyUI's own nodes do.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from .files import UNFINISHED, finished_file
+from .files import UNFINISHED, files_in, finished_file
 from .safetensors_file import read_header, read_tensors
 
 # Two entries of a fingerprint locate a run and do not identify it: its node with the position in ComfyUI's lists, and
@@ -132,7 +132,7 @@ class StateFolder:
         """
         files = sorted(self._state_files(), key=lambda file: file.saved)
         for path in set(self._paths()) - {file.path for file in files}:
-            if _age(path) > DAY and not path.is_dir():
+            if _age(path) > DAY:
                 path.unlink(missing_ok=True)
         excess = sum(file.size for file in files) - limit
         for file in files:
@@ -147,7 +147,7 @@ class StateFolder:
         return self._folder / (identity(fingerprint) + _SUFFIX)
 
     def _paths(self) -> list[Path]:
-        return [path for path in self._folder.glob("*") if _OURS.fullmatch(path.name)]
+        return [path for path in files_in(self._folder) if _OURS.fullmatch(path.name)]
 
     def _state_files(self) -> Iterator[StateFile]:
         for path in self._paths():
