@@ -176,7 +176,7 @@ def test_a_latent_that_finds_no_room_does_not_stop_the_video(tmp_path, vae, monk
 
 @pytest.mark.parametrize("failure", ["gone", "full"])
 def test_a_latent_that_the_output_folder_cannot_take_is_kept_in_the_input_folder(tmp_path, vae, monkeypatch, failure):
-    folders, samples, write = folders_in(tmp_path), noise(1, 16, 1, 6, 8), Path.write_bytes
+    folders, samples, write = folders_in(tmp_path), seeded(1, 16, 1, 6, 8), Path.write_bytes
     if failure == "gone":
         (tmp_path / "output").rmdir()
         (tmp_path / "output").symlink_to(tmp_path / "a disk that is not connected")
