@@ -39,8 +39,8 @@ class FeatureBuffer:
 
     def move_to(self, device: torch.device) -> None:
         """Move what is stored to `device`."""
-        self.device = device
         self._frames = self._frames.to(device)
+        self.device = device
 
     def read(self, index: int, rect: Rect, context: Context) -> Tensor:
         """The part `rect` of one frame, zero beyond the map: a new tensor (1, c, 1, *rect.size) on context.device."""

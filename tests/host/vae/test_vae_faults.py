@@ -379,3 +379,34 @@ def test_an_encode_whose_last_phase_finds_no_memory_moves_the_features(monkeypat
     monkeypatch.setattr(run.encode, "whole_frames", scarce)
     assert close(exact.encode(vae, pixels), vae.encode(pixels))
     assert devices == [features_elsewhere, torch.device("cpu")]
+
+
+def scarce_ram(self, *given, **more):
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
+
+@pytest.mark.parametrize("use", ["decode", "encode"])
+def test_features_that_find_no_memory_are_named_with_the_way_out(monkeypatch, vae, samples, use):
+    fallback_reason(vae)
+    monkeypatch.setattr(FeatureBuffer, "__init__", scarce_ram)
+    given = samples if use == "decode" else torch.rand(5, 72, 80, 3)
+    message = "MiB for the features of 2 latent frames of 80x72 pixels, which could not.*smaller or shorter video"
+    with pytest.raises(NotEnoughMemory, match=message):
+        getattr(exact, use)(vae, given)
+
+
+def test_frames_that_are_complete_move_with_the_features(monkeypatch, vae, samples, reference, features_elsewhere):
+    whole, asked = run.decode.whole_frames, []
+
+    def scarce(head, z, indices, context, features, send):
+        indices = list(indices)
+        asked.append((features.device, indices))
+        if len(asked) == 1:
+            whole(head, z, indices[:1], context, features, send)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        whole(head, z, indices, context, features, send)
+
+    fallback_reason(vae)
+    monkeypatch.setattr(run.decode, "whole_frames", scarce)
+    assert close(exact.decode(vae, samples, 64), reference)
+    assert asked == [(features_elsewhere, [0, 1]), (torch.device("cpu"), [1])]

@@ -108,7 +108,7 @@ def test_whole_frames_are_repeated_only_with_the_features_on_another_device():
         work = failing(9, accelerator("CUDA error: out of memory"), tries)
         attempts = [functools.partial(work, home) for home in tile_size.TileChoice(64, features_device).homes]
         with pytest.raises(NotEnoughMemory, match="whole frame of 8x8 pixels"):
-            retry.whole_frame_pass(attempts, "8x8 pixels", 1, GPU)
+            retry.whole_frame_pass(attempts, (8, 8), 1, GPU)
         assert tries == expected
 
 
@@ -176,6 +176,7 @@ def test_a_smallest_tile_above_the_largest_tensor_is_refused(apple, wan):
 
 def test_an_encode_of_large_tiles_is_bounded_too(apple, wan, monkeypatch):
     chosen = []
+    monkeypatch.setattr(run, "feature_buffer", lambda *given: None)
     monkeypatch.setattr(run, "tiled_pass", lambda work, tile, *rest: chosen.append(tile))
     monkeypatch.setattr(run, "whole_frame_pass", lambda *given: torch.empty(1, 32, 1, 1, 1))
     x = torch.empty(1, 3, 5, 4096, 4096, device="meta")

@@ -26,28 +26,40 @@ def tiled_pass(run: Callable[[int], None], tile: int, tile_need: Callable[[int],
     """
     while not _succeeds(functools.partial(run, tile), device):
         if tile <= SMALLEST_TILE:
-            raise NotEnoughMemory(
-                f"The VAE needs about {tile_need(tile) / 2**20:.0f} MiB for its smallest tile of {tile} pixels,"
-                f" which could not be allocated. {_way_out(device)} and run this node again."
-            )
+            needed = _needed(tile_need(tile), f"its smallest tile of {tile} pixels")
+            raise NotEnoughMemory(f"{needed} {_way_out(device)} and run this node again.")
         smaller = max(SMALLEST_TILE, tile // 2)
         log.warning("UltraGen VAE: memory ran out with tiles of %d pixels, continuing with %d.", tile, smaller)
         tile = smaller
 
 
-def whole_frame_pass(attempts: Sequence[Callable[[], T]], size: str, frame_need: int, device: torch.device) -> T:
+def feature_buffer(
+    attempts: Sequence[Callable[[], T]], length: int, size: tuple[int, int], need: int, device: torch.device
+) -> T:
+    """The first buffer of `attempts` that memory suffices for.
+
+    length, size, need: the latent frames, a frame's rows and columns of pixels, and the buffer's bytes, for the
+    message. Raises NotEnoughMemory.
+    """
+    needed = _needed(need, f"the features of {length} latent frames of {size[1]}x{size[0]} pixels")
+    return _first_that_fits(attempts, device, f"{needed} {_way_out(device)}, or choose a smaller or shorter video.")
+
+
+def whole_frame_pass(attempts: Sequence[Callable[[], T]], size: tuple[int, int], need: int, device: torch.device) -> T:
     """The result of the first of `attempts` that memory suffices for; each takes less than the one before.
 
-    size, frame_need: the frame's and its bytes, for the message. Raises NotEnoughMemory.
+    size, need: the frame's rows and columns of pixels, and its bytes, for the message. Raises NotEnoughMemory.
     """
+    needed = _needed(need, f"its attention over a whole frame of {size[1]}x{size[0]} pixels")
+    return _first_that_fits(attempts, device, f"{needed} {_way_out(device)}, or choose a smaller video.")
+
+
+def _first_that_fits(attempts: Sequence[Callable[[], T]], device: torch.device, message: str) -> T:
     results: list[T] = []
     for attempt in attempts:
         if _succeeds(lambda attempt=attempt: results.append(attempt()), device):
             return results[0]
-    raise NotEnoughMemory(
-        f"The VAE's attention over a whole frame of {size} needs about {frame_need / 2**20:.0f} MiB, which could not"
-        f" be allocated. {_way_out(device)}, or choose a smaller video."
-    )
+    raise NotEnoughMemory(message)
 
 
 def _succeeds(run: Callable[[], object], device: torch.device) -> bool:
@@ -72,9 +84,13 @@ def ram_ran_out(error: BaseException) -> NotEnoughMemory:
     """The error to raise when the computer's memory, not the GPU's, ran out."""
     reason = str(error).partition("\n")[0] or type(error).__name__
     return NotEnoughMemory(
-        "The computer's memory (RAM), not the GPU's, ran out in the VAE. Close other programs, choose a shorter or"
-        f" smaller video, or decode with UltraGen Save Video, which needs less than images do. ({reason})"
+        "The computer's memory (RAM), not the GPU's, ran out in the VAE. Close other programs, or choose a smaller or"
+        f" shorter video. UltraGen Save Video needs less of it than a decode to images. ({reason})"
     )
+
+
+def _needed(need: int, purpose: str) -> str:
+    return f"The VAE needs about {need / 2**20:.0f} MiB for {purpose}, which could not be allocated."
 
 
 def _way_out(device: torch.device) -> str:

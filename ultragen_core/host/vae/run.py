@@ -20,7 +20,7 @@ from ..compat import cast_parameters
 from ..memory import may_pin
 from ..multigpu.devices import Workers
 from .gpus import WAITING, MultiGPUPasses, Work, on_device
-from .retry import tiled_pass, whole_frame_pass
+from .retry import feature_buffer, tiled_pass, whole_frame_pass
 from .tile_size import HOST, choose_tile, decode_needs, encode_needs, shared_candidates
 
 Report = Callable[[int, int], None]
@@ -75,11 +75,14 @@ def decode_video(
     choice = choose_tile(vae, tile, max(run.size), needs, others, candidates)
     run_pass = _pass_here(vae)
     with on_device(vae.device):
+        buffers = [functools.partial(run.buffer_on, device) for device in choice.homes]
+        run.features = feature_buffer(buffers, run.length, run.size, needs.features, vae.device)
+        choice = choice._replace(features_device=run.features.device)
         attempts = [functools.partial(run.whole_frames, choice.tile, run_pass, device) for device in choice.homes]
         if choice.others:
             run_pass = MultiGPUPasses(vae, layers, workers, [vae.device, *choice.others]).run
             attempts.insert(0, functools.partial(run.whole_frames, choice.tile, run_pass, HOST))
-        whole_frame_pass(attempts, f"{run.size[1]}x{run.size[0]} pixels", needs.frames, vae.device)
+        whole_frame_pass(attempts, run.size, needs.frames, vae.device)
         tiled_pass(functools.partial(run.tiles, run_pass), choice.tile, needs.tile, vae.device)
 
 
@@ -96,21 +99,22 @@ class _Decode:
         self.length, self.latents = z.shape[2], tuple(z.shape[-2:])
         self.size = output_size(self.tail, self.latents)
         self._dtype, self._z, self._emit, self._progress = vae.vae_dtype, z, emit, ProgressCounter(report)
-        self._features: FeatureBuffer | None = None
+        self.features: FeatureBuffer | None = None  # set before the passes
         self._frames_done: set[int] = set()
         self._tiles_done = DecodedArea(self.size)
 
+    def buffer_on(self, device: torch.device) -> FeatureBuffer:
+        channels = self.head[-1].proj.out_channels
+        return FeatureBuffer(self.length, self.latents, channels, self._dtype, device, may_pin())
+
     def whole_frames(self, tile: int, run_pass: Pass, device: torch.device) -> None:
         """Compute the features that are missing, in memory of `device`. tile: the next pass's, for the progress."""
-        if self._features is None or self._features.device != device:
-            channels = self.head[-1].proj.out_channels
-            self._features = FeatureBuffer(self.length, self.latents, channels, self._dtype, device, may_pin())
-            self._frames_done = set()
+        self.features.move_to(device)
         missing = [index for index in range(self.length) if index not in self._frames_done]
         self._progress.restart(self.length - len(missing), self._total(self.grid(tile)))
 
         def work(indices: Iterable[int], context: Context, send: Callable[[int], None]) -> None:
-            decode.whole_frames(self.head, self._z, indices, context, self._features, send)
+            decode.whole_frames(self.head, self._z, indices, context, self.features, send)
 
         def take(index: int) -> None:
             self._frames_done.add(index)
@@ -125,7 +129,7 @@ class _Decode:
         self._progress.restart(self._total(grid) - self.length * len(missing), self._total(grid))
 
         def work(tiles: Iterable[Rect], context: Context, send: decode.Emit) -> None:
-            decode.in_tiles(self.tail, self._features, grid, tiles, context, send)
+            decode.in_tiles(self.tail, self.features, grid, tiles, context, send)
 
         def take(frames: slice, rect: Rect, pixels: Tensor) -> None:
             self._emit(frames, rect, pixels)
@@ -153,7 +157,6 @@ def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, repo
     latents = output_size(head, size)
     needs = encode_needs(layers, x.shape[1:], vae.vae_dtype, tensor_limit(vae.device))
     choice, progress = choose_tile(vae, tile, max(size), needs), ProgressCounter(report)
-    whole_frame = f"{size[1]}x{size[0]} pixels", needs.frames, vae.device
     buffer_on = functools.partial(FeatureBuffer, length, latents, tail[0].proj.out_channels, vae.vae_dtype)
 
     def pixels(frames: slice, rect: Rect) -> Tensor:
@@ -171,8 +174,9 @@ def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, repo
         return encode.whole_frames(tail, features, context_of(vae), progress.tick)
 
     with on_device(vae.device):
-        features = whole_frame_pass([functools.partial(buffer_on, device) for device in choice.homes], *whole_frame)
+        buffers = [functools.partial(buffer_on, device) for device in choice.homes]
+        features = feature_buffer(buffers, length, size, needs.features, vae.device)
         tiled_pass(tiles, choice.tile, needs.tile, vae.device)
         attempts = [functools.partial(frames, device) for device in choice.homes]
-        moments = whole_frame_pass(attempts, *whole_frame)
+        moments = whole_frame_pass(attempts, size, needs.frames, vae.device)
     return moments.chunk(2, dim=1)[0]
