@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from ultragen_core.pinned_copy import PinnedCopyQueue
+from ultragen_core.pinned_copy import DEPTH, PinnedCopyQueue
 
 
 class OnGPU(torch.Tensor):
@@ -61,10 +61,10 @@ def test_each_copy_waits_for_its_own_device(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more))
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     sources, target = torch.rand(6, 3), torch.zeros(6, 3)
-    copies = PinnedCopyQueue(depth=2)
+    copies = PinnedCopyQueue()
     for row in range(6):
         copies.copy(sources[row].as_subclass((OnFirst, OnSecond)[row // 2 % 2]), target[row])
     assert [str(device) for device in recorded] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1", "cuda:0", "cuda:0"]
-    assert waited == recorded[:4] and torch.equal(target[:4], sources[:4])
+    assert waited == recorded[:-DEPTH] and torch.equal(target[:-DEPTH], sources[:-DEPTH])
     copies.finish()
     assert waited == recorded and torch.equal(target, sources)

@@ -105,16 +105,16 @@ def window_partition(x: Tensor, windows: tuple[int, int, int], strided: bool = F
     return _move_as_int64(lambda y: window_view(y, windows, strided).reshape(-1, tokens, y.shape[-1]), x)
 
 
-def window_unpartition(
-    x: Tensor, windows: tuple[int, int, int], window_grid: TokenGrid, strided: bool = False
-) -> Tensor:
-    """The exact inverse of `window_partition`; `window_grid` is the extent of one window."""
-    order = (0, 4, 1, 5, 2, 6, 3, 7) if strided else (0, 1, 4, 2, 5, 3, 6, 7)
+def window_unpartition(x: Tensor, windows: tuple[int, int, int], window_grid: TokenGrid) -> Tensor:
+    """The exact inverse of `window_partition`; `window_grid` is the extent of one window.
+
+    Strided windows go back through `window_view`.
+    """
     grid = [n * length for n, length in zip(windows, window_grid, strict=True)]
 
     def move(y: Tensor) -> Tensor:
         split = y.view(-1, *windows, *window_grid, y.shape[-1])
-        return split.permute(order).reshape(-1, *grid, y.shape[-1])
+        return split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(-1, *grid, y.shape[-1])
 
     return _move_as_int64(move, x)
 

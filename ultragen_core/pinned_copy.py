@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 BUFFER_BYTES = 64 * 2**20
+DEPTH = 3  # copies that may be under way
 
 log = logging.getLogger(__name__)
 
@@ -23,18 +24,18 @@ def empty_pinned(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | Non
 
 
 class PinnedCopyQueue:
-    """Copies device tensors into host tensors through pinned memory, at most `depth` copies behind the devices.
+    """Copies device tensors into host tensors through pinned memory, at most DEPTH copies behind the devices.
 
-    A target is complete once `finish()` has returned. The small depth also keeps the host from queueing minutes of
-    work ahead of the device, so that an interruption takes effect at once. Where pinned memory is not wanted (`pinned`)
-    or not available, each copy waits for the device: slower, with the same result.
+    A target is complete once `finish()` has returned. DEPTH is small, which also keeps the host from queueing minutes
+    of work ahead of the device, so that an interruption takes effect at once. Where pinned memory is not wanted
+    (`pinned`) or not available, each copy waits for the device: slower, with the same result.
     """
 
-    def __init__(self, depth: int = 3, pinned: bool = True):
+    def __init__(self, pinned: bool = True):
         self._pinned = pinned
         self._buffers: list[torch.Tensor] = []
         # Source in pinned memory, target, and the event after which the source is complete.
-        self._pending: list[tuple[torch.Tensor, torch.Tensor, torch.cuda.Event] | None] = [None] * depth
+        self._pending: list[tuple[torch.Tensor, torch.Tensor, torch.cuda.Event] | None] = [None] * DEPTH
         self._next = 0
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
@@ -47,7 +48,7 @@ class PinnedCopyQueue:
         if not source.is_cuda or target.is_cuda or size > BUFFER_BYTES or not self._pin(index):
             target.copy_(source)
             return
-        self._next = (index + 1) % len(self._pending)
+        self._next = (index + 1) % DEPTH
         self._complete(index)
         staged = self._buffers[index][:size].view(source.dtype).view(source.shape)
         staged.copy_(source, non_blocking=True)
@@ -55,8 +56,8 @@ class PinnedCopyQueue:
 
     def finish(self) -> None:
         """Wait until every queued copy is complete."""
-        for step in range(len(self._pending)):
-            self._complete((self._next + step) % len(self._pending))
+        for step in range(DEPTH):
+            self._complete((self._next + step) % DEPTH)
 
     def _pin(self, index: int) -> bool:
         """Whether buffer `index` exists, pinning it at first use. After one refusal no more is asked for."""

@@ -43,15 +43,14 @@ def test_a_window_is_a_rectangle_of_the_frame_with_all_frames():
     assert windows[4].flatten().tolist() == x[0, :, 2:4, 2:4].flatten().tolist()
 
 
-@pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("windows", [(1, 1, 1), (4, 3, 2), (2, 1, 5), (4, 6, 10)])
-def test_partition_in_time_and_strided_round_trips(windows, strided):
+def test_partition_in_time_round_trips(windows):
     grid = TokenGrid(4, 6, 10)
     x = seeded(2, *grid, 3)
-    parts = window_partition(x, windows, strided)
+    parts = window_partition(x, windows)
     extent = TokenGrid(*(length // n for length, n in zip(grid, windows, strict=True)))
     assert parts.shape == (2 * windows[0] * windows[1] * windows[2], extent.tokens, 3)
-    assert torch.equal(window_unpartition(parts, windows, extent, strided), x)
+    assert torch.equal(window_unpartition(parts, windows, extent), x)
 
 
 def test_a_strided_window_takes_every_nth_token():
