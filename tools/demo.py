@@ -20,7 +20,6 @@ from training.miniature.scenes import understood
 DEMO_NODES = ROOT / "tools" / "demo_nodes"
 SERVED = "ultragen_demo"
 PROMPT = "a cloudy lake at dusk, peaks, the sun on the right"
-SIZE = (640, 352, 17, 12)  # at which the tiny model was trained: width, height, frames, steps
 REPORT = re.compile(r"UltraGen: (.*rule .* in \d+ of \d+ blocks.*)")
 
 
@@ -48,7 +47,7 @@ def serve(cache: Path, args: argparse.Namespace) -> int:
         file = server.base / "user" / "default" / "workflows" / f"{SERVED}.json"
         if not file.exists():  # it may have been changed in the browser
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(workflow.for_canvas(PROMPT, *SIZE)), encoding="utf-8")
+            file.write_text(json.dumps(workflow.for_canvas(PROMPT, **workflow.SMALL)), encoding="utf-8")
         say(f"ComfyUI with UltraGen runs at {server.url} (log: {server.log}). Ctrl-C ends it.")
         say(f"Open the workflow {SERVED} and press Run: the templates need text encoders that are not here.")
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 # The repository takes the place of tools/ on the path, where tools/server.py would hide ComfyUI's server.py.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tools import comfyui, environment  # noqa: E402
+from tools import comfyui, environment, workflow  # noqa: E402
 from tools.console import Trouble, end_with  # noqa: E402
 
 CLIENTS = ("demo", "serve")  # with --comfyui they only talk to a ComfyUI that brings its own Python
@@ -38,11 +38,12 @@ def parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--out", type=Path, required=True, help="the picture, a .jpg or .png")
     for command in (demo, compare):
-        command.add_argument("--width", type=int, default=640, help="in pixels (default: %(default)s)")
-        command.add_argument("--height", type=int, default=352, help="in pixels (default: %(default)s)")
-        command.add_argument("--frames", type=int, default=17, help="4n + 1 (default: %(default)s)")
-        command.add_argument("--steps", type=int, default=12, help="of sampling (default: %(default)s)")
+        command.add_argument("--width", type=int, help="in pixels (default: %(default)s)")
+        command.add_argument("--height", type=int, help="in pixels (default: %(default)s)")
+        command.add_argument("--frames", type=int, help="4n + 1 (default: %(default)s)")
+        command.add_argument("--steps", type=int, help="of sampling (default: %(default)s)")
         command.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+        command.set_defaults(**workflow.SMALL)
     serve = commands.add_parser("serve", help="start ComfyUI with the pack and the tiny model for your browser")
     templates = commands.add_parser("templates", help="write workflows/: every template and its thumbnail")
     for command in (demo, compare, serve, templates):

@@ -15,6 +15,8 @@ VAES = {
     "wan2.2_vae.safetensors": "UltraGenDemoVAE22",
     "seedvr2_ema_vae_fp16.safetensors": "UltraGenDemoSeedVR2VAE",
 }
+# The size at which the tiny model was trained, and steps that are enough for it.
+SMALL = {"width": 640, "height": 352, "frames": 17, "steps": 12}
 SHIPPED = ROOT / "workflows" / "ultragen_t2v_1080p.json"
 
 

@@ -8,7 +8,7 @@ from argparse import Namespace
 
 import pytest
 
-from tools import demo
+from tools import demo, workflow
 from tools.server import ROOT
 from training.miniature.reading import frames_of, read
 from training.miniature.scenes import CHECKED, understood
@@ -19,7 +19,7 @@ PROMPT = "A foggy lake at DUSK; hills, and the sun on the left."
 @pytest.fixture(scope="module")
 def painted(server):
     """The graph and what came out of it: the demo's own size and steps, and half of its frames."""
-    args = Namespace(width=640, height=352, frames=9, steps=12, seed=0, prompt=PROMPT)
+    args = Namespace(**workflow.SMALL | {"frames": 9}, seed=0, prompt=PROMPT)
     graph = demo.queued_graph(server, args)
     return graph, server.run(graph)
 

@@ -7,6 +7,8 @@ from argparse import Namespace
 
 from tools import workflow
 from tools.demo import queued_graph
+from training.miniature.make import Miniature
+from ultragen_core.sizes import VideoSize
 
 
 def differences(a: dict, b: dict) -> set[tuple]:
@@ -21,6 +23,11 @@ def differences(a: dict, b: dict) -> set[tuple]:
         ins, outs = a[key]["inputs"], b[key]["inputs"]
         found |= {(key, name) for name in ins.keys() | outs.keys() if ins.get(name) != outs.get(name)}
     return found
+
+
+def test_the_small_size_is_that_of_the_tiny_models_training():
+    *size, _ = workflow.SMALL.values()
+    assert VideoSize(*size) == Miniature().high
 
 
 def test_served_workflow_is_what_the_demo_queues(server, tmp_path):

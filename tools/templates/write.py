@@ -79,7 +79,7 @@ def make(name: str, object_info: dict) -> dict:
 
 
 def small_run(server: Server, file: Path, object_info: dict, seed: int) -> list[Path]:
-    graph = workflow.make_small(workflow.to_api(file, object_info), *demo.SIZE, seed)
+    graph = workflow.make_small(workflow.to_api(file, object_info), **workflow.SMALL, seed=seed)
     for node in graph.values():
         if node["_meta"]["title"] == "Prompt" and isinstance(node["inputs"]["text"], str):
             node["inputs"]["text"] = SMALL_RUNS[file.stem]
