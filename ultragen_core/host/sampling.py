@@ -12,7 +12,7 @@ import torch
 
 from ..plan.report import gib
 from ..sizes import VideoSize, latent_shape, round_up
-from .memory import free_ram
+from .ram import free_ram
 from .wan_model import diffusion_model
 
 log = logging.getLogger(__name__)

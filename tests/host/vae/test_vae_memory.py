@@ -12,8 +12,9 @@ import comfy.model_management as mm
 import pytest
 import torch
 
-from ultragen_core.host.memory import NotEnoughMemory, is_host_out_of_memory, is_out_of_memory
+from ultragen_core.host.memory import NotEnoughMemory, is_out_of_memory
 from ultragen_core.host.vae import exact, retry, run, tile_size
+from ultragen_core.out_of_ram import is_host_out_of_memory
 from ultragen_core.vae import memory
 from ultragen_core.vae.parse import decoder_layers, encoder_layers
 

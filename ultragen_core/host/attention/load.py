@@ -28,7 +28,8 @@ from ...weights.files import (
     read_state_dict,
 )
 from ...weights.published import Extras, describe, has_extras, published_items, split
-from ..memory import free_ram, is_out_of_memory
+from ..memory import is_out_of_memory
+from ..ram import free_ram
 from .extras import LoadedExtras, build
 from .kernels import load_kernel
 from .patch import apply

@@ -1,5 +1,4 @@
-"""Runs a patched model: installs UltraGen's layers on the chosen modules for one evaluation and removes them
-afterwards.
+"""Runs a patched model: installs UltraGen's layers on the chosen modules for one evaluation, then removes them.
 
 ComfyUI calls APPLY_MODEL wrappers around every evaluation of the model. Setting `forward` there and removing it in
 `finally` never changes the incoming model: nothing outlives a run, clones do not affect each other, and a bypassed step
@@ -28,7 +27,8 @@ from ...plan.memory import ActivationMemory, MemoryBudget
 from ...rules.choice import COMFYUI
 from ...rules.rule import Rule
 from ..compat import free_memory
-from ..memory import estimated_memory, is_out_of_memory
+from ..memory import is_out_of_memory
+from ..memory_estimate import estimated_memory
 from ..wan_model import activation_dtype, blocks_at, diffusion_model, has_wans_rotations, shape_of, token_grid
 from .backend import AttentionChoice, choose_attention
 from .block import has_own_forward

@@ -15,7 +15,7 @@ from ...plan.split import By, sharing
 from ...rules.dense import DenseRule
 from ...wan import PATCH
 from ..attention.runtime import GROUPS, Runtime
-from ..memory import estimated_memory
+from ..memory_estimate import estimated_memory
 from ..wan_model import activation_dtype, diffusion_model, token_grid
 from .devices import Workers, check_answers
 from .evaluation import gathered_bytes

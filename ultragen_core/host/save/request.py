@@ -32,7 +32,8 @@ from ...video.codecs import (
 )
 from ...video.frames import FrameBuffer
 from ...video.prefix import DEFAULT_NAME, check_length, check_prefix, fill_placeholders, safe_prefix
-from ..memory import free_ram, may_pin
+from ..memory import may_pin
+from ..ram import free_ram
 from ..vae.shapes import decoded_shape
 
 KEEP, KEEP_UNTIL_SAVED, KEEP_NEVER = "keep", "until the video is saved", "off"
