@@ -22,6 +22,14 @@ PREFIX = """prefix => {
     const node = app.graph._nodes.find(node => node.type === "UltraGenSaveVideo");
     node.widgets.find(widget => widget.name === "filename_prefix").value = prefix;
 }"""
+SET = """([name, value]) => {
+    app.graph._nodes[0].widgets.find(widget => widget.name === name).value = value;
+}"""
+REFUSED = """async () => {
+    await app.queuePrompt(0, 1);
+    const [{errors}] = Object.values(app.lastNodeErrors);
+    return errors.map(({type, extra_info, details}) => [type, extra_info.input_name, details]);
+}"""
 ODD = """async () => {
     const [node] = app.graph._nodes;
     node.widgets.unshift({});
@@ -132,3 +140,18 @@ def test_odd_messages_widgets_and_removed_nodes_raise_nothing(canvas):
     canvas.add("UltraGenEmptyLatent")
     height = canvas.run(ODD)
     assert 0 < height < 200
+
+
+@pytest.mark.parametrize(
+    ("widget", "value", "answer"),
+    [("filename_prefix", "../codec tile fps", "inside the output folder"), ("tile", 16, "at least 64 pixels, got 16")],
+)
+def test_what_a_node_refuses_is_shown_at_the_input_that_it_names(any_canvas, widget, value, answer):
+    any_canvas.add("UltraGenSaveVideo")
+    any_canvas.run(SET, [widget, value])
+    errors = any_canvas.run(REFUSED)
+    any_canvas.shoot(f"refused-{widget}")
+    (refused,) = (error for error in errors if error[0] == "custom_validation_failed")
+    assert sorted(name for kind, name, _ in errors if kind == "required_input_missing") == ["samples", "vae"]
+    assert refused[1] == widget and answer in refused[2]
+    any_canvas.errors.clear()  # the page logs what the queue refuses

@@ -111,7 +111,7 @@ def test_codec_and_tile_are_checked_when_the_prompt_is_queued(nodes):
     save = nodes["UltraGenSaveVideo"]
     assert save.validate_inputs(codec="H.264 8-bit", tile=0) is True
     assert "must be one of H.264 8-bit, " in save.validate_inputs(codec="VP9", tile=0)
-    assert "got 16" in save.validate_inputs(codec="H.264 8-bit", tile=16)
+    assert save.validate_inputs(codec="H.264 8-bit", tile=16).startswith("tile must be at least 64 pixels, got 16")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,8 @@ def test_codec_and_tile_are_checked_when_the_prompt_is_queued(nodes):
 def test_a_prefix_is_checked_when_the_prompt_is_queued(base, nodes, prefix, message):
     save = nodes["UltraGenSaveVideo"]
     (base / "output/file").touch()
-    assert message in save.validate_inputs(codec="H.264 8-bit", tile=0, filename_prefix=prefix)
+    answer = save.validate_inputs(codec="H.264 8-bit", tile=0, filename_prefix=prefix)
+    assert message in answer and answer.startswith("filename_prefix ")
     for good in ("video/lake/", "%date:yyyy-MM-dd%/%KSampler.seed%", str(base / "output/x"), ""):
         assert save.validate_inputs(codec="H.264 8-bit", tile=0, filename_prefix=good) is True
     assert save.validate_inputs(codec=None, tile=None, filename_prefix=None) is True

@@ -11,11 +11,11 @@ from ultragen_core.prompts.formats import AUTO, CSV, JSON, LINES, PARAGRAPHS, de
 from ultragen_core.prompts.items import chosen_items, item_of
 
 
-def prompts(text, format=AUTO, name="The prompt list"):
+def prompts(text, format=AUTO, name="text"):
     return [entry.prompt for entry in parse(text, format, name).entries]
 
 
-def only(text, format=AUTO, name="The prompt list"):
+def only(text, format=AUTO, name="text"):
     (entry,) = parse(text, format, name).entries
     return entry.prompt, entry.negative, entry.seed, entry.image
 
@@ -163,7 +163,7 @@ def test_json_keeps_what_it_says_of_each():
     ],
 )  # fmt: skip
 def test_wrong_lists(text, sentence):
-    with pytest.raises(ValueError, match=f"(?s)^The prompt list.*{sentence}"):
+    with pytest.raises(ValueError, match=f"(?s)^text.*{sentence}"):
         parse(text)
 
 

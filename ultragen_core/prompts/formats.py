@@ -34,7 +34,7 @@ def decode(content: bytes, name: str) -> str:
         ) from error
 
 
-def parse(text: str, format: str = AUTO, name: str = "The prompt list") -> PromptList:
+def parse(text: str, format: str = AUTO, name: str = "text") -> PromptList:
     """Parse a list of at least one prompt.
 
     format: one of FORMATS. `auto` uses the extension of `name`, then detects JSON and tables; all else is lines.

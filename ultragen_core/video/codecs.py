@@ -81,7 +81,7 @@ def check_encoders(codec: Codec, with_audio: bool) -> None:
     for name in needed:
         if name not in av.codecs_available or not _can_encode(name):
             raise ValueError(
-                f"This codec needs the encoder {name}, but PyAV {av.__version__} was built without it. "
+                f"codec needs the encoder {name}, but PyAV {av.__version__} was built without it. "
                 "Choose another codec, or install PyAV's wheel from PyPI (pip install av)."
             )
 

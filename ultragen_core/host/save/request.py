@@ -76,13 +76,16 @@ class Folders:
     def check(self, prefix: str) -> None:
         """Check `prefix` as far as possible before its placeholders are filled in.
 
-        Creates the folder before the first placeholder. Raises ValueError or OSError.
+        Creates the folder before the first placeholder. Errors (ValueError, OSError) begin with the input's name.
         """
         check_prefix(prefix, self.output)
         known, placeholder, _ = prefix.partition("%")
         if placeholder:
             known = re.sub(r"[^/\\]*$", DEFAULT_NAME, known)
-        check_folder(next(self.make_names(self.output, known, PREVIEW.extension)).parent, 0, "video")
+        try:
+            check_folder(next(self.make_names(self.output, known, PREVIEW.extension)).parent, 0, "video")
+        except OSError as error:
+            raise OSError(f"filename_prefix {prefix}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ def check_tile(tile: int | None) -> None:
         return
     if isinstance(tile, bool) or not isinstance(tile, int) or tile < SMALLEST_TILE:
         raise ValueError(
-            f"A tile must be at least {SMALLEST_TILE} pixels, got {tile}. Choose a larger one, or 0 (in Python None)"
-            " for automatic."
+            f"tile must be at least {SMALLEST_TILE} pixels, got {tile}. Choose a larger one, or 0 (in Python None) for"
+            " automatic."
         )
 
 
