@@ -23,7 +23,8 @@ NEWEST_ONLY = {
         "plain PyTorch and Python: calls nothing of ComfyUI",
     ),
     **dict.fromkeys(
-        ("video/test_frames.py", "video/test_prefix.py"), "plain PyTorch and Python: calls nothing of ComfyUI"
+        ("test_rectangle.py", "video/test_frames.py", "video/test_prefix.py"),
+        "plain PyTorch and Python: calls nothing of ComfyUI",
     ),
     **dict.fromkeys(("test_architecture.py", "test_documents.py"), "read this repository's sources and texts"),
     **dict.fromkeys(("install", "tools", "training"), "the repository's tools and trainer, used with the newest alone"),

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .rectangle import Rectangle
+
 
 class TokenGrid(NamedTuple):
     """Numbers of tokens of a video per axis; Wan makes one token of 2x2 latent pixels of one latent frame."""
@@ -21,6 +23,10 @@ class TokenGrid(NamedTuple):
     @property
     def tokens(self) -> int:
         return self.t * self.h * self.w
+
+    def part(self, rectangle: Rectangle) -> TokenGrid:
+        """The grid of a rectangle of every frame."""
+        return TokenGrid(self.t, *rectangle.size)
 
     def __str__(self) -> str:
         return f"{self.t}x{self.h}x{self.w}"

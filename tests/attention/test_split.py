@@ -16,6 +16,7 @@ from ultragen_core.attention.engine import Engine
 from ultragen_core.attention.gate import Gates
 from ultragen_core.attention.layer import dense_attention_, ultragen_attention
 from ultragen_core.attention.split import ultragen as split_ultragen
+from ultragen_core.attention.split.branch import branch_source
 from ultragen_core.attention.split.member import (
     MapMoves,
     dense_received,
@@ -32,6 +33,7 @@ from ultragen_core.attention.split.ultragen import block_shares, split_ultragen_
 from ultragen_core.attention.t3 import cuts_coincide, t3_attention
 from ultragen_core.grid import Region, TokenGrid, cut_axis
 from ultragen_core.ops.resample import Part, part_to_windows, resize, resize_part, to_windows
+from ultragen_core.rectangle import Span
 from ultragen_core.rules.ultragen import block_spec
 
 COUNTS = (2, 4, 8)
@@ -48,14 +50,14 @@ def test_every_token_has_one_rectangle_of_nearly_equal_size(t, h, w, count):
         return
     assert len(cuts) == count
     assert torch.cat(held_numbers(grid, count)).sort().values.tolist() == list(range(grid.tokens))
-    for sides in ({each.height for each in cuts}, {each.width for each in cuts}):
+    for sides in ({each.rows.size for each in cuts}, {each.columns.size for each in cuts}):
         assert max(sides) - min(sides) <= 1
 
 
 def test_the_layouts_of_known_sizes():
     def layout(grid, count):
         cuts = rectangles(TokenGrid(*grid), count)
-        return len({each.top for each in cuts}), len({each.left for each in cuts})
+        return len({each.rows for each in cuts}), len({each.columns for each in cuts})
 
     assert layout((21, 68, 120), 2) == (1, 2) and layout((21, 68, 120), 4) == (1, 4)
     assert layout((21, 136, 240), 8) == (1, 8) and layout((21, 68, 80), 8) == (2, 4)
@@ -65,7 +67,7 @@ def test_the_layouts_of_known_sizes():
 @settings(max_examples=80, deadline=None)
 def test_the_parts_of_an_axis_hold_its_queries_once_in_whole_windows(length, windows, shifted, data):
     first = data.draw(st.integers(0, length - 1))
-    span = first, data.draw(st.integers(first + 1, length))
+    span = Span(first, data.draw(st.integers(first + 1, length)))
     runs = cut_axis(length, windows, shifted)
     borders = {start for run, count in runs for start in range(run.start, run.stop, (run.stop - run.start) // count)}
     queries = []
@@ -85,10 +87,20 @@ def test_a_span_is_resized_from_what_it_reads_and_from_nothing_less(length, targ
 
     matrix = interpolation_matrix(length, target, antialias, torch.float32, torch.device("cpu"))
     for first in range(0, target, 3):
-        span = first, min(first + 5, target)
-        rows, (start, stop) = matrix[slice(*span)], read_span(length, target, span, antialias)
+        span = Span(first, min(first + 5, target))
+        rows, (start, stop) = matrix[span.slice], read_span(length, target, span, antialias)
         assert not rows[:, :start].any() and not rows[:, stop:].any()
         assert rows[:, start].any() and rows[:, stop - 1].any()
+
+
+def test_a_member_without_cells_gets_no_tokens_for_them():
+    """A frame of two columns is one cell wide, which the members on the left hold."""
+    grid, spec = TokenGrid(3, 34, 2), block_spec(0, LocalConfig(uneven="balanced"))
+    shares = block_shares(grid, 4, spec.local, ((spec.global_, 4),), 1)
+    own = rectangles(grid, 4)
+    for index in (1, 3):
+        assert shares.coarse[0].held[index].area == 0
+        assert shares.sources[index] == branch_source(grid, spec.local, 1, own[index])
 
 
 def test_moves_bring_every_wanted_token_and_refuse_a_token_held_twice():
@@ -274,7 +286,7 @@ def test_parts_of_maps_are_resized_like_the_whole(interpreted_kernels, triton):
     whole, part = resize(x, (9, 8)), Part(1, 2, (7, 9))
     inner = x[:, :, 1:6, 2:9].contiguous()
     target = slice(2, 7), slice(3, 8)
-    assert read_span(7, 9, (2, 7), False) == (1, 6) and read_span(9, 8, (3, 8), False) == (3, 9)
+    assert read_span(7, 9, Span(2, 7), False) == (1, 6) and read_span(9, 8, Span(3, 8), False) == (3, 9)
     result = resize_part(inner, part, target, (9, 8), False, triton)
     assert relative_error(result, whole[:, :, target[0], target[1]]) < 1e-6
     region = Region(slice(2, 6), slice(4, 8), (1, 2, 2))

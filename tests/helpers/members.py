@@ -88,8 +88,8 @@ def together(grid: TokenGrid, count: int, work: Callable[[Member], Tensor], tags
 
 def own_tokens(x: Tensor, member: Member) -> Tensor:
     """A member's tokens of the whole video: (b, s, c) -> (b, held, c), not tagged."""
-    top, bottom, left, right = member.rectangle
-    return x.unflatten(1, member.grid)[:, :, top:bottom, left:right].flatten(1, 3).clone()
+    rows, columns = member.rectangle.slices
+    return x.unflatten(1, member.grid)[:, :, rows, columns].flatten(1, 3).clone()
 
 
 def joined(parts: list[Tensor], grid: TokenGrid) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from ultragen_core.rectangle import Rectangle
 from ultragen_core.vae import decode, encode
 from ultragen_core.vae.context import Context
 from ultragen_core.vae.feature_buffer import FeatureBuffer
-from ultragen_core.vae.geometry import Rect, output_size
+from ultragen_core.vae.geometry import output_size
 from ultragen_core.vae.parse import decoder_layers, encoder_layers
 
 UNITS = {"2.1": 8, "2.2": 16}
@@ -51,8 +52,8 @@ def tiled_decode(model: torch.nn.Module, z: torch.Tensor, tile: int) -> torch.Te
     size = output_size(tail, features.size)
     out = torch.full((1, 3, 4 * z.shape[2] - 3, *size), float("nan"), dtype=z.dtype)
 
-    def emit(frames: slice, rect: Rect, pixels: torch.Tensor) -> None:
-        rows, columns = rect.slices_in(Rect.whole(size))
+    def emit(frames: slice, rect: Rectangle, pixels: torch.Tensor) -> None:
+        rows, columns = rect.slices
         assert out[:, :, frames, rows, columns].isnan().all(), "a piece was written twice"
         out[:, :, frames, rows, columns] = pixels
 
@@ -68,8 +69,8 @@ def tiled_encode(model: torch.nn.Module, x: torch.Tensor, tile: int) -> torch.Te
     length, channels = encode.latent_frames(x.shape[2]), tail[0].proj.out_channels
     features = FeatureBuffer(length, latents, channels, torch.float32, torch.device("cpu"))
 
-    def pixels(frames: slice, rect: Rect) -> torch.Tensor:
-        rows, columns = rect.slices_in(Rect.whole(size))
+    def pixels(frames: slice, rect: Rectangle) -> torch.Tensor:
+        rows, columns = rect.slices
         return x[:, :, frames, rows, columns]
 
     grid = encode.tile_grid(size, latents, tile)

@@ -10,8 +10,9 @@ from helpers.vae_models import narrow
 from torch.nn import functional as F
 
 from ultragen_core.ops.vae import add_
+from ultragen_core.rectangle import Rectangle
 from ultragen_core.vae import cached_conv, context, decode, functional, pixel_pairs
-from ultragen_core.vae.geometry import Rect, TileGrid, tile_regions
+from ultragen_core.vae.geometry import TileGrid, tile_regions
 from ultragen_core.vae.memory import peak_bytes
 from ultragen_core.vae.parse import decoder_layers
 
@@ -61,7 +62,7 @@ def test_a_cached_convolution_is_that_of_the_whole_video(in_pairs, monkeypatch):
     module, size = torch.nn.Conv3d(96, 96, 3).double().requires_grad_(False), (16, 12)
     video = torch.randn(1, 96, 9, *size, dtype=torch.float64)
     run = context.Context(lambda conv: (conv.weight, conv.bias), video.device, video.dtype, lambda: None)
-    conv, parts = cached_conv.CachedConv(run, module, Rect.whole(size).grow(1), size), []
+    conv, parts = cached_conv.CachedConv(run, module, Rectangle.whole(size).grow(1), size), []
     for part in video.split((1, 4, 4), dim=2):
         conv.input_buffer(part.shape[2]).copy_(part)
         parts.append(add_(conv(), triton=False))

@@ -9,8 +9,9 @@ import torch
 from helpers.support import seeded
 from helpers.vae_models import context, narrow
 
+from ultragen_core.rectangle import Rectangle, Span
 from ultragen_core.vae import decode
-from ultragen_core.vae.geometry import DecodedArea, Rect, Span, TileGrid, output_size, tile_regions
+from ultragen_core.vae.geometry import DecodedArea, TileGrid, output_size, tile_regions
 from ultragen_core.vae.layers import build_all
 from ultragen_core.vae.parse import UnsupportedLayer, decoder_layers, encoder_layers
 
@@ -18,7 +19,7 @@ from ultragen_core.vae.parse import UnsupportedLayer, decoder_layers, encoder_la
 @pytest.mark.parametrize("version,halo", [("2.1", 15), ("2.2", 15)])
 def test_the_halo_is_exactly_what_the_layers_read(version, halo):
     layers = decode.split_layers(decoder_layers(narrow(version)))[1]
-    size, tile = (60, 60), Rect(Span(28, 31), Span(29, 32))
+    size, tile = (60, 60), Rectangle(Span(28, 31), Span(29, 32))
     unit = output_size(layers, size)[0] // size[0]
     regions = tile_regions(layers, size, tile.upscale(unit), (False, False))
     received = regions[0].input
@@ -42,7 +43,7 @@ def test_tiles_cover_the_image_once(size, tile):
     grid, covered = TileGrid(size, tile, 8), torch.zeros(size, dtype=torch.int)
     for tile_rect in grid.tiles():
         assert max(tile_rect.size) <= max(tile, 8)
-        rows, columns = tile_rect.clip(size).slices_in(Rect.whole(size))
+        rows, columns = tile_rect.clip(size).slices
         covered[rows, columns] += 1
     assert (covered == 1).all()
 
@@ -73,12 +74,12 @@ def test_an_area_holds_what_was_added_to_it():
     """Random rectangles, overlapping or not, against a picture of them."""
     draw = random.Random(0)
 
-    def rect() -> Rect:
+    def rect() -> Rectangle:
         spans = []
         for side in (12, 9):
             start = draw.randrange(side)
             spans.append(Span(start, draw.randrange(start, side) + 1))
-        return Rect(*spans)
+        return Rectangle(*spans)
 
     found = set()
     for _ in range(30):
@@ -86,8 +87,8 @@ def test_an_area_holds_what_was_added_to_it():
         for _ in range(8):
             added, asked = rect(), rect()
             area.add(added)
-            picture[added.slices_in(Rect.whole((12, 9)))] = True
-            held = bool(picture[asked.slices_in(Rect.whole((12, 9)))].all())
+            picture[added.slices] = True
+            held = bool(picture[asked.slices].all())
             assert area.holds(asked) == held
             found.add(held)
     assert found == {True, False}

@@ -104,11 +104,12 @@ def _shares(plan: Plan, shares: Shares, y: float) -> list[str]:
     scale = min(SMALL_FRAME[0] / plan.grid.w, SMALL_FRAME[1] / plan.grid.h)
     parts, received = [], zip(shares.rectangles, shares.received, strict=True)
     for gpu, (rectangle, size) in enumerate(received):
-        x, top = MARGIN + scale * rectangle.left, y + scale * rectangle.top
-        title = f"rectangle {gpu}: {rectangle.grid(plan.grid.t)} tokens, {gib(size)} into its GPU in an evaluation"
+        x, top = MARGIN + scale * rectangle.columns.start, y + scale * rectangle.rows.start
+        height, width = (scale * side for side in rectangle.size)
+        title = f"rectangle {gpu}: {plan.grid.part(rectangle)} tokens, {gib(size)} into its GPU in an evaluation"
         parts.append(
-            f'<rect x="{x:.1f}" y="{top:.1f}" width="{scale * rectangle.width:.1f}"'
-            f' height="{scale * rectangle.height:.1f}" fill="{COLOURS["local"]}" fill-opacity="{0.15 + gpu % 2 / 4}"'
+            f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}"'
+            f' height="{height:.1f}" fill="{COLOURS["local"]}" fill-opacity="{0.15 + gpu % 2 / 4}"'
             f' stroke="currentColor"><title>{title}</title></rect>'
         )
     left = SMALL_FRAME[0] + 2 * MARGIN

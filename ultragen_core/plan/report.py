@@ -137,7 +137,7 @@ def gib(size: int) -> str:
 def exchange_text(shares: Shares, grid: TokenGrid) -> str:
     if len(shares.rectangles) == 1:
         return "nothing is exchanged"
-    largest = max((each.grid(grid.t) for each in shares.rectangles), key=lambda each: each.tokens)
+    largest = grid.part(max(shares.rectangles, key=lambda each: each.area))
     most, every = gib(max(shares.received)), gib(sum(shares.received))
     return f"rectangles of {largest} tokens; an evaluation moves {every} between GPUs, at most {most} into one"
 

@@ -7,8 +7,9 @@ from math import gcd
 from typing import Literal, NamedTuple
 
 from ..attention.split.member import dense_received
-from ..attention.split.rectangles import Rectangle, fitting, rectangles
+from ..attention.split.rectangles import fitting, rectangles
 from ..grid import TokenGrid
+from ..rectangle import Rectangle
 from ..rules.rule import Rule
 from ..wan import WanShape
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..ops.vae import DeferredAdd
+from ..rectangle import Rectangle
 from .context import Context
 from .functional import convolve
-from .geometry import Rect
 from .pixel_pairs import as_pairs, as_pixels, pairs_pay
 
 
@@ -22,7 +22,7 @@ class CachedConv:
     and columns of the whole input map. image_rect: the part of `rect` inside the map, which the caller writes.
     """
 
-    def __init__(self, context: Context, module: nn.Module, rect: Rect, map_size: tuple[int, int]):
+    def __init__(self, context: Context, module: nn.Module, rect: Rectangle, map_size: tuple[int, int]):
         self.context, self.size = context, rect.size
         self.image_rect = rect.clip(map_size)
         self._weight, self._bias = context.convolution(module)

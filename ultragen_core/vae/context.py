@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..ops.dispatch import triton_for
 from ..ops.vae import VAE_KERNEL_MODULES, RMSNorm
-from .geometry import Rect
+from ..rectangle import Rectangle
 from .pixel_pairs import paired_weight
 
 Weights = Callable[[nn.Module], tuple[Tensor, Tensor | None]]
@@ -45,7 +45,7 @@ class Context:
         check_interrupted: Callable[[], None],
     ):
         self.device, self.dtype, self.check_interrupted = device, dtype, check_interrupted
-        self.shortcuts: dict[str, tuple[Tensor, Rect]] = {}
+        self.shortcuts: dict[str, tuple[Tensor, Rectangle]] = {}
         # On "meta" only memory is counted, of the plain form, which takes more.
         example = torch.empty(0, device=device, dtype=dtype)
         self.triton = device.type != "meta" and triton_for(example, VAE_KERNEL_MODULES)

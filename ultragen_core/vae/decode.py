@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
+from ..rectangle import Rectangle
 from .context import Context
 from .feature_buffer import FeatureBuffer
 from .functional import crop
-from .geometry import Rect, TileGrid, tile_regions
+from .geometry import TileGrid, tile_regions
 from .layers import Layer, build_all
 
-Emit = Callable[[slice, Rect, Tensor], None]
+Emit = Callable[[slice, Rectangle, Tensor], None]
 """emit(frames, rect, pixels): a finished piece of the output, pixels (1, c, frames, *rect.size).
 
 A tile has one piece for each latent frame."""
@@ -48,7 +49,7 @@ def whole_frames(
     indices: of latent frames, increasing. The convolutions run over the frames between them too, for their feature
     caches; the attention, which takes nine tenths of the time, does not. written(index) follows every frame.
     """
-    whole = Rect.whole(features.size)
+    whole = Rectangle.whole(features.size)
     regions = tile_regions(layers, features.size, whole, (True, True))
     convolutions = build_all(layers[:-1], regions[:-1], context)
     attention = build_all(layers[-1:], regions[-1:], context)
@@ -65,7 +66,7 @@ def in_tiles(
     layers: Sequence[Layer],
     features: FeatureBuffer,
     grid: TileGrid,
-    tiles: Iterable[Rect],
+    tiles: Iterable[Rectangle],
     context: Context,
     emit: Emit,
 ) -> None:

@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..rectangle import Rectangle
 from .context import Context
 from .feature_buffer import FeatureBuffer
 from .functional import crop
-from .geometry import Rect, TileGrid, tile_regions
+from .geometry import TileGrid, tile_regions
 from .layers import Layer, build_all
 
 FRAMES_PER_LATENT = 4  # but for the first latent frame, which stands for one
 
-Pixels = Callable[[slice, Rect], Tensor]
+Pixels = Callable[[slice, Rectangle], Tensor]
 """pixels(frames, rect): that part of the video, (1, c, frames, *rect.size), in the range that the VAE takes."""
 
 
@@ -66,7 +67,7 @@ def whole_frames(
     layers: Sequence[Layer], features: FeatureBuffer, context: Context, tick: Callable[[], None]
 ) -> Tensor:
     """Run `features` through the other layers: mean and log variance of the latents, (1, 2c, t, h, w)."""
-    whole = Rect.whole(features.size)
+    whole = Rectangle.whole(features.size)
     forward = build_all(layers, tile_regions(layers, features.size, whole, (True, True)), context)
     latents = []
     for index in range(features.length):
@@ -75,7 +76,7 @@ def whole_frames(
     return torch.cat(latents, dim=2)
 
 
-def _read(pixels: Pixels, frames: slice, rect: Rect, size: tuple[int, int], context: Context) -> Tensor:
+def _read(pixels: Pixels, frames: slice, rect: Rectangle, size: tuple[int, int], context: Context) -> Tensor:
     """The part `rect` of some frames on the device, zero beyond the image."""
     inside = rect.clip(size)
     x = pixels(frames, inside)

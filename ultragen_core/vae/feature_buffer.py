@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..pinned_copy import empty_pinned
+from ..rectangle import Rectangle
 from .context import Context
-from .geometry import Rect
 
 
 class FeatureBuffer:
@@ -32,9 +32,9 @@ class FeatureBuffer:
             # 4K instead of 10, while the GPU waits.
             self._frames.zero_()
 
-    def write(self, index: int, rect: Rect, x: Tensor) -> None:
+    def write(self, index: int, rect: Rectangle, x: Tensor) -> None:
         """Store x (1, c, t, rows, columns) as the part `rect` of the frames from `index` on."""
-        rows, columns = rect.slices_in(Rect.whole(self.size))
+        rows, columns = rect.slices
         self._frames[index : index + x.shape[2], rows, columns] = x[0].permute(1, 2, 3, 0)
 
     def move_to(self, device: torch.device) -> None:
@@ -42,10 +42,10 @@ class FeatureBuffer:
         self._frames = self._frames.to(device)
         self.device = device
 
-    def read(self, index: int, rect: Rect, context: Context) -> Tensor:
+    def read(self, index: int, rect: Rectangle, context: Context) -> Tensor:
         """The part `rect` of one frame, zero beyond the map: a new tensor (1, c, 1, *rect.size) on context.device."""
         inside = rect.clip(self.size)
-        rows, columns = inside.slices_in(Rect.whole(self.size))
+        rows, columns = inside.slices
         part = self._frames[index : index + 1, rows, columns]
         if part.device.type == "cpu" and context.device.type == "cuda":
             part = self._upload(part, context.device)

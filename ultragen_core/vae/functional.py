@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops.vae import DeferredAdd
-from .geometry import Rect
+from ..rectangle import Rectangle
 
 SCORE_BYTES = 256 * 2**20  # of attention scores at a time
 
@@ -69,7 +69,7 @@ def upsample_nearest_(out: Tensor, source: Tensor) -> None:
     copy_(blocks, source.expand_as(blocks))
 
 
-def crop(x: Tensor, held: Rect, rect: Rect) -> Tensor:
+def crop(x: Tensor, held: Rectangle, rect: Rectangle) -> Tensor:
     """The part `rect` of x, which holds `held`; a view, or x itself."""
     if held == rect:
         return x

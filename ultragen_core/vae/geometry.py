@@ -10,95 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-
-@dataclass(frozen=True)
-class Span:
-    """Pixels start..stop-1 of one axis."""
-
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
-
-    def grow(self, n: int) -> Span:
-        """n pixels more at both ends."""
-        return Span(self.start - n, self.stop + n)
-
-    def upscale(self, n: int) -> Span:
-        """These pixels on a map n times larger."""
-        return Span(self.start * n, self.stop * n)
-
-    def downscale(self, n: int) -> Span:
-        """The pixels of a map n times smaller that these come from, rounded outwards."""
-        return Span(self.start // n, -(-self.stop // n))
-
-    def hull(self, other: Span) -> Span:
-        """The smallest span that holds both."""
-        return Span(min(self.start, other.start), max(self.stop, other.stop))
-
-    def clip(self, size: int) -> Span:
-        """The part inside a map of `size` pixels."""
-        return Span(max(0, self.start), min(size, self.stop))
-
-    def slice_in(self, outer: Span) -> slice:
-        """Where these pixels are in a tensor that holds `outer`."""
-        return slice(self.start - outer.start, self.stop - outer.start)
-
-
-@dataclass(frozen=True)
-class Rect:
-    """Rows by columns of a map; its methods do to both axes what Span's do to one."""
-
-    rows: Span
-    columns: Span
-
-    @staticmethod
-    def whole(size: tuple[int, int]) -> Rect:
-        """A whole map of `size` rows and columns."""
-        return Rect(Span(0, size[0]), Span(0, size[1]))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.rows.size, self.columns.size
-
-    def grow(self, n: int) -> Rect:
-        return Rect(self.rows.grow(n), self.columns.grow(n))
-
-    def upscale(self, n: int) -> Rect:
-        return Rect(self.rows.upscale(n), self.columns.upscale(n))
-
-    def downscale(self, n: int) -> Rect:
-        return Rect(self.rows.downscale(n), self.columns.downscale(n))
-
-    def hull(self, other: Rect) -> Rect:
-        return Rect(self.rows.hull(other.rows), self.columns.hull(other.columns))
-
-    def clip(self, size: tuple[int, int]) -> Rect:
-        return Rect(self.rows.clip(size[0]), self.columns.clip(size[1]))
-
-    def overlaps(self, other: Rect) -> bool:
-        """Whether a pixel belongs to both."""
-        pairs = (self.rows, other.rows), (self.columns, other.columns)
-        return all(a.start < b.stop and b.start < a.stop for a, b in pairs)
-
-    def without(self, other: Rect) -> list[Rect]:
-        """The pixels of this rectangle that `other` does not hold, as disjoint rectangles."""
-        if not self.overlaps(other):
-            return [self]
-        top, bottom = max(self.rows.start, other.rows.start), min(self.rows.stop, other.rows.stop)
-        left, right = max(self.columns.start, other.columns.start), min(self.columns.stop, other.columns.stop)
-        parts = [
-            Rect(Span(self.rows.start, top), self.columns),
-            Rect(Span(bottom, self.rows.stop), self.columns),
-            Rect(Span(top, bottom), Span(self.columns.start, left)),
-            Rect(Span(top, bottom), Span(right, self.columns.stop)),
-        ]
-        return [part for part in parts if min(part.size) > 0]
-
-    def slices_in(self, outer: Rect) -> tuple[slice, slice]:
-        return self.rows.slice_in(outer.rows), self.columns.slice_in(outer.columns)
+from ..rectangle import Rectangle, Span
 
 
 class LayerGeometry(Protocol):
@@ -106,7 +18,7 @@ class LayerGeometry(Protocol):
 
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]: ...
 
-    def receptive_field(self, output: Rect) -> Rect: ...
+    def receptive_field(self, output: Rectangle) -> Rectangle: ...
 
 
 @dataclass(frozen=True)
@@ -117,8 +29,8 @@ class TileRegion:
     input_size, output_size: rows and columns of the whole map before and after the layer.
     """
 
-    input: Rect
-    output: Rect
+    input: Rectangle
+    output: Rectangle
     input_size: tuple[int, int]
     output_size: tuple[int, int]
 
@@ -131,7 +43,7 @@ def output_size(layers: Sequence[LayerGeometry], size: tuple[int, int]) -> tuple
 
 
 def tile_regions(
-    layers: Sequence[LayerGeometry], size: tuple[int, int], output: Rect, clip: tuple[bool, bool]
+    layers: Sequence[LayerGeometry], size: tuple[int, int], output: Rectangle, clip: tuple[bool, bool]
 ) -> list[TileRegion]:
     """The region of each layer, first to last, for the tile `output` of the last layer's map.
 
@@ -152,22 +64,22 @@ def tile_regions(
     return regions[::-1]
 
 
-def _clip(rect: Rect, size: tuple[int, int], clip: tuple[bool, bool]) -> Rect:
+def _clip(rect: Rectangle, size: tuple[int, int], clip: tuple[bool, bool]) -> Rectangle:
     rows = rect.rows.clip(size[0]) if clip[0] else rect.rows
     columns = rect.columns.clip(size[1]) if clip[1] else rect.columns
-    return Rect(rows, columns)
+    return Rectangle(rows, columns)
 
 
 class DecodedArea:
     """The pixels of a map of `size` rows and columns that are complete."""
 
     def __init__(self, size: tuple[int, int]):
-        self._missing = [Rect.whole(size)]
+        self._missing = [Rectangle.whole(size)]
 
-    def add(self, rect: Rect) -> None:
+    def add(self, rect: Rectangle) -> None:
         self._missing = [part for missing in self._missing for part in missing.without(rect)]
 
-    def holds(self, rect: Rect) -> bool:
+    def holds(self, rect: Rectangle) -> bool:
         """Whether all pixels of `rect` are complete."""
         return not any(missing.overlaps(rect) for missing in self._missing)
 
@@ -204,9 +116,9 @@ class TileGrid:
         """Rows and columns of every tile: as equal as `unit` allows, so that no sliver is left at the edge."""
         return tuple(-(-n // (count * self.unit)) * self.unit for n, count in zip(self.size, self.counts, strict=True))
 
-    def tiles(self) -> Iterator[Rect]:
+    def tiles(self) -> Iterator[Rectangle]:
         """The tiles, row by row. The last of an axis may reach beyond the map."""
         height, width = self.tile_size
         for top in range(0, self.size[0], height):
             for left in range(0, self.size[1], width):
-                yield Rect(Span(top, top + height), Span(left, left + width))
+                yield Rectangle(Span(top, top + height), Span(left, left + width))

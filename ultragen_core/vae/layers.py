@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.vae import DeferredAdd, add_, norm_silu_
+from ..rectangle import Rectangle, Span
 from .cached_conv import CachedConv
 from .context import Context
 from .functional import attend, convolve, copy_, crop, upsample_nearest_
-from .geometry import Rect, Span, TileRegion
+from .geometry import TileRegion
 
 Forward = Callable[[DeferredAdd, bool], DeferredAdd]
 
@@ -32,7 +33,7 @@ class Layer:
         """Rows and columns of the whole output map for an input map of `size`."""
         return size
 
-    def receptive_field(self, output: Rect) -> Rect:
+    def receptive_field(self, output: Rectangle) -> Rectangle:
         """The input pixels that `output` depends on, beyond the map's edge too."""
         return output
 
@@ -72,7 +73,7 @@ class Conv(Layer):
 
     conv: nn.Module
 
-    def receptive_field(self, output: Rect) -> Rect:
+    def receptive_field(self, output: Rectangle) -> Rectangle:
         return output.grow(halo(self.conv))
 
     def build(self, region: TileRegion, context: Context) -> Forward:
@@ -92,7 +93,7 @@ class Head(Layer):
     norm: nn.Module
     conv: nn.Module
 
-    def receptive_field(self, output: Rect) -> Rect:
+    def receptive_field(self, output: Rectangle) -> Rectangle:
         return output.grow(halo(self.conv))
 
     def build(self, region: TileRegion, context: Context) -> Forward:
@@ -117,7 +118,7 @@ class Residual(Layer):
     conv2: nn.Module
     shortcut: nn.Module | None
 
-    def receptive_field(self, output: Rect) -> Rect:
+    def receptive_field(self, output: Rectangle) -> Rectangle:
         return output.grow(halo(self.conv2)).grow(halo(self.conv1))
 
     def build(self, region: TileRegion, context: Context) -> Forward:
@@ -177,7 +178,7 @@ class Upsample(Layer):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] * 2, size[1] * 2
 
-    def receptive_field(self, output: Rect) -> Rect:
+    def receptive_field(self, output: Rectangle) -> Rectangle:
         return output.grow(halo(self.conv)).downscale(2)
 
     def build(self, region: TileRegion, context: Context) -> Forward:
@@ -210,10 +211,10 @@ class Downsample(Layer):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // 2, size[1] // 2
 
-    def receptive_field(self, output: Rect) -> Rect:
+    def receptive_field(self, output: Rectangle) -> Rectangle:
         beyond = self.conv.kernel_size[-1] - 2
         rows, columns = output.rows.upscale(2), output.columns.upscale(2)
-        return Rect(Span(rows.start, rows.stop + beyond), Span(columns.start, columns.stop + beyond))
+        return Rectangle(Span(rows.start, rows.stop + beyond), Span(columns.start, columns.stop + beyond))
 
     def build(self, region: TileRegion, context: Context) -> Forward:
         conv = CachedConv(context, self.conv, self.receptive_field(region.output), region.input_size)

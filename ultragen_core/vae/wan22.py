@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..ops.vae import DeferredAdd, add_
+from ..rectangle import Rectangle
 from .context import Context
 from .functional import crop
-from .geometry import Rect, TileRegion
+from .geometry import TileRegion
 from .layers import Forward, Layer
 
 
@@ -67,7 +68,7 @@ class Patchify(Layer):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // self.n, size[1] // self.n
 
-    def receptive_field(self, output: Rect) -> Rect:
+    def receptive_field(self, output: Rectangle) -> Rectangle:
         return output.upscale(self.n)
 
     def build(self, region: TileRegion, context: Context) -> Forward:
@@ -87,7 +88,7 @@ class Unpatchify(Layer):
     def output_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] * self.n, size[1] * self.n
 
-    def receptive_field(self, output: Rect) -> Rect:
+    def receptive_field(self, output: Rectangle) -> Rectangle:
         return output.downscale(self.n)
 
     def build(self, region: TileRegion, context: Context) -> Forward:

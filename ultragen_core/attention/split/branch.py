@@ -8,11 +8,12 @@ from torch import Tensor
 
 from ...grid import Region, TokenGrid, cut_axis, window_unpartition
 from ...ops.resample import Part, part_to_windows, resize_part
+from ...rectangle import Rectangle
 from ..engine import Engine
 from ..extras import CoarseBranch
 from ..layer import Projections, attend
 from ..spec import BranchSpec, compressed
-from .rectangles import AxisPart, MapPart, Rectangle, axis_parts, query_numbers, read_span
+from .rectangles import AxisPart, MapPart, axis_parts, query_numbers, read_span
 
 
 class RegionWork(NamedTuple):
@@ -52,10 +53,10 @@ def branch_source(grid: TokenGrid, spec: BranchSpec, ratio: int, output: Rectang
     ratio: of the compression, 1 without.
     """
     part, spans = _part(grid, spec, ratio, output), []
-    for length, span in zip((grid.h, grid.w), (part.windows.rows, part.windows.columns), strict=True):
+    for length, span in zip(grid[1:], part.windows, strict=True):
         side = spec.map_side(length, ratio)
         spans.append(read_span(compressed(length, ratio), side, span, spec.antialias))
-    return Rectangle.of(*spans)
+    return Rectangle(*spans)
 
 
 def branch_work(grid: TokenGrid, spec: BranchSpec, ratio: int, output: Rectangle, source: Rectangle) -> BranchWork:
@@ -63,12 +64,12 @@ def branch_work(grid: TokenGrid, spec: BranchSpec, ratio: int, output: Rectangle
     part, whole = _part(grid, spec, ratio, output), tuple(compressed(length, ratio) for length in (grid.h, grid.w))
     queries, size = part.queries, tuple(spec.map_side(length, ratio) for length in (grid.h, grid.w))
     return BranchWork(
-        at=Part(source.top, source.left, whole),
+        at=Part(source.rows.start, source.columns.start, whole),
         size=size,
         regions=tuple(_region(grid.t, queries, *each) for each in part.regions),
-        queries=queries.grid(grid.t),
-        result=Part(queries.top, queries.left, size),
-        target=(slice(*output.rows), slice(*output.columns)),
+        queries=grid.part(queries),
+        result=Part(queries.rows.start, queries.columns.start, size),
+        target=output.slices,
         frame=(grid.h, grid.w),
     )
 
@@ -80,15 +81,15 @@ def _region(t: int, queries: Rectangle, region: Region, row: AxisPart, column: A
         row,
         column,
         TokenGrid(t, row.last - row.first, column.last - column.first),
-        row.queries_from(queries.top),
-        column.queries_from(queries.left),
+        row.queries_from(queries.rows.start),
+        column.queries_from(queries.columns.start),
     )
 
 
 def _part(grid: TokenGrid, spec: BranchSpec, ratio: int, output: Rectangle) -> MapPart:
     """The windows of a branch's map from which the rectangle `output` of the grid is computed."""
     axes = []
-    for length, span in zip((grid.h, grid.w), (output.rows, output.columns), strict=True):
+    for length, span in zip(grid[1:], output, strict=True):
         side = spec.map_side(length, ratio)
         # A coarse map is resized without antialiasing, as it only grows.
         queries = read_span(side, length, span, spec.antialias and ratio == 1)

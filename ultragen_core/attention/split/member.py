@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ...built_once import built_once
 from ...grid import TokenGrid
+from ...rectangle import Rectangle
 from ..engine import Engine
 from ..layer import Projections, dense_attention_
 from .moves import Moves
-from .rectangles import Rectangle, received, rectangles, token_numbers
+from .rectangles import received, rectangles, token_numbers
 
 Exchange = Callable[[Tensor, Moves], Tensor]
 """exchange(x (b, held tokens, c), moves) -> (b, wanted tokens, c). All members call it with the same moves at the same
@@ -41,7 +42,7 @@ class Member:
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError where x (b, s, c) does not hold the tokens of the member's rectangle."""
-        expected = self.rectangle.grid(self.grid.t).tokens
+        expected = self.grid.part(self.rectangle).tokens
         if x.shape[1] != expected:
             raise ValueError(f"Member {self.index} holds {expected} tokens, got {x.shape[1]}.")
 
@@ -76,7 +77,7 @@ def rectangle_moves(*maps: MapMoves) -> Moves:
 @lru_cache(maxsize=16)
 def everything(grid: TokenGrid, members: int) -> tuple[Rectangle, ...]:
     """What dense attention reads: every member gets all tokens."""
-    return (Rectangle(0, grid.h, 0, grid.w),) * members
+    return (Rectangle.whole(grid[1:]),) * members
 
 
 @lru_cache(maxsize=16)

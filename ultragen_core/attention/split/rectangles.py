@@ -12,72 +12,9 @@ from torch import Tensor
 
 from ...grid import Region, TokenGrid
 from ...ops.resample import interpolation_matrix
-
-Span = tuple[int, int]
-"""First and one past the last position on an axis."""
-
+from ...rectangle import Rectangle, Span
 
 NARROWEST_STRIP = 12  # columns of tokens
-
-
-class Rectangle(NamedTuple):
-    """The same part of every frame: rows from `top` to before `bottom`, columns from `left` to before `right`."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
-
-    @classmethod
-    def of(cls, rows: Span, columns: Span) -> Rectangle:
-        return cls(*rows, *columns)
-
-    @property
-    def rows(self) -> Span:
-        return self.top, self.bottom
-
-    @property
-    def columns(self) -> Span:
-        return self.left, self.right
-
-    @property
-    def height(self) -> int:
-        return self.bottom - self.top
-
-    @property
-    def width(self) -> int:
-        return self.right - self.left
-
-    def grid(self, t: int) -> TokenGrid:
-        return TokenGrid(t, self.height, self.width)
-
-    def within(self, outer: Rectangle) -> tuple[slice, slice]:
-        """Rows and columns of this rectangle in the coordinates of one that holds it."""
-        top, left = self.top - outer.top, self.left - outer.left
-        return slice(top, top + self.height), slice(left, left + self.width)
-
-    def widened(self, by: int, h: int, w: int) -> Rectangle:
-        """With `by` more rows and columns on every side, as far as a frame of h x w has them."""
-        return Rectangle(
-            max(self.top - by, 0), min(self.bottom + by, h), max(self.left - by, 0), min(self.right + by, w)
-        )
-
-    def shared(self, other: Rectangle) -> int:
-        """How many tokens of a frame are in both."""
-        height = min(self.bottom, other.bottom) - max(self.top, other.top)
-        width = min(self.right, other.right) - max(self.left, other.left)
-        return max(height, 0) * max(width, 0)
-
-    def joined(self, other: Rectangle) -> Rectangle:
-        """The smallest rectangle that holds both; an empty one adds nothing."""
-        if not other.height or not other.width:
-            return self
-        return Rectangle(
-            min(self.top, other.top),
-            max(self.bottom, other.bottom),
-            min(self.left, other.left),
-            max(self.right, other.right),
-        )
 
 
 @lru_cache(maxsize=64)
@@ -101,7 +38,7 @@ def rectangles(grid: TokenGrid, members: int) -> tuple[Rectangle, ...]:
 
     rows, columns = min(possible, key=size)
     return tuple(
-        Rectangle.of(row_span, column_span)
+        Rectangle(row_span, column_span)
         for row_span in equal_spans(grid.h, rows)
         for column_span in equal_spans(grid.w, columns)
     )
@@ -120,23 +57,24 @@ def fitting(grid: TokenGrid, count: int) -> int:
 
 def largest(grid: TokenGrid, count: int) -> Rectangle:
     """The largest of the rectangles."""
-    return max(rectangles(grid, count), key=lambda each: each.height * each.width)
+    return max(rectangles(grid, count), key=lambda each: each.area)
 
 
 def received(t: int, held: Sequence[Rectangle], wanted: Sequence[Rectangle]) -> list[int]:
     """How many tokens of its wanted rectangle, in t frames, each member does not hold."""
-    return [t * (needed.height * needed.width - needed.shared(own)) for own, needed in zip(held, wanted, strict=True)]
+    missing = (needed.without(own) for own, needed in zip(held, wanted, strict=True))
+    return [t * sum(part.area for part in parts) for parts in missing]
 
 
 def equal_spans(length: int, count: int) -> list[Span]:
     """Cut an axis into `count` spans whose lengths differ by at most one."""
-    return [(length * i // count, length * (i + 1) // count) for i in range(count)]
+    return [Span(length * i // count, length * (i + 1) // count) for i in range(count)]
 
 
 def token_numbers(rectangle: Rectangle, grid: TokenGrid) -> Tensor:
     """The numbers of a rectangle's tokens in the grid, int64, in (t, h, w) order."""
-    numbers = torch.arange(grid.tokens).view(grid)
-    return numbers[:, rectangle.top : rectangle.bottom, rectangle.left : rectangle.right].flatten()
+    rows, columns = rectangle.slices
+    return torch.arange(grid.tokens).view(grid)[:, rows, columns].flatten()
 
 
 @lru_cache(maxsize=1024)
@@ -149,8 +87,8 @@ def read_span(length: int, target: int, span: Span, antialias: bool) -> Span:
     if length == target:
         return span
     cpu = torch.device("cpu")
-    read = interpolation_matrix(length, target, antialias, torch.float32, cpu)[slice(*span)].any(0).nonzero()
-    return int(read[0]), int(read[-1]) + 1
+    read = interpolation_matrix(length, target, antialias, torch.float32, cpu)[span.slice].any(0).nonzero()
+    return Span(int(read[0]), int(read[-1]) + 1)
 
 
 class AxisPart(NamedTuple):
@@ -163,6 +101,10 @@ class AxisPart(NamedTuple):
     count: int
     first: int
     last: int
+
+    @property
+    def span(self) -> Span:
+        return Span(self.start, self.stop)
 
     @property
     def window(self) -> int:
@@ -186,7 +128,7 @@ def axis_parts(runs: list[tuple[slice, int]], span: Span) -> list[AxisPart]:
     """
     parts = []
     for run, count in runs:
-        size, first, last = (run.stop - run.start) // count, max(run.start, span[0]), min(run.stop, span[1])
+        size, first, last = (run.stop - run.start) // count, max(run.start, span.start), min(run.stop, span.stop)
         while first < last:
             window, offset = divmod(first - run.start, size)
             whole = (last - first) // size if offset == 0 else 0
@@ -209,18 +151,18 @@ class MapPart:
     def queries(self) -> Rectangle:
         """The rectangle of the map that the queries fill."""
         spans = ((axis[0].start + axis[0].first, sum(p.queries for p in axis)) for axis in (self.rows, self.columns))
-        return Rectangle.of(*((start, start + length) for start, length in spans))
+        return Rectangle(*(Span(start, start + length) for start, length in spans))
 
     @cached_property
     def windows(self) -> Rectangle:
         """The rectangle of the map that the windows fill."""
-        return Rectangle.of(*((axis[0].start, axis[-1].stop) for axis in (self.rows, self.columns)))
+        return Rectangle(*(Span(axis[0].start, axis[-1].stop) for axis in (self.rows, self.columns)))
 
     @cached_property
     def regions(self) -> list[tuple[Region, AxisPart, AxisPart]]:
         """The windows in rectangles that divide evenly, each with its parts of the axes."""
         return [
-            (Region(slice(*row[:2]), slice(*column[:2]), (1, row.count, column.count)), row, column)
+            (Region(row.span.slice, column.span.slice, (1, row.count, column.count)), row, column)
             for row in self.rows
             for column in self.columns
         ]
@@ -231,6 +173,5 @@ class MapPart:
 def query_numbers(t: int, row: AxisPart, column: AxisPart, device: torch.device) -> Tensor | None:
     """The numbers of the queries among a window's tokens, int64 on `device`; None: every token is one."""
     window = TokenGrid(t, row.window, column.window)
-    if row[3:] == (0, window.h) and column[3:] == (0, window.w):
-        return None
-    return token_numbers(Rectangle.of(row[3:], column[3:]), window).to(device)
+    queries = Rectangle(Span(row.first, row.last), Span(column.first, column.last))
+    return None if queries.size == window[1:] else token_numbers(queries, window).to(device)

@@ -11,21 +11,13 @@ from torch import Tensor
 
 from ...built_once import built_once
 from ...grid import TokenGrid, cut_axis, window_partition, window_unpartition
+from ...rectangle import Rectangle, Span
 from ..engine import Engine
 from ..layer import NO_STRIDE, Projections, attend
 from ..t3 import Windows, cuts_coincide, window_grid
 from .member import MapMoves, Member, held_numbers, rectangle_moves
 from .moves import Moves
-from .rectangles import (
-    AxisPart,
-    MapPart,
-    Rectangle,
-    Span,
-    axis_parts,
-    equal_spans,
-    query_numbers,
-    rectangles,
-)
+from .rectangles import AxisPart, MapPart, axis_parts, equal_spans, query_numbers, rectangles
 
 # Members attend from their own rectangles while the windows there hold at most this many tokens per query: keys and
 # values of windows across a border are computed twice. Larger windows are shared out whole.
@@ -62,7 +54,7 @@ def close_windows(grid: TokenGrid, members: int, windows: Windows) -> CloseWindo
     parts = tuple(
         MapPart(tuple(axis_parts(runs[0], each.rows)), tuple(axis_parts(runs[1], each.columns))) for each in own
     )
-    covered = max(part.windows.grid(1).tokens / each.grid(1).tokens for part, each in zip(parts, own, strict=True))
+    covered = max(part.windows.area / each.area for part, each in zip(parts, own, strict=True))
     if covered > MOST_COVERED:
         return None
     return CloseWindows(parts, tuple(part.windows for part in parts))
@@ -74,15 +66,15 @@ def _in_own_rectangle(
     grid, part, (b, _, c) = member.grid, close.parts[member.index], x.shape
     own, wide, regions = member.rectangle, part.windows, part.regions
     moves = rectangle_moves(MapMoves(grid, rectangles(grid, member.count), close.wanted))
-    source = member.moved(x, moves).unflatten(1, wide.grid(grid.t))
-    out = x.new_empty(b, *own.grid(grid.t), c) if len(regions) > 1 else None
+    source = member.moved(x, moves).unflatten(1, grid.part(wide))
+    out = x.new_empty(b, *grid.part(own), c) if len(regions) > 1 else None
     for _, row, column in regions:
-        rows, columns = Rectangle.of(row[:2], column[:2]).within(wide)
+        rows, columns = Rectangle(row.span, column.span).slices_in(wide)
         counts = windows[0], row.count, column.count
         y = _attend_to(attn, source[:, :, rows, columns], counts, row, column, engine)
         if out is None:
             return y.flatten(1, 3)
-        out[:, :, row.queries_from(own.top), column.queries_from(own.left)] = y
+        out[:, :, row.queries_from(own.rows.start), column.queries_from(own.columns.start)] = y
     return out.flatten(1, 3)
 
 
@@ -125,7 +117,7 @@ def shared_windows(grid: TokenGrid, members: int, windows: Windows, strided: boo
     for member, run in enumerate(runs):
         own = numbers[whole * member : whole * (member + 1)].flatten()
         needed.append(torch.cat([own, shared.flatten()]))
-        computed.append(torch.cat([own, shared[:, slice(*run)].flatten()]))
+        computed.append(torch.cat([own, shared[:, run.slice].flatten()]))
     held = held_numbers(grid, members)
     return SharedWindows(whole, rest, tuple(runs), Moves(held, needed, grid.tokens), Moves(computed, held, grid.tokens))
 
@@ -151,5 +143,5 @@ def _shared_out(
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _run(run: tuple[int, int], device: torch.device) -> Tensor:
+def _run(run: Span, device: torch.device) -> Tensor:
     return torch.arange(*run, device=device)

@@ -8,8 +8,9 @@ from itertools import accumulate
 from math import prod
 
 from ...grid import TokenGrid
+from ...rectangle import Rectangle, Span
 from ..t3 import Windows, cuts_coincide, window_grid
-from .rectangles import Rectangle, Span, equal_spans, received, rectangles
+from .rectangles import equal_spans, received, rectangles
 from .t3 import close_windows
 
 
@@ -31,7 +32,7 @@ def _shared_out(grid: TokenGrid, windows: Windows, strided: bool, members: int, 
     first, shared = size * whole * member, size * whole * members
     own = held.between(first, first + size * whole)
     run = equal_spans(size, members)[member]
-    runs = sum(held.between(start + run[0], start + run[1]) for start in range(shared, grid.tokens, size))
+    runs = sum(held.between(start + run.start, start + run.stop) for start in range(shared, grid.tokens, size))
     needed = size * (whole + rest) - own - held.between(shared, grid.tokens)
     return needed + held.between(0, grid.tokens) - own - runs
 

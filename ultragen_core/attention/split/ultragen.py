@@ -11,6 +11,7 @@ from torch import Tensor
 from ...built_once import built_once
 from ...grid import TokenGrid
 from ...ops.depthwise import compress
+from ...rectangle import Rectangle, Span
 from ..engine import Engine
 from ..extras import BlockExtras, CoarseBranch
 from ..gate import Gates
@@ -18,7 +19,7 @@ from ..layer import Projections, blended_, coarse_branches
 from ..spec import BlockSpec, BranchSpec, compressed
 from .branch import BranchWork, branch_source, branch_work, split_branch
 from .member import MapMoves, Member, rectangle_moves
-from .rectangles import Rectangle, Span, received, rectangles
+from .rectangles import received, rectangles
 
 REFINEMENT_HALO = 1  # rows and columns that the 3x3x3 convolution reads around the tokens that it computes
 
@@ -96,30 +97,30 @@ def block_shares(
     shares = tuple(_coarse_shares(grid, members, spec, ratio, halo) for spec, ratio in coarse)
     for (_, ratio), share in zip(coarse, shares, strict=True):
         sources = [
-            source.joined(_of_cells(cells, grid, ratio)) for source, cells in zip(sources, share.held, strict=True)
+            source.hull(_of_cells(cells, grid, ratio)) for source, cells in zip(sources, share.held, strict=True)
         ]
     work = []
     for index, (rectangle, source) in enumerate(zip(own, sources, strict=True)):
-        outer = rectangle.widened(halo, grid.h, grid.w)
+        outer = rectangle.grow(halo).clip(grid[1:])
         parts = tuple(
             CoarseWork(
-                _of_cells(share.held[index], grid, ratio).within(source),
-                share.wanted[index].grid(grid.t),
+                _of_cells(share.held[index], grid, ratio).slices_in(source),
+                grid.part(share.wanted[index]),
                 branch_work(grid, spec, ratio, outer, share.wanted[index]),
             )
             for (spec, ratio), share in zip(coarse, shares, strict=True)
         )
         branch = branch_work(grid, local, 1, rectangle, source)
         edges = _edges(rectangle, outer)
-        work.append(MemberWork(source.grid(grid.t), branch, edges, rectangle.within(outer), parts))
+        work.append(MemberWork(grid.part(source), branch, edges, rectangle.slices_in(outer), parts))
     return BlockShares(tuple(sources), shares, tuple(work))
 
 
 def _edges(own: Rectangle, outer: Rectangle) -> tuple[int, ...]:
     if own == outer:
         return ()
-    sides = own.left - outer.left, outer.right - own.right, own.top - outer.top, outer.bottom - own.bottom
-    return 0, 0, *sides  # none of the channels
+    rows, columns = ((a.start - b.start, b.stop - a.stop) for a, b in zip(own, outer, strict=True))
+    return 0, 0, *columns, *rows  # none of the channels
 
 
 def ultragen_received(
@@ -140,21 +141,16 @@ def _coarse_shares(grid: TokenGrid, members: int, spec: BranchSpec, ratio: int, 
 
     def cells(span: Span, count: int) -> Span:
         """A cell belongs to the member that holds its first token."""
-        first, last = (min(-(-edge // ratio), count) for edge in span)
-        return first, last
+        return Span(*(min(-(-edge // ratio), count) for edge in span))
 
-    computed = tuple(Rectangle.of(cells(each.rows, cells_grid.h), cells(each.columns, cells_grid.w)) for each in own)
-    sources = tuple(branch_source(grid, spec, ratio, each.widened(halo, grid.h, grid.w)) for each in own)
+    computed = tuple(Rectangle(cells(each.rows, cells_grid.h), cells(each.columns, cells_grid.w)) for each in own)
+    sources = tuple(branch_source(grid, spec, ratio, each.grow(halo).clip(grid[1:])) for each in own)
     return MapMoves(cells_grid, computed, sources)
 
 
 def _of_cells(cells: Rectangle, grid: TokenGrid, ratio: int) -> Rectangle:
     """The tokens of cells."""
-    rows, columns = (
-        (first * ratio, min(last * ratio, length))
-        for (first, last), length in zip((cells.rows, cells.columns), (grid.h, grid.w), strict=True)
-    )
-    return Rectangle.of(rows, columns)
+    return cells.upscale(ratio).clip(grid[1:])
 
 
 def _gathered_maps(

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ...attention.split.member import Member, split_dense_attention_
-from ...attention.split.rectangles import Rectangle
 from ...grid import TokenGrid
 from ...plan.memory import MemoryBudget
+from ...rectangle import Rectangle
 from ...wan import PATCH
 from ..attention.layers import RuleLayer, engine, installed, rotation_table
 from ..attention.runtime import Runtime
@@ -113,7 +113,7 @@ class Part:
     def _layers(self, dm: nn.Module, x: Tensor) -> tuple[dict[nn.Module, object], dict]:
         """The layers by the module that they replace, and the options of their evaluation."""
         runtime, grid, options = self.runtime, self.member.grid, dict(self.inputs.options)
-        own, sigmas = self.rectangle.grid(grid.t), _on(self.inputs.sigmas, self.device)
+        own, sigmas = grid.part(self.rectangle), _on(self.inputs.sigmas, self.device)
         reserved = gathered_bytes(dm, grid, x.shape[0], activation_dtype(self.base))
         self.budget = runtime.budget(self.base, own, x, self.device, reserved)
         if "sample_sigmas" in options:

@@ -86,10 +86,10 @@ class Split:
         size = self._size(count, sum(map(len, conds.values())), grid)
         if size == 1 or why_one_gpu(model) or why_not_split(base, [], model.model_options, model.load_device):
             return executor(model, noise_shape, conds, *args, **kwargs)
-        before, rectangle = base.memory_required, largest(grid, size)
+        before, (rows, columns) = base.memory_required, largest(grid, size).size
 
         def estimate(shape, *args, **kwargs) -> int:
-            part = [*shape[:3], PATCH[1] * rectangle.height, PATCH[2] * rectangle.width]
+            part = [*shape[:3], PATCH[1] * rows, PATCH[2] * columns]
             gathered = gathered_bytes(diffusion_model(base), grid, shape[0], activation_dtype(base))
             return before(part, *args, **kwargs) + gathered
 
@@ -128,7 +128,7 @@ class Split:
         if size < wanted:
             self.note(f"{size} of {wanted} GPUs share a prompt, because a frame has only {grid.h}x{grid.w} tokens")
         own = f"{groups} prompts x " if groups > 1 else ""
-        part = largest(grid, size).grid(grid.t)
+        part = grid.part(largest(grid, size))
         self.note(f"{count} GPUs compute {own}{size} rectangles of {part} tokens", logging.INFO)
         return size
 

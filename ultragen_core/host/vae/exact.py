@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...out_of_ram import is_host_out_of_memory
 from ...pinned_copy import PinnedCopyQueue
+from ...rectangle import Rectangle
 from ...vae.context import moved
-from ...vae.geometry import Rect
 from ...vae.memory import tensor_limit
 from ...vae.parse import channels_in
 from ..compat import vae_output_dtype
@@ -174,8 +174,8 @@ def _stream(
     with decode_workers(vae, gpus) as workers:
         for index in range(samples.shape[0]):
 
-            def emit(frames: slice, rect: Rect, pixels: Tensor, index: int = index) -> None:
-                rows, columns = (slice(span.start, span.stop) for span in (rect.rows, rect.columns))
+            def emit(frames: slice, rect: Rectangle, pixels: Tensor, index: int = index) -> None:
+                rows, columns = rect.slices
                 images = to_pixels(pixels[0].permute(1, 2, 3, 0).to(torch.float32, copy=True))
                 write(OutputRegion(index, frames, rows, columns), images)
 

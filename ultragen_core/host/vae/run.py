@@ -10,10 +10,11 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor, nn
 
+from ...rectangle import Rectangle
 from ...vae import decode, encode
 from ...vae.context import Context
 from ...vae.feature_buffer import FeatureBuffer
-from ...vae.geometry import DecodedArea, Rect, TileGrid, output_size
+from ...vae.geometry import DecodedArea, TileGrid, output_size
 from ...vae.layers import Layer
 from ...vae.memory import tensor_limit
 from ..compat import cast_parameters
@@ -128,10 +129,10 @@ class _Decode:
         missing = [each for each in grid.tiles() if not self._tiles_done.holds(each.clip(self.size))]
         self._progress.restart(self._total(grid) - self.length * len(missing), self._total(grid))
 
-        def work(tiles: Iterable[Rect], context: Context, send: decode.Emit) -> None:
+        def work(tiles: Iterable[Rectangle], context: Context, send: decode.Emit) -> None:
             decode.in_tiles(self.tail, self.features, grid, tiles, context, send)
 
-        def take(frames: slice, rect: Rect, pixels: Tensor) -> None:
+        def take(frames: slice, rect: Rectangle, pixels: Tensor) -> None:
             self._emit(frames, rect, pixels)
             pieces[rect] += 1
             if pieces[rect] == self.length:
@@ -159,8 +160,8 @@ def encode_video(vae, layers: Sequence[Layer], x: Tensor, tile: int | None, repo
     choice, progress = choose_tile(vae, tile, max(size), needs), ProgressCounter(report)
     buffer_on = functools.partial(FeatureBuffer, length, latents, tail[0].proj.out_channels, vae.vae_dtype)
 
-    def pixels(frames: slice, rect: Rect) -> Tensor:
-        rows, columns = rect.slices_in(Rect.whole(size))
+    def pixels(frames: slice, rect: Rectangle) -> Tensor:
+        rows, columns = rect.slices
         return vae.process_input(x[:, :, frames, rows, columns].to(vae.device)).to(vae.vae_dtype)
 
     def tiles(tile: int) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...out_of_ram import is_host_out_of_memory
-from ...vae.geometry import Rect, output_size
+from ...rectangle import Rectangle
+from ...vae.geometry import output_size
 from ...vae.layers import Layer
 from ...vae.parse import UnsupportedLayer, channels_in, channels_out, decoder_layers, encoder_layers
 from ..memory import NotEnoughMemory, is_out_of_memory
@@ -132,8 +133,8 @@ def decode_error(vae, layers: Sequence[Layer], z: Tensor) -> float:
     size = output_size(layers, TRIAL_LATENTS[1:])
     tiled = torch.empty(1, channels_out(layers), TRIAL_FRAMES, *size, device=vae.device)
 
-    def emit(frames: slice, rect: Rect, pixels: Tensor) -> None:
-        rows, columns = rect.slices_in(Rect.whole(size))
+    def emit(frames: slice, rect: Rectangle, pixels: Tensor) -> None:
+        rows, columns = rect.slices
         tiled[:, :, frames, rows, columns] = pixels.float()
 
     decode_video(vae, layers, z, TRIAL_TILE * size[0] // TRIAL_LATENTS[1], emit, _no_report)

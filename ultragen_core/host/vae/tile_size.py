@@ -11,9 +11,10 @@ from typing import NamedTuple
 import comfy.model_management as mm
 import torch
 
+from ...rectangle import Rectangle
 from ...vae import decode, encode
 from ...vae.encode import FRAMES_PER_LATENT
-from ...vae.geometry import Rect, TileGrid, output_size, tile_regions
+from ...vae.geometry import TileGrid, output_size, tile_regions
 from ...vae.layers import Layer
 from ...vae.memory import TensorTooLarge, peak_bytes, tensor_limit
 from ...vae.parse import channels_out
@@ -203,7 +204,7 @@ def _whole_frame_need(
     dtype: torch.dtype,
     limit: float,
 ) -> int:
-    regions = tile_regions(layers, size, Rect.whole(size), (True, True))
+    regions = tile_regions(layers, size, Rectangle.whole(size), (True, True))
     try:
         return _with_reserve(peak_bytes(layers, regions, channels, chunks, dtype, limit))
     except TensorTooLarge as error:
