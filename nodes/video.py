@@ -145,26 +145,8 @@ class UltraGenSaveVideo(Node):
         return True
 
     @classmethod
-    def execute(
-        cls,
-        samples,
-        vae,
-        fps,
-        codec,
-        crf,
-        filename_prefix,
-        crop,
-        keep_latent,
-        tile,
-        audio=None,
-        details="",
-        side_file="off",
-        trim_to_audio=False,
-        gpus=1,
-        max_frames=0,
-    ) -> io.NodeOutput:
-        choices = fps, codec, crf, crop, keep_latent, tile or None, details or "", side_file, trim_to_audio
-        settings = VideoSettings(filename_prefix, *choices, gpus, max_frames)
+    def execute(cls, samples, vae, filename_prefix, tile, audio=None, details="", **widgets) -> io.NodeOutput:
+        settings = VideoSettings(prefix=filename_prefix, tile=tile or None, details=details or "", **widgets)
         saved = save_video(vae, samples, settings, cls.folders(), cls.metadata(), audio, cls.show_status)
         previews = [cls.shown(path) for path in saved.previews]
         # `ultragen_files` is for API clients; the frontend plays `images`, which may be previews.
