@@ -25,7 +25,7 @@ def load_kernel(name: str, shape: WanShape | None = None) -> Kernel | None:
     it does not fit the model.
     """
     if name not in KERNELS:
-        raise ValueError(f"attention_kernel must be one of {', '.join(KERNELS)}, got {name!r}.")
+        raise ValueError(f"attention_kernel must be one of {', '.join(KERNELS)}, got {name!r}. Choose one of them.")
     kernel = KERNELS[name] and KERNELS[name]()
     if kernel and shape and shape.channels // shape.heads > kernel.max_head_dim:
         raise ValueError(
