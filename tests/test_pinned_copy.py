@@ -23,7 +23,7 @@ def test_without_pinned_memory_copies_are_plain(monkeypatch, caplog):
         return empty(*size, **more)
 
     monkeypatch.setattr(torch, "empty", refused)
-    copies, target = PinnedCopyQueue(), torch.zeros(4, 3)
+    copies, target = PinnedCopyQueue(True), torch.zeros(4, 3)
     sources = torch.rand(4, 3)
     with caplog.at_level(logging.WARNING):
         for row in range(4):
@@ -31,9 +31,9 @@ def test_without_pinned_memory_copies_are_plain(monkeypatch, caplog):
         copies.finish()
     assert torch.equal(target, sources)
     assert len(asked) == 1 and [record.levelname for record in caplog.records] == ["WARNING"]
-    PinnedCopyQueue().copy(sources[1].as_subclass(OnGPU), target[3].as_subclass(OnGPU))
+    PinnedCopyQueue(True).copy(sources[1].as_subclass(OnGPU), target[3].as_subclass(OnGPU))
     assert torch.equal(target[3], sources[1]) and len(asked) == 1, "copies within the GPU take no detour"
-    PinnedCopyQueue(pinned=False).copy(sources[0].as_subclass(OnGPU), target[3])
+    PinnedCopyQueue(False).copy(sources[0].as_subclass(OnGPU), target[3])
     assert torch.equal(target[3], sources[0]) and len(asked) == 1
 
 
@@ -61,7 +61,7 @@ def test_each_copy_waits_for_its_own_device(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **more: empty(*size, **more))
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     sources, target = torch.rand(6, 3), torch.zeros(6, 3)
-    copies = PinnedCopyQueue()
+    copies = PinnedCopyQueue(True)
     for row in range(6):
         copies.copy(sources[row].as_subclass((OnFirst, OnSecond)[row // 2 % 2]), target[row])
     assert [str(device) for device in recorded] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1", "cuda:0", "cuda:0"]

@@ -31,7 +31,7 @@ class PinnedCopyQueue:
     (`pinned`) or not available, each copy waits for the device: slower, with the same result.
     """
 
-    def __init__(self, pinned: bool = True):
+    def __init__(self, pinned: bool):
         self._pinned = pinned
         self._buffers: list[torch.Tensor] = []
         # Source in pinned memory, target, and the event after which the source is complete.

@@ -26,7 +26,7 @@ class FrameBuffer:
         self.shape = (frames, height, width, 3)
         self.bits = bits
         self.on_disk = self.size(*self.shape[:3], bits) > memory_limit
-        self._copies = PinnedCopyQueue(pinned=pinned)
+        self._copies = PinnedCopyQueue(pinned)
         self._broken: dict[torch.device, torch.Tensor] = {}
         self._file = tempfile.TemporaryFile(dir=folder) if self.on_disk else None
         try:

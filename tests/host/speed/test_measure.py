@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from itertools import count, cycle
 from pathlib import Path
 
+import comfy.cli_args
 import comfy.ldm.wan.model as wan
 import folder_paths
 import pytest
 import torch
 from conftest import ROOT
+from helpers.vae_models import toy_vae
 
 from ultragen_core.attention.extras import ExtrasShape, ExtrasSummary
 from ultragen_core.grid import TokenGrid
@@ -55,6 +57,20 @@ def once(monkeypatch):
 
     monkeypatch.setattr(evaluation, "timed", timed)
     monkeypatch.setattr(decode, "timed", lambda run, *_: run().numel() and 1.0)
+
+
+def test_a_measured_decode_pins_no_memory_where_comfyui_may_not(monkeypatch):
+    asked = []
+
+    class Queue(decode.PinnedCopyQueue):
+        def __init__(self, pinned: bool):
+            asked.append(pinned)
+            super().__init__(pinned)
+
+    monkeypatch.setattr(decode, "PinnedCopyQueue", Queue)
+    monkeypatch.setattr(comfy.cli_args.args, "disable_pinned_memory", True)
+    decode.decode_to_bytes(toy_vae(width=4), torch.randn(1, 16, 1, 8, 8), None)
+    assert asked == [False]
 
 
 def test_five_blocks_stand_for_the_published_thirty(models):

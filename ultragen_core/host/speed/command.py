@@ -7,7 +7,8 @@ import sys
 import comfy.model_management as mm
 import torch
 
-from .measure import GIB, Workload, measure
+from ...plan.report import GIB
+from .measure import Workload, measure
 from .records import records_file, write_speed
 
 FREE_SHARE = 0.85  # of the card's memory; with less another program is using it

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...pinned_copy import PinnedCopyQueue
 from ...plan.speed import DecodeTime
 from ...sizes import VideoSize, latent_shape
-from ..memory import NotEnoughMemory
+from ..memory import NotEnoughMemory, may_pin
 from ..vae.exact import Progress, stream_decode
 from ..vae.shapes import decoded_shape
 from .timing import timed
@@ -55,7 +55,7 @@ def _decode(vae, size: VideoSize) -> Callable[[], Tensor]:
 def decode_to_bytes(vae, z: Tensor, tile: int | None, progress: Progress = None, gpus: int = 1) -> Tensor:
     """Return the frames (frames, height, width, 3) of one video in 8 bits; arguments as of stream_decode."""
     frames = torch.empty((*decoded_shape(vae, z.shape)[1:], 3), dtype=torch.uint8)
-    copies = PinnedCopyQueue()
+    copies = PinnedCopyQueue(may_pin())
 
     def write(region, pixels: Tensor) -> None:
         copies.copy(pixels.mul_(255).round_().to(torch.uint8), frames[region[1:]])

@@ -11,6 +11,7 @@ import comfy.model_management as mm
 import torch
 
 from ...plan.flops import FLOPs
+from ...plan.report import GIB
 from ...plan.speed import EvaluationTime, Speed, seconds_text
 from ...sizes import PRESETS, VideoSize
 from ...wan import WAN_1_3B, WanShape
@@ -22,7 +23,6 @@ from .random_weights import random_vae
 from .setup import Setup, setup_of
 from .timing import forget_peak, peak_bytes
 
-GIB = 2**30
 THREADS = 4  # more would not speed up a GPU, but keep the whole computer busy
 
 

@@ -108,7 +108,7 @@ def decode(vae, samples: Tensor, tile: int | None = None, gpus: int = 1) -> Tens
         return vae.decode(samples)
     shape = (*decoded_shape(vae, samples.shape), picture_channels(vae))
     images = empty_images(vae, shape)
-    copies = PinnedCopyQueue(pinned=may_pin())
+    copies = PinnedCopyQueue(may_pin())
 
     def write(region: OutputRegion, pixels: Tensor) -> None:
         copies.copy(pixels if images.device.type == "cpu" else moved(pixels, images.device), images[region])
