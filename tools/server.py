@@ -189,7 +189,7 @@ class Server:
     def _events(self, client_id: str) -> Iterator[Iterator[tuple[str, dict]]]:
         import websocket  # setting up has only the standard library
 
-        connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client_id}", timeout=20)
+        connection = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={client_id}", timeout=60)
         try:
             yield self._messages(connection)
         finally:
