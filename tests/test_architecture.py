@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.repository import tracked
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = "ultragen_core"
@@ -23,20 +23,12 @@ NAMED = r"(\w+(?:\s*&\s*\w+)*)"
 EDGE = re.compile(rf"^\s*{NAMED}\s*-->(?:\|[^|]*\|)?\s*{NAMED}\s*$", re.MULTILINE)
 
 
-def tracked(*folders: str) -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--", *folders],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+def paths(*folders: str) -> list[Path]:
+    return [ROOT / name for name in tracked(*folders)]
 
 
 def python(*folders: str) -> list[Path]:
-    return [path for path in tracked(*folders) if path.suffix == ".py"]
+    return [path for path in paths(*folders) if path.suffix == ".py"]
 
 
 def short(path: Path) -> str:
@@ -126,8 +118,8 @@ def test_packages_that_list_their_modules_list_all():
 
 
 def test_files_are_short():
-    files = [path for path in tracked(LIBRARY, "web", "__init__.py", *OUTSIDE) if path.suffix in (".py", ".js")]
-    lengths = {short(path): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    code = [path for path in paths(LIBRARY, "web", "__init__.py", *OUTSIDE) if path.suffix in (".py", ".js")]
+    lengths = {short(path): len(path.read_text(encoding="utf-8").splitlines()) for path in code}
     found = [f"{name}: {length} lines" for name, length in lengths.items() if length > MOST_LINES]
     assert not found, "\n".join(found)
 
@@ -164,7 +156,7 @@ def test_names_are_those_of_the_field():
 @pytest.mark.parametrize("phrase", PHRASES)
 def test_texts_are_plain(phrase):
     sought, found = re.compile(rf"\b{phrase}\b".replace(" ", r"[\s_#*]+"), re.IGNORECASE), []
-    for path in tracked():
+    for path in paths():
         if path.suffix in TEXTS:
             text = path.read_text(encoding="utf-8")
             found += [f"{short(path)}:{text.count(chr(10), 0, hit.start()) + 1}" for hit in sought.finditer(text)]

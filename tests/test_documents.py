@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from helpers.repository import tracked
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted(subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True, encoding="utf-8").split())
+PAGES = sorted(tracked("*.md"))
 NOTES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "workflows").glob("*.json"))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HERE = "https://github.com/ultragen-comfyui/ultragen/blob/main/"  # for pages that are read elsewhere

@@ -19,7 +19,10 @@ def command(*arguments, cwd: Path | None = None, **variables: str) -> str:
     return done.stdout
 
 
-def tracked() -> list[str]:
-    """Paths of all files that git tracks or would add, relative to the repository."""
-    listed = command("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT)
-    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+def tracked(*paths: str) -> list[str]:
+    """Paths of all files that git tracks or would add, relative to the repository; those in `paths` if there are any.
+
+    The repository may belong to another user, as in a container, which git refuses by default.
+    """
+    git = ("git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--")
+    return [name for name in command(*git, *paths, cwd=ROOT).split("\0") if name and (ROOT / name).is_file()]
