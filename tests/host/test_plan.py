@@ -8,6 +8,8 @@ import re
 import shutil
 from dataclasses import replace
 
+import comfy.cli_args
+import comfy.model_management
 import pytest
 import torch
 from helpers.comfy_run import spied, velocity
@@ -344,6 +346,21 @@ def test_what_does_not_fit_is_named(gpu, card, size, lacks):
         f"of this GPU's {card}.0 GiB usually only {card * 7 / 8:.1f} are free" in misfit for misfit in made.misfits
     )
     assert bool(made.fits) == (not lacks)
+
+
+def test_options_and_gpus_that_take_float32_need_more_memory(gpu, monkeypatch):
+    """ComfyUI knows nothing of this GPU, and computes in float32 there, as everywhere with --force-fp32."""
+    source, size = Source("ultragen_1080p.ckpt", None, "auto"), VideoSize(3840, 2176, 81)
+    gpu(16)
+    halves = preview(size, source)
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(preview_module, "current_speed", lambda: None)
+    made = preview(size, source)
+    for few, many in zip(halves.activations + halves.decode, made.activations + made.decode, strict=True):
+        assert 1.3 * few < many < 2 * few
+    assert halves.fits and made.misfits[0].startswith("Sampling needs at least")
+    monkeypatch.setattr(comfy.cli_args.args, "bf16_vae", True)
+    assert preview(size, source).decode == halves.decode
 
 
 def test_nothing_is_said_of_gpus_that_share_a_prompt_and_of_dense_attention(dense, gpu):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import comfy.ldm.wan.vae
 import comfy.ldm.wan.vae2_2
+import comfy.model_management as mm
 import torch
 
 from ..grid import TokenGrid
@@ -33,6 +34,7 @@ from .wan_model import shape_of, token_grid
 
 GATE_STEPS = 11
 ITEMSIZE = 2  # bytes per activation, in 16-bit formats
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]  # that Wan's models and VAEs run in
 ONE_GPU = GPUs()
 
 
@@ -95,11 +97,11 @@ def plan(
         gates=_gates(rule) if gates_known else (),
         weights=weights,
         activations=_activations(model, grid, kernel, bounded and bool(groups) and percent == (0.0, 1.0)),
-        decode=_decode(latent[1:], model.uses_wan22_vae),
+        decode=_decode(latent[1:], model.uses_wan22_vae, _vae_dtype()),
         frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
         warnings=(*(rule.advice(grid) if rule else ()), *_dense_outside(percent), *gpus.warnings),
         estimate=speed.estimate(flops, size, not model.uses_wan22_vae) if speed and groups and not kernel else None,
-        shares=shares_of(rule, grid, model, gpus, ITEMSIZE),
+        shares=shares_of(rule, grid, model, gpus, _itemsize()),
         gpu=gpu_memory(),
     )
 
@@ -122,9 +124,23 @@ def flops_of(groups: Sequence[BlockGroup], grid: TokenGrid, model: WanShape) -> 
     return sum((layers.get(index, dense) for index in attentions), rest), dense * len(attentions) + rest
 
 
+def _itemsize() -> int:
+    """Bytes per activation. Options such as --force-fp32, and GPUs without 16-bit formats, take twice the usual."""
+    device = mm.get_torch_device()
+    if device.type == "cpu":  # the plan is for a GPU elsewhere
+        return ITEMSIZE
+    weights = mm.unet_dtype(device, supported_dtypes=DTYPES)
+    return (mm.unet_manual_cast(weights, device, DTYPES) or weights).itemsize
+
+
+def _vae_dtype() -> torch.dtype:
+    device = mm.vae_device()
+    return torch.bfloat16 if device.type == "cpu" else mm.vae_dtype(device, DTYPES)
+
+
 def _activations(model: WanShape, grid: TokenGrid, kernel: Kernel | None, bounded: bool) -> tuple[int, int]:
     """Bytes at least and at most. bounded: False where a step runs in ComfyUI's own code, with all tokens at once."""
-    memory = ActivationMemory.of(model, grid, 1, ITEMSIZE, kernel.held_maps if kernel else 0)
+    memory = ActivationMemory.of(model, grid, 1, _itemsize(), kernel.held_maps if kernel else 0)
     return memory.needed(MAX_PIECES if bounded else 1), memory.needed(1)
 
 
@@ -147,10 +163,10 @@ def _gates(rule: Rule | None) -> tuple[GatePoint, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def _decode(latent: tuple[int, ...], wan22: bool) -> tuple[int, int]:
+def _decode(latent: tuple[int, ...], wan22: bool, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes on the device to decode latents (c, t, h, w) with Wan's published VAEs: smallest and usual tiles."""
     common = {"z_dim": latent[0], "temperal_downsample": [False, True, True]}
     with torch.device("meta"):
         vae = comfy.ldm.wan.vae2_2.WanVAE(dim=160, **common) if wan22 else comfy.ldm.wan.vae.WanVAE(dim=96, **common)
-    needs = decode_needs(decoder_layers(vae), latent, torch.bfloat16)
+    needs = decode_needs(decoder_layers(vae), latent, dtype)
     return tuple(max(needs.frames, needs.tile(tile)) for tile in DECODE_TILES)
