@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from helpers.waiting import wait_until
 
@@ -50,9 +48,9 @@ def test_button_stops_where_the_queue_refuses(canvas):
     canvas.server.post("/history", {"clear": True})
     canvas.add("UltraGenPrompts")
     canvas.run(SHOW, '["first", {"prompt": "second", "image": "gone.png"}, "third"]')
-    canvas.run(BUTTON)
-    wait_until(lambda: canvas.server.get("/history"))
-    time.sleep(0.5)
+    canvas.run(BUTTON)  # until the last prompt is queued, or one is refused
+    assert canvas.run(INDEX) == [-1, "fixed"]
+    wait_until(lambda: not any(canvas.server.get("/queue").values()))
     assert [line for line in shown(canvas.server) if line in ("first", "second", "third")] == ["first"]
     canvas.errors.clear()  # the page logs what the queue refuses
 
