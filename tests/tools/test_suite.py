@@ -24,7 +24,7 @@ def test_what_ci_asks_of_the_tools_is_there():
         assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True).stdout
 
 
-@pytest.mark.parametrize("module", ["training", "tools.cluster", "tools.endurance"])
+@pytest.mark.parametrize("module", ["training", "tools.bench", "tools.cluster", "tools.endurance"])
 def test_commands_call_themselves_what_one_types(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith(f"usage: python3 -m {module} ")

@@ -25,7 +25,7 @@ def main() -> None:
     as_comfyui_starts(dynamic_vram="--dynamic" in arguments, native="--native" in arguments)
     from . import attention, bits, card, gpus, kernels, model, page, training, vae
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python3 -m tools.bench", description=__doc__)
     subjects = parser.add_subparsers(required=True)
     vae.add_parser(subjects)
     attention.add_parser(subjects)
