@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import comfy.ldm.modules.attention as core
 import comfy.ldm.wan.model as wan
 import pytest
@@ -16,7 +20,7 @@ from ultragen_core.host.attention import backend
 from ultragen_core.host.attention.backend import OVERRIDE, choose_attention
 from ultragen_core.host.attention.patch import Settings, apply
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PYTORCH = core.attention_pytorch.__wrapped__
 QKV = [seeded(2, 12, 32, seed=i).bfloat16() for i in range(3)]
 PLAIN = nn.Linear(2, 2)
@@ -95,21 +99,42 @@ def test_calls_that_an_override_passes_on_keep_the_speed(faster, cudnn_calls):
     assert core.attention_pytorch(*long, heads=4, transformer_options=options | choice.options) == "sparse"
 
 
-def test_the_environment_switches_it_off(monkeypatch):
+@pytest.fixture
+def measurements(monkeypatch, request):
+    """GPUs of a kind that was not measured before, and what measuring does: the function that a test puts there."""
+    gpus = SimpleNamespace(kind=request.node.name, measure=None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpus.kind)
+    monkeypatch.setattr(backend, "_compare_on_current_device", lambda: gpus.measure())
+    return gpus
+
+
+def test_the_environment_switches_it_off(measurements, monkeypatch):
+    measurements.measure = lambda: (True, 2.0, 1.0)
     monkeypatch.setenv("ULTRAGEN_ATTENTION", "comfyui")
-    backend.measure_cudnn.cache_clear()
-    assert not backend.cudnn_is_faster(torch.device("cuda"))
-    backend.measure_cudnn.cache_clear()
+    assert not backend.cudnn_is_faster(GPU)
+    monkeypatch.delenv("ULTRAGEN_ATTENTION")
+    assert backend.cudnn_is_faster(GPU)
 
 
-def test_memory_that_runs_out_while_measuring_is_not_remembered(monkeypatch):
-    def full(device):
+def test_memory_that_runs_out_while_measuring_is_not_remembered(measurements):
+    def full():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(backend, "measure_cudnn", full)
-    assert not backend.cudnn_is_faster(CPU)
-    monkeypatch.setattr(backend, "measure_cudnn", lambda device: True)
-    assert backend.cudnn_is_faster(CPU)
+    measurements.measure = full
+    assert not backend.cudnn_is_faster(GPU)
+    measurements.measure = lambda: (True, 2.0, 1.0)
+    assert backend.cudnn_is_faster(GPU)
+
+
+def test_gpus_of_one_kind_compute_with_one_kernel(measurements):
+    """Each measured its own, on a busy host: one chose FlashAttention, and the others waited for it in every block."""
+    times = iter([1.0, 1.9, 1.9, 1.9, 1.9])
+    measurements.measure = lambda: (True, 2.0, next(times))
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(backend.cudnn_is_faster, [torch.device("cuda", index) for index in range(4)]))
+    measurements.kind += ", another"
+    assert not backend.cudnn_is_faster(GPU)
 
 
 def test_it_replaces_plain_attention_with_the_same_numbers(faster, cudnn_calls):
@@ -164,7 +189,7 @@ def test_cudnn_called_directly_gives_what_pytorch_gives():
 def test_the_choice_draws_nothing_from_the_generator_of_samplers():
     """The first video after a start would differ from the second."""
     before = torch.cuda.get_rng_state()
-    backend.measure_cudnn.__wrapped__(torch.device("cuda"))
+    backend._compare_on_current_device()
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
