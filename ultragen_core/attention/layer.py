@@ -184,15 +184,29 @@ def dense_attention_(
     engine = engine.for_layer(x)
     source, source_table = sequence or (x, table)
 
-    def rotated(project: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, table: Tensor) -> Tensor:
-        return norm_rope_(project(x), norm, engine.weight, table, attn.num_heads, engine.triton)
+    def norm_rope(y: Tensor, norm: nn.Module, table: Tensor) -> Tensor:
+        return norm_rope_(y, norm, engine.weight, table, attn.num_heads, engine.triton)
 
-    k, v = torch.empty_like(source), in_pieces(attn.v, source, 1, engine.tokens_at_a_time)
-    for part in pieces(source, 1, engine.tokens_at_a_time):
-        angles = source_table.narrow(0, *part)
-        k.narrow(1, *part).copy_(rotated(attn.k, attn.norm_k, source.narrow(1, *part), angles))
+    def keys_and_values(part: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        given = engine.shared_input((attn.k, attn.v), source.narrow(1, *part))
+        return norm_rope(attn.k(given), attn.norm_k, source_table.narrow(0, *part)), attn.v(given)
+
+    def attended(part: tuple[int, int]) -> Tensor:
+        q = norm_rope(attn.q(x.narrow(1, *part)), attn.norm_q, table.narrow(0, *part))
+        return attn.o(engine.attention(q, k, v, attn.num_heads))
+
+    parts = pieces(source, 1, engine.tokens_at_a_time)
+    if len(parts) == 1:
+        k, v = keys_and_values(*parts)
+    else:
+        k, v = torch.empty_like(source), torch.empty_like(source)
+        for part in parts:
+            for whole, piece in zip((k, v), keys_and_values(part), strict=True):
+                whole.narrow(1, *part).copy_(piece)
+    parts = pieces(x, 1, engine.tokens_at_a_time)
+    if len(parts) == 1:
+        return attended(*parts)
     out = torch.empty_like(x) if torch.is_grad_enabled() else x
-    for part in pieces(x, 1, engine.tokens_at_a_time):
-        q = rotated(attn.q, attn.norm_q, x.narrow(1, *part), table.narrow(0, *part))
-        out.narrow(1, *part).copy_(attn.o(engine.attention(q, k, v, attn.num_heads)))
+    for part in parts:
+        out.narrow(1, *part).copy_(attended(part))
     return out

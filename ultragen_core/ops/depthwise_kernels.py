@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .dispatch import check_equal, power_of_2
 
+# Of a thread that refines: one more, and a multiprocessor holds three programs at a time instead of four.
+REGISTERS = {} if torch.version.hip else {"maxnreg": 128}
+
 
 @triton.jit
 def _compress_kernel(x, weight, bias, out, h, w, oh, ow, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
@@ -32,7 +35,7 @@ def _compress_kernel(x, weight, bias, out, h, w, oh, ow, K: tl.constexpr, C: tl.
 @triton.jit(do_not_specialize=["first", "height", "start", "rows"])  # one kernel for all strips
 def _refine_blend_kernel(
     coarse,
-    weight,
+    taps,
     bias,
     y,
     gate,
@@ -51,54 +54,94 @@ def _refine_blend_kernel(
     """y = lerp(3x3x3 depthwise convolution of coarse, y, gate) for a stretch of two rows, all frames, some channels.
 
     Computes `rows` rows from row `start`; coarse holds `height` rows of the map, starting at row `first`. Each frame is
-    read once and added to the sums of its own and both neighbouring frames. Two rows share half of what they read.
+    read once, and added to the sums of its own and both neighbouring frames. Two rows share half of what they read.
+
+    What bounds it is waiting for memory. So the taps stay in registers, of which a thread with one token and two
+    channels has enough, and the next frame is on its way while one is added.
     """
     stretches, pairs = tl.cdiv(w, WB), tl.cdiv(rows, 2)
-    pair_of_batch = tl.program_id(0)
-    batch = (pair_of_batch // (stretches * pairs)).to(tl.int64)
-    row = start + 2 * (pair_of_batch // stretches % pairs)
-    column = pair_of_batch % stretches * WB + tl.arange(0, WB)
-    channel = tl.program_id(1) * CB + tl.arange(0, CB)
+    place = tl.program_id(0)
+    batch = (place // (stretches * pairs)).to(tl.int64)
+    row = start + 2 * (place // stretches % pairs)
+    column = (place % stretches * WB + tl.arange(0, WB))[:, None]
+    channel = (tl.program_id(1) * CB + tl.arange(0, CB))[None, :]
     keep = channel < C
-    b = tl.load(bias + channel, keep, other=0.0).to(tl.float32)[None, :]
-    g = tl.load(gate + batch * gate_stride + channel, keep, other=0.0).to(tl.float32)[None, :]
-    zero = tl.zeros((WB, CB), tl.float32)
-    before, now = zero, zero
-    before2, now2 = zero, zero
-    place = column[:, None] * C + channel[None, :]
-    inside = (column < w)[:, None] & keep[None, :]
-    inside2 = inside & (row + 1 < start + rows)
-    for frame in range(T + 1):
-        after, after2 = zero, zero
-        if frame < T:
-            for tap in tl.static_range(12):
-                r, cols = row + tap // 3 - 1, column + tap % 3 - 1
-                valid = (r >= first) & (r < first + height) & (cols >= 0) & (cols < w)
-                line = ((batch * T + frame) * height + r - first) * w
-                at = (line + cols)[:, None] * C + channel[None, :]
-                value = tl.load(coarse + at, valid[:, None] & keep[None, :], other=0.0).to(tl.float32)
-                if tap < 9:
-                    taps = weight + tap * C + channel
-                    before += value * tl.load(taps + 18 * C, keep, other=0.0).to(tl.float32)[None, :]
-                    now += value * tl.load(taps + 9 * C, keep, other=0.0).to(tl.float32)[None, :]
-                    after += value * tl.load(taps, keep, other=0.0).to(tl.float32)[None, :]
-                if tap >= 3:
-                    taps = weight + (tap - 3) * C + channel
-                    before2 += value * tl.load(taps + 18 * C, keep, other=0.0).to(tl.float32)[None, :]
-                    now2 += value * tl.load(taps + 9 * C, keep, other=0.0).to(tl.float32)[None, :]
-                    after2 += value * tl.load(taps, keep, other=0.0).to(tl.float32)[None, :]
-        if frame > 0:
-            at = ((batch * T + frame - 1) * h + row) * w * C + place
-            _blend(y + at, before + b, g, inside)
-            _blend(y + at + w * C, before2 + b, g, inside2)
-        before, now = now, after
-        before2, now2 = now2, after2
+    inside = (column < w) & keep
+    left, right, inside2 = inside & (column > 0), (column + 1 < w) & keep, inside & (row + 1 < start + rows)
+    g = tl.load(gate + batch * gate_stride + channel, keep, other=0.0).to(tl.float32)
+    b = tl.load(bias + channel, keep, other=0.0).to(tl.float32) + tl.zeros((WB, CB), tl.float32)
+    # Of the left, middle and right column: in each of three rows the taps for the frame after, its own, and before.
+    l0, l1, l2, l3, l4, l5, l6, l7, l8 = _load_taps(taps + channel, keep, C)
+    m0, m1, m2, m3, m4, m5, m6, m7, m8 = _load_taps(taps + C + channel, keep, C)
+    r0, r1, r2, r3, r4, r5, r6, r7, r8 = _load_taps(taps + 2 * C + channel, keep, C)
+    line, top = w * C, row - first
+    at = coarse + ((batch * T * height + top) * w + column) * C + channel
+    out = y + ((batch * T * h - h + row) * w + column) * C + channel  # in the frame before
+    before, now, before2, now2 = b, b, b, b  # sums of the frame before and of this one, in both rows
+    la, lb, lc, ld = _load_column(at - C, left, top, height, line)
+    ma, mb, mc, md = _load_column(at, inside, top, height, line)
+    ra, rb, rc, rd = _load_column(at + C, right, top, height, line)
+    for frame in range(T):
+        complete = frame > 0
+        old, old2 = tl.load(out, inside & complete), tl.load(out + line, inside2 & complete)
+        at += height * line
+        more = frame + 1 < T
+        la_, lb_, lc_, ld_ = _load_column(at - C, left & more, top, height, line)
+        ma_, mb_, mc_, md_ = _load_column(at, inside & more, top, height, line)
+        ra_, rb_, rc_, rd_ = _load_column(at + C, right & more, top, height, line)
+        before, now, after = _add(before, now, b, la, lb, lc, l0, l1, l2, l3, l4, l5, l6, l7, l8)
+        before, now, after = _add(before, now, after, ma, mb, mc, m0, m1, m2, m3, m4, m5, m6, m7, m8)
+        before, now, after = _add(before, now, after, ra, rb, rc, r0, r1, r2, r3, r4, r5, r6, r7, r8)
+        before2, now2, after2 = _add(before2, now2, b, lb, lc, ld, l0, l1, l2, l3, l4, l5, l6, l7, l8)
+        before2, now2, after2 = _add(before2, now2, after2, mb, mc, md, m0, m1, m2, m3, m4, m5, m6, m7, m8)
+        before2, now2, after2 = _add(before2, now2, after2, rb, rc, rd, r0, r1, r2, r3, r4, r5, r6, r7, r8)
+        _blend(out, old, before, g, inside & complete)
+        _blend(out + line, old2, before2, g, inside2 & complete)
+        before, now, before2, now2 = now, after, now2, after2
+        la, lb, lc, ld, ma, mb, mc, md, ra, rb, rc, rd = la_, lb_, lc_, ld_, ma_, mb_, mc_, md_, ra_, rb_, rc_, rd_
+        out += h * line
+    _blend(out, tl.load(out, inside), before, g, inside)
+    _blend(out + line, tl.load(out + line, inside2), before2, g, inside2)
 
 
 @triton.jit
-def _blend(y, refined, gate, mask):
-    old = tl.load(y, mask, other=0.0).to(tl.float32)
-    tl.store(y, (refined + gate * (old - refined)).to(y.dtype.element_ty), mask)
+def _load_taps(at, keep, C: tl.constexpr):
+    """A column of the taps, whose frames are 9 apart and rows 3: by row, from the first frame to the last."""
+    return (
+        _load(at, keep), _load(at + 9 * C, keep), _load(at + 18 * C, keep),
+        _load(at + 3 * C, keep), _load(at + 12 * C, keep), _load(at + 21 * C, keep),
+        _load(at + 6 * C, keep), _load(at + 15 * C, keep), _load(at + 24 * C, keep),
+    )  # fmt: skip
+
+
+@triton.jit
+def _load(at, mask):
+    return tl.load(at, mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_column(at, mask, row, height, line):
+    """The four rows of coarse that rows `row` and `row` + 1 of y take; outside of the map they are zero."""
+    return (
+        tl.load(at - line, mask & (row > 0), other=0.0),
+        tl.load(at, mask, other=0.0),
+        tl.load(at + line, mask & (row + 1 < height), other=0.0),
+        tl.load(at + 2 * line, mask & (row + 2 < height), other=0.0),
+    )
+
+
+@triton.jit
+def _add(before, now, after, x0, x1, x2, a0, n0, b0, a1, n1, b1, a2, n2, b2):
+    """Add three rows of a frame, each times its taps, to the sums of the frames before, now and after."""
+    x0, x1, x2 = x0.to(tl.float32), x1.to(tl.float32), x2.to(tl.float32)
+    before, now, after = before + x0 * b0, now + x0 * n0, after + x0 * a0
+    before, now, after = before + x1 * b1, now + x1 * n1, after + x1 * a1
+    return before + x2 * b2, now + x2 * n2, after + x2 * a2
+
+
+@triton.jit
+def _blend(y, old, refined, gate, mask):
+    tl.store(y, (refined + gate * (old.to(tl.float32) - refined)).to(y.dtype.element_ty), mask)
 
 
 def taps(weight: Tensor) -> Tensor:
@@ -126,11 +169,11 @@ def refine_blend_(
     their neighbours take.
     """
     b, t, h, w, c = y.shape
-    stretch, channels = 8, 64
+    stretch, channels = 4, 64
     gate_stride = gate.stride(0) if gate.shape[0] > 1 else 0
     _refine_blend_kernel[(b * -(-rows[1] // 2) * -(-w // stretch), -(-c // channels))](
         coarse, taps, bias, y, gate, gate_stride, h, w, first, coarse.shape[2], *rows,
-        T=t, C=c, WB=stretch, CB=channels,
+        T=t, C=c, WB=stretch, CB=channels, **REGISTERS,
     )  # fmt: skip
     return y
 

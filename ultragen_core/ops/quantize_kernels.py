@@ -13,7 +13,7 @@ from torch import Tensor
 from .dispatch import check_equal, power_of_2
 
 TOKENS, CHANNELS = 16, 128  # of a block of the statistics
-SPAN = 512  # tokens that one program of the statistics reads
+SPAN = 1024  # tokens that one program of the statistics reads
 
 
 @triton.jit
@@ -21,21 +21,22 @@ def _statistics_kernel(x, out, length, spans, C: tl.constexpr, SPAN: tl.constexp
     """Sum, least and largest value of every channel of CB, over SPAN tokens of one item."""
     item, span = (tl.program_id(0) // spans).to(tl.int64), tl.program_id(0) % spans
     channel = tl.program_id(1) * CB + tl.arange(0, CB)
-    inside = channel < C
+    inside = (channel < C)[None, :]
+    token = span * SPAN + tl.arange(0, T)[:, None]
+    last = tl.minimum((span + 1) * SPAN, length) - 1
+    at = x + item * length * C + channel[None, :]
     total = tl.zeros((T, CB), tl.float32)  # reduced once at the end: a reduction makes the warps wait for each other
     low = tl.full((T, CB), float("inf"), tl.float32)
     high = tl.full((T, CB), float("-inf"), tl.float32)
-    for first in range(0, SPAN, T):
-        token = span * SPAN + first + tl.arange(0, T)
-        mask = (token < length)[:, None] & inside[None, :]
-        value = tl.load(x + (item * length + token[:, None]) * C + channel[None, :], mask, other=0.0).to(tl.float32)
-        total += value
-        low = tl.minimum(low, tl.where(mask, value, float("inf")))
-        high = tl.maximum(high, tl.where(mask, value, float("-inf")))
+    for first in tl.range(0, SPAN, T, num_stages=4):
+        # The last token stands in for those beyond.
+        value = tl.load(at + tl.minimum(token + first, last).to(tl.int64) * C, inside, other=0.0).to(tl.float32)
+        total += tl.where(token + first <= last, value, 0.0)
+        low, high = tl.minimum(low, value), tl.maximum(high, value)
     base = out + (item * spans + span) * 3 * C + channel
-    tl.store(base, tl.sum(total, 0), inside)
-    tl.store(base + C, tl.min(low, 0), inside)
-    tl.store(base + 2 * C, tl.max(high, 0), inside)
+    tl.store(base, tl.sum(total, 0), channel < C)
+    tl.store(base + C, tl.min(low, 0), channel < C)
+    tl.store(base + 2 * C, tl.max(high, 0), channel < C)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from helpers.support import relative_error, seeded
 from torch import nn
 
 from ultragen_core.host.attention import block as fused
-from ultragen_core.host.attention import runtime
+from ultragen_core.host.attention import layers, runtime
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.wan_model import diffusion_model
 from ultragen_core.ops import dispatch, linear_gelu
@@ -66,6 +66,15 @@ def test_a_fused_model_computes_chunks_of_tokens(tiny, plain, counted, kernels_o
     result = velocity(apply(tiny, Settings()), LATENT, CONTEXT, 0.5)
     assert counted == list(diffusion_model(tiny.model).blocks) and relative_error(result, plain) < 1e-5
     assert len(sizes) > len(counted) and max(sizes) < 4, "the feed-forward parts took all tokens at once"
+
+
+def test_dense_blocks_of_a_fused_model_run_fused_attention(tiny, plain, kernels_of_blocks, monkeypatch):
+    """ComfyUI's own norms and rotates queries and keys in passes of their own."""
+    seen, inner = [], layers.dense_attention_
+    monkeypatch.setattr(layers, "dense_attention_", lambda attn, *given: seen.append(attn) or inner(attn, *given))
+    result = velocity(apply(tiny, Settings()), LATENT, CONTEXT, 0.5)
+    blocks = diffusion_model(tiny.model).blocks
+    assert seen == [blocks[0].self_attn, blocks[3].self_attn] and relative_error(result, plain) < 1e-5
 
 
 def test_a_plain_model_on_the_cpu_keeps_comfyuis_blocks(plain, counted):

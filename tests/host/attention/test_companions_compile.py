@@ -13,7 +13,7 @@ from comfy_extras.nodes_torch_compile import TorchCompileModel
 from helpers.comfy_run import patched, run_node, velocity
 from helpers.support import relative_error, seeded
 
-from ultragen_core.host.attention.layers import bounded_layers
+from ultragen_core.host.attention.layers import bounded_layers, dense_layers
 from ultragen_core.host.attention.runtime import diffusion_model
 
 # Dynamo ignores caches of functions, and says so to every user.
@@ -63,7 +63,11 @@ def test_compiled_in_either_order(dense, rule, compiled: Callable, order, room, 
 
 def test_compiled_blocks_get_bounded_layers_too(dense):
     dm = diffusion_model(dense.model)
-    plain = bounded_layers(dm, torch.float32, 9, keep_dense=False).keys()
+
+    def layers():
+        return (bounded_layers(dm, torch.float32, 9) | dense_layers(dm, 9)).keys()
+
+    plain = layers()
     for index, block in enumerate(dm.blocks):
         dm.blocks[index] = torch.compile(block)
-    assert bounded_layers(dm, torch.float32, 9, keep_dense=False).keys() == plain
+    assert layers() == plain

@@ -98,9 +98,9 @@ class RuleLayer:
 
 @dataclass
 class DenseLayer:
-    """On a self-attention that stays dense: full attention with bounded memory."""
+    """On a self-attention that stays dense: full attention, with norms and rotations fused or memory bounded."""
 
-    tokens_at_a_time: int
+    tokens_at_a_time: int | None
 
     @staticmethod
     def forward(module, x: Tensor, freqs: Tensor, transformer_options: dict | None = None, **kwargs) -> Tensor:
@@ -167,22 +167,23 @@ def fused_layers(dm: wan.WanModel, tokens_at_a_time: int | None) -> dict[nn.Modu
     return layers
 
 
-def bounded_layers(
-    dm: wan.WanModel, dtype: torch.dtype, tokens_at_a_time: int, keep_dense: bool
-) -> dict[nn.Module, object]:
-    """Layers with bounded memory for the whole model, with dense self-attention.
-
-    keep_dense: leave dense self-attention to ComfyUI, because other packs' patches read its intermediate results. What
-    other packs have replaced stays theirs.
-    """
+def bounded_layers(dm: wan.WanModel, dtype: torch.dtype, tokens_at_a_time: int) -> dict[nn.Module, object]:
+    """Layers with bounded memory for all of the model but its self-attention."""
     layers: dict[nn.Module, object] = {}
     if dm.patch_size[0] == 1:
         layers[dm.patch_embedding] = EmbeddingLayer(dm.patch_embedding.forward, dtype)
     for block in map(uncompiled, all_blocks(dm)):
         for module in (block.ffn, block.cross_attn):
             layers[module] = TokenWiseLayer(module.forward, tokens_at_a_time)
+    return layers
+
+
+def dense_layers(dm: wan.WanModel, tokens_at_a_time: int | None) -> dict[nn.Module, DenseLayer]:
+    """Layers for dense self-attention, where other packs have replaced nothing."""
+    layers: dict[nn.Module, DenseLayer] = {}
+    for block in map(uncompiled, all_blocks(dm)):
         own = getattr(block.forward, "__func__", None) in OWN_FORWARDS and not is_changed(block.self_attn)
-        if own and not keep_dense and type(block.self_attn) is wan.WanSelfAttention:
+        if own and type(block.self_attn) is wan.WanSelfAttention:
             layers[block.self_attn] = DenseLayer(tokens_at_a_time)
     return layers
 

@@ -34,7 +34,7 @@ from .backend import AttentionChoice, choose_attention
 from .block import has_own_forward
 from .extras import LoadedExtras, extras_on
 from .kernels import OVERRIDE, Kernel
-from .layers import RuleLayer, bounded_layers, delta_layers, fused_layers, installed, rope_scale
+from .layers import RuleLayer, bounded_layers, delta_layers, dense_layers, fused_layers, installed, rope_scale
 
 # Keys of transformer_options: the groups of GPUs of a run, and the Evaluation that a patched model hands to them.
 GROUPS, EVALUATION = "ultragen_groups", "ultragen_evaluation"
@@ -190,11 +190,14 @@ class Runtime:
         """The layers of one evaluation, by the module that they replace."""
         dm, dtype, layers = diffusion_model(base), activation_dtype(base), {}
         rope_tables = self.run.rope_tables if has_wans_rotations(dm) else None
+        fused = dispatch.triton_for(torch.empty(0, dtype=dtype, device=device), dispatch.BLOCK_KERNEL_MODULES)
         if at_a_time is not None:
-            keep_dense = bool(options.get("patches", {}).get("attn1_patch"))
-            layers = bounded_layers(dm, dtype, at_a_time, keep_dense)
-        if dispatch.triton_for(torch.empty(0, dtype=dtype, device=device), dispatch.BLOCK_KERNEL_MODULES):
+            layers |= bounded_layers(dm, dtype, at_a_time)
+        if fused:
             layers |= fused_layers(dm, at_a_time)
+        # Patches of other packs read what ComfyUI's own dense attention computes.
+        if (fused or at_a_time is not None) and not options.get("patches", {}).get("attn1_patch"):
+            layers |= dense_layers(dm, at_a_time)
         if attentions:
             deltas = self.rule.feed_forwards(extras_on(base))
             layers |= delta_layers(dm, deltas, layers, grid.tokens, at_a_time, self.note)
@@ -202,16 +205,11 @@ class Runtime:
             for attn in (block.self_attn for block in blocks_at(dm, index)):
                 if not has_own_forward(attn):
                     self.note("what another pack has put in place of self-attention acts on dense blocks only")
-                bounded = layers.get(attn)
+                dense = layers.get(attn)
+                full = functools.partial(dense.forward, attn) if dense else attn.forward
                 layers[attn] = RuleLayer(
-                    functools.partial(bounded.forward, attn) if bounded else attn.forward,
-                    attention,
-                    grid,
-                    rope_scale(options),
-                    at_a_time,
-                    rope_tables,
-                    self.note,
-                )
+                    full, attention, grid, rope_scale(options), at_a_time, rope_tables, self.note
+                )  # fmt: skip
         return layers
 
     def budget(self, base, grid: TokenGrid, x: Tensor, device: torch.device | None = None, reserved: int = 0):
