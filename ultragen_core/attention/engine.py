@@ -92,17 +92,31 @@ def in_pieces(
 ) -> Tensor:
     """Compute function(x) piece by piece along axis `dim`.
 
-    function: keeps the length of that axis and does not mix its items.
+    function: keeps the length of that axis and does not mix its items. The rest as in `in_parts`.
+    """
+    return in_parts(lambda part: function(x.narrow(dim, *part)), x, dim, tokens_at_a_time, overwrite, shape)
+
+
+def in_parts(
+    function: Callable[[tuple[int, int]], Tensor],
+    x: Tensor,
+    dim: int,
+    tokens_at_a_time: int | None,
+    overwrite: bool = False,
+    shape: tuple[int, ...] | None = None,
+) -> Tensor:
+    """Put function(part) together for all (start, length) of `pieces` along axis `dim` of x.
+
     overwrite: x may be overwritten with the result, where no backward pass needs it.
     shape: of the result; None: that of x.
     """
     parts = pieces(x, dim, tokens_at_a_time)
     if len(parts) == 1:
-        return function(x)
+        return function(*parts)
     if shape is not None:
         out = x.new_empty(shape)
     else:
         out = x if overwrite and not torch.is_grad_enabled() else torch.empty_like(x)
     for part in parts:
-        out.narrow(dim, *part).copy_(function(x.narrow(dim, *part)))
+        out.narrow(dim, *part).copy_(function(part))
     return out

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from ..grid import TokenGrid
 from ..ops.depthwise import blend, compress, refine_blend_
 from ..ops.norm_rope import norm_rope_
 from ..ops.resample import from_windows_, to_windows
-from .engine import Engine, in_pieces, pieces
+from .engine import Engine, in_parts, in_pieces, pieces
 from .extras import BlockExtras, CoarseBranch, with_delta
 from .gate import Gates
 from .spec import BlockSpec, BranchSpec
@@ -184,29 +183,19 @@ def dense_attention_(
     engine = engine.for_layer(x)
     source, source_table = sequence or (x, table)
 
-    def norm_rope(y: Tensor, norm: nn.Module, table: Tensor) -> Tensor:
-        return norm_rope_(y, norm, engine.weight, table, attn.num_heads, engine.triton)
+    def rotated(
+        project: Callable[[Tensor], Tensor], norm: nn.Module, x: Tensor, table: Tensor, part: tuple[int, int]
+    ) -> Tensor:
+        angles = table.narrow(0, *part)
+        return norm_rope_(project(x.narrow(1, *part)), norm, engine.weight, angles, attn.num_heads, engine.triton)
 
-    def keys_and_values(part: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        given = engine.shared_input((attn.k, attn.v), source.narrow(1, *part))
-        return norm_rope(attn.k(given), attn.norm_k, source_table.narrow(0, *part)), attn.v(given)
+    def keys(part: tuple[int, int]) -> Tensor:
+        return rotated(attn.k, attn.norm_k, source, source_table, part)
 
     def attended(part: tuple[int, int]) -> Tensor:
-        q = norm_rope(attn.q(x.narrow(1, *part)), attn.norm_q, table.narrow(0, *part))
+        q = rotated(attn.q, attn.norm_q, x, table, part)
         return attn.o(engine.attention(q, k, v, attn.num_heads))
 
-    parts = pieces(source, 1, engine.tokens_at_a_time)
-    if len(parts) == 1:
-        k, v = keys_and_values(*parts)
-    else:
-        k, v = torch.empty_like(source), torch.empty_like(source)
-        for part in parts:
-            for whole, piece in zip((k, v), keys_and_values(part), strict=True):
-                whole.narrow(1, *part).copy_(piece)
-    parts = pieces(x, 1, engine.tokens_at_a_time)
-    if len(parts) == 1:
-        return attended(*parts)
-    out = torch.empty_like(x) if torch.is_grad_enabled() else x
-    for part in parts:
-        out.narrow(1, *part).copy_(attended(part))
-    return out
+    k = in_parts(keys, source, 1, engine.tokens_at_a_time)
+    v = in_pieces(attn.v, source, 1, engine.tokens_at_a_time)
+    return in_parts(attended, x, 1, engine.tokens_at_a_time, overwrite=True)

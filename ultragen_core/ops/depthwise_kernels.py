@@ -24,11 +24,10 @@ def _compress_kernel(x, weight, bias, out, h, w, oh, ow, K: tl.constexpr, C: tl.
     frame, row, column = token // (oh * ow), token % (oh * ow) // ow, token % ow
     channel = tl.arange(0, BLOCK)
     mask = channel < C
-    total = tl.load(bias + channel, mask, other=0.0).to(tl.float32)
+    total = _load(bias + channel, mask)
     for tap in tl.static_range(K * K):
         source = (frame * h + row * K + tap // K) * w + column * K + tap % K
-        value = tl.load(x + source * C + channel, mask, other=0.0).to(tl.float32)
-        total += value * tl.load(weight + tap * C + channel, mask, other=0.0).to(tl.float32)
+        total += _load(x + source * C + channel, mask) * _load(weight + tap * C + channel, mask)
     tl.store(out + token * C + channel, total.to(out.dtype.element_ty), mask)
 
 
@@ -68,8 +67,8 @@ def _refine_blend_kernel(
     keep = channel < C
     inside = (column < w) & keep
     left, right, inside2 = inside & (column > 0), (column + 1 < w) & keep, inside & (row + 1 < start + rows)
-    g = tl.load(gate + batch * gate_stride + channel, keep, other=0.0).to(tl.float32)
-    b = tl.load(bias + channel, keep, other=0.0).to(tl.float32) + tl.zeros((WB, CB), tl.float32)
+    g = _load(gate + batch * gate_stride + channel, keep)
+    b = _load(bias + channel, keep) + tl.zeros((WB, CB), tl.float32)
     # Of the left, middle and right column: in each of three rows the taps for the frame after, its own, and before.
     l0, l1, l2, l3, l4, l5, l6, l7, l8 = _load_taps(taps + channel, keep, C)
     m0, m1, m2, m3, m4, m5, m6, m7, m8 = _load_taps(taps + C + channel, keep, C)

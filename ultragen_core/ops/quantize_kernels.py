@@ -21,7 +21,7 @@ def _statistics_kernel(x, out, length, spans, C: tl.constexpr, SPAN: tl.constexp
     """Sum, least and largest value of every channel of CB, over SPAN tokens of one item."""
     item, span = (tl.program_id(0) // spans).to(tl.int64), tl.program_id(0) % spans
     channel = tl.program_id(1) * CB + tl.arange(0, CB)
-    inside = (channel < C)[None, :]
+    inside = channel < C
     token = span * SPAN + tl.arange(0, T)[:, None]
     last = tl.minimum((span + 1) * SPAN, length) - 1
     at = x + item * length * C + channel[None, :]
@@ -29,14 +29,14 @@ def _statistics_kernel(x, out, length, spans, C: tl.constexpr, SPAN: tl.constexp
     low = tl.full((T, CB), float("inf"), tl.float32)
     high = tl.full((T, CB), float("-inf"), tl.float32)
     for first in tl.range(0, SPAN, T, num_stages=4):
-        # The last token stands in for those beyond.
-        value = tl.load(at + tl.minimum(token + first, last).to(tl.int64) * C, inside, other=0.0).to(tl.float32)
+        here = at + tl.minimum(token + first, last).to(tl.int64) * C  # the last token stands in for those beyond
+        value = tl.load(here, inside[None, :], other=0.0).to(tl.float32)
         total += tl.where(token + first <= last, value, 0.0)
         low, high = tl.minimum(low, value), tl.maximum(high, value)
     base = out + (item * spans + span) * 3 * C + channel
-    tl.store(base, tl.sum(total, 0), channel < C)
-    tl.store(base + C, tl.min(low, 0), channel < C)
-    tl.store(base + 2 * C, tl.max(high, 0), channel < C)
+    tl.store(base, tl.sum(total, 0), inside)
+    tl.store(base + C, tl.min(low, 0), inside)
+    tl.store(base + 2 * C, tl.max(high, 0), inside)
 
 
 @triton.jit
