@@ -136,7 +136,7 @@ class Ablation:
         return build(state, model, getattr(self.making.recipe, model)).to(self.device).eval()
 
     def _untrained(self) -> Callable:
-        """Load the dense model and patch it as UltraGen Apply does."""
+        """Load the dense model and patch it with the windows that the search calls near."""
         dense = load_model(self.making.finished("dense"), "dense")
         return Patched(apply(dense, Settings(NEAR, AT_QUARTER, rule="ultragen")))
 

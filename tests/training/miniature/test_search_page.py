@@ -1,4 +1,4 @@
-"""The tables of settings without trained weights, in docs/ablation.md and the help pages, are what was measured."""
+"""The tables of docs/ablation.md whose results are kept, and those of the help pages, are what was measured."""
 
 from __future__ import annotations
 
@@ -26,8 +26,19 @@ def kept_results(name: str) -> list[dict]:
     """The rows of docs/data/`name`.csv, with numbers."""
     with (PAGE.parent / "data" / f"{name}.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    texts = {"variant", "card", "recorded"}
-    return [{key: value if key in texts else float(value) for key, value in row.items()} for row in rows]
+    texts, flags = {"variant", "card", "recorded"}, {"True": True, "False": False}
+    return [
+        {key: value if key in texts else flags[value] if value in flags else float(value) for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def test_the_page_shows_the_kept_results_of_the_ablations_second_run():
+    from training.miniature.study import FULL, ON_DEMAND, VARIANTS
+    from training.miniature.table import table
+
+    printed = table(kept_results("ablation_t3"), [*VARIANTS, *ON_DEMAND], FULL)
+    assert printed.count("\n| t3") == 3 and f"\n\n{printed}\n\n" in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("name", "heading"), [("search", "## Without trained"), ("search_i2v", "**Image-to-video**")])
