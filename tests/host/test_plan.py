@@ -363,6 +363,38 @@ def test_options_and_gpus_that_take_float32_need_more_memory(gpu, monkeypatch):
     assert preview(size, source).decode == halves.decode
 
 
+def test_the_dtype_that_a_loaded_model_computes_in_counts(tiny, monkeypatch):
+    """ComfyUI would choose float32 on this GPU; ModelComputeDtype chooses what it likes, for any model."""
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("meta"))
+    monkeypatch.setattr("ultragen_core.host.plan.gpu_memory", lambda: None)
+    monkeypatch.setattr("ultragen_core.host.plan.current_speed", lambda: None)
+    halves = tiny.clone()
+    halves.set_model_compute_dtype(torch.bfloat16)
+    few, many = (plan_of(model, UHD_LATENT).activations for model in (halves, tiny))
+    assert all(1.3 * half < whole < 2 * half for half, whole in zip(few, many, strict=True))
+    halves.set_model_compute_dtype(torch.float32)
+    assert plan_of(halves, UHD_LATENT).activations == many
+
+
+def test_a_decode_on_the_host_takes_nothing_of_the_gpu(gpu, measured_card, tiny, tiny_path, monkeypatch):
+    """With --cpu-vae, in float32, as ComfyUI's VAE on a CPU."""
+    measured_card(tiny)
+    gpu(1)
+    size = VideoSize(1920, 1088, 1)
+    source = Source(tiny_path.name, tiny_path, "auto")
+    on_gpu = preview(size, source)
+    assert on_gpu.misfits and "for the exact decode" in str(on_gpu.estimate)
+    monkeypatch.setattr(comfy.cli_args.args, "cpu_vae", True)
+    # Of a GPU that ComfyUI has; `meta` is the nearest to one.
+    monkeypatch.setattr(comfy.model_management, "get_torch_device", lambda: torch.device("meta"))
+    made = preview(size, source)
+    assert not made.misfits and f"needs at least {made.activations[0] / GIB:.1f} of its 1.0 GiB" in made.fits[0]
+    assert any(line.startswith("host memory to decode exactly: ") for line in made.text())
+    assert all(1.3 * few < many < 2 * few for few, many in zip(on_gpu.decode, made.decode, strict=True))
+    assert "exact decode" not in str(made.estimate)
+    assert ">RAM with tiles of" in picture(made) and ">GPU memory with tiles of" in picture(on_gpu)
+
+
 def test_nothing_is_said_of_gpus_that_share_a_prompt_and_of_dense_attention(dense, gpu):
     gpu(8)
     assert not names_the_gpu(plan_of(dense, UHD_LATENT))

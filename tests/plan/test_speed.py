@@ -46,7 +46,7 @@ def test_a_decode_is_scaled_from_the_nearest_size():
 
 def test_only_what_was_measured_is_estimated():
     flops, nothing = FLOPs(1e15, 1e15), Speed("2026-11-27", (), ())
-    assert nothing.estimate(flops, HD) is None and speed().estimate(flops, HD, wan21_vae=False) is None
+    assert nothing.estimate(flops, HD) is None and speed().estimate(flops, HD, decoded=False) is None
     assert str(speed().estimate(flops, HD)) == (
         "about 0.5 s for the exact decode, estimated from the measurement of 2026-11-27"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
 import comfy.ldm.wan.vae
@@ -15,7 +14,7 @@ from ..grid import TokenGrid
 from ..plan.flops import FLOPs, dense_layer_flops, feed_forward_delta_flops, layer_flops, rest_of_block_flops
 from ..plan.memory import MAX_PIECES, ActivationMemory
 from ..plan.report import DECODE_TILES, GatePoint, Plan
-from ..plan.speed import Speed
+from ..plan.speed import Estimate, Speed
 from ..plan.split import GPUs, shares_of
 from ..rules.blocks import describe_dense
 from ..rules.groups import BlockGroup
@@ -57,7 +56,7 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
     weights = sum(patcher.model_size() for patcher in models_on_one_gpu(model))
     overridden = OVERRIDE in model.model_options.get("transformer_options", {})
     speed = None if overridden else current_speed()  # measured with the attention function that nobody has replaced
-    runtime, others = runtime_of(model), {"speed": speed, "gpus": gpus_of(model)}
+    runtime, others = runtime_of(model), {"speed": speed, "gpus": gpus_of(model), "dtype": _dtype_of(model)}
     if runtime is None:
         return plan(None, shape, size, weights, **others)
     others |= {"kernel": runtime.kernel, "bounded": runtime.bounded}
@@ -75,15 +74,15 @@ def plan(
     speed: Speed | None = None,
     gpus: GPUs = ONE_GPU,
     bounded: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Plan:
     """The plan of one video under a rule, None: dense attention. Raises ValueError where it cannot run at this size.
 
     weights: bytes of the model, 0 if unknown. percent: the part of the run in which the rule acts. gates_known: whether
-    the rule's gates have their weights. kernel: of self-attention; None is ComfyUI's choice. speed: of this card,
-    measured in blocks under a rule without a kernel. gpus: that sample the video. bounded: few tokens at a time may do.
+    the rule's gates have their weights. kernel, dtype: of self-attention and of activations; None is ComfyUI's choice.
+    speed: of this card, measured in blocks under a rule without a kernel. bounded: few tokens at a time may do.
     """
-    latent = latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
-    grid = token_grid(latent)
+    grid, itemsize = token_grid(_latent(size, model)), _itemsize(dtype)
     groups = tuple(rule.groups(grid)) if rule else ()
     flops, dense_flops = flops_of(groups, grid, model)
     return Plan(
@@ -96,19 +95,27 @@ def plan(
         dense_flops=dense_flops,
         gates=_gates(rule) if gates_known else (),
         weights=weights,
-        activations=_activations(model, grid, kernel, bounded and bool(groups) and percent == (0.0, 1.0)),
-        decode=_decode(latent[1:], model.uses_wan22_vae, _vae_dtype()),
-        frames=(math.prod(size) * 3, math.prod(size) * 3 * 4),
+        activations=_activations(model, grid, itemsize, kernel, bounded and bool(groups) and percent == (0.0, 1.0)),
+        decode=_decode(_latent(size, model)[1:], model.uses_wan22_vae, _vae_dtype()),
+        decodes_on_gpu=_decodes_on_gpu(),
         warnings=(*(rule.advice(grid) if rule else ()), *_dense_outside(percent), *gpus.warnings),
-        estimate=speed.estimate(flops, size, not model.uses_wan22_vae) if speed and groups and not kernel else None,
-        shares=shares_of(rule, grid, model, gpus, _itemsize()),
+        estimate=_estimate(speed, flops, size, model) if groups and not kernel else None,
+        shares=shares_of(rule, grid, model, gpus, itemsize),
         gpu=gpu_memory(),
     )
+
+
+def _latent(size: VideoSize, model: WanShape) -> tuple[int, ...]:
+    return latent_shape(size, 1, model.out_channels, SPATIAL_RATIO[model.out_channels])
 
 
 def _named(rule: Rule | None, model: WanShape, kernel: Kernel | None) -> str:
     named = f"rule {rule.name} in {len(rule.blocks)} of {model.blocks} blocks" if rule else "dense attention"
     return f"{named}, attention {kernel.name}" if kernel else named
+
+
+def _estimate(speed: Speed | None, flops: FLOPs, size: VideoSize, model: WanShape) -> Estimate | None:
+    return speed and speed.estimate(flops, size, decoded=_decodes_on_gpu() and not model.uses_wan22_vae)
 
 
 def flops_of(groups: Sequence[BlockGroup], grid: TokenGrid, model: WanShape) -> tuple[FLOPs, FLOPs]:
@@ -124,23 +131,41 @@ def flops_of(groups: Sequence[BlockGroup], grid: TokenGrid, model: WanShape) -> 
     return sum((layers.get(index, dense) for index in attentions), rest), dense * len(attentions) + rest
 
 
-def _itemsize() -> int:
+def _has_gpu() -> bool:
+    """Whether ComfyUI uses one; if not, the plan is for a GPU elsewhere."""
+    return mm.get_torch_device().type != "cpu"
+
+
+def _dtype_of(model) -> torch.dtype:
+    """The dtype that a loaded MODEL will compute in; nodes such as ModelComputeDtype change it for a run."""
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+
+
+def _itemsize(dtype: torch.dtype | None) -> int:
     """Bytes per activation. Options such as --force-fp32, and GPUs without 16-bit formats, take twice the usual."""
-    device = mm.get_torch_device()
-    if device.type == "cpu":  # the plan is for a GPU elsewhere
+    if not _has_gpu():
         return ITEMSIZE
-    weights = mm.unet_dtype(device, supported_dtypes=DTYPES)
-    return (mm.unet_manual_cast(weights, device, DTYPES) or weights).itemsize
+    if dtype is None:
+        device = mm.get_torch_device()
+        weights = mm.unet_dtype(device, supported_dtypes=DTYPES)
+        dtype = mm.unet_manual_cast(weights, device, DTYPES) or weights
+    return dtype.itemsize
+
+
+def _decodes_on_gpu() -> bool:
+    """False with --cpu-vae."""
+    return not _has_gpu() or mm.vae_device().type != "cpu"
 
 
 def _vae_dtype() -> torch.dtype:
-    device = mm.vae_device()
-    return torch.bfloat16 if device.type == "cpu" else mm.vae_dtype(device, DTYPES)
+    return mm.vae_dtype(mm.vae_device(), DTYPES) if _has_gpu() else torch.bfloat16
 
 
-def _activations(model: WanShape, grid: TokenGrid, kernel: Kernel | None, bounded: bool) -> tuple[int, int]:
+def _activations(
+    model: WanShape, grid: TokenGrid, itemsize: int, kernel: Kernel | None, bounded: bool
+) -> tuple[int, int]:
     """Bytes at least and at most. bounded: False where a step runs in ComfyUI's own code, with all tokens at once."""
-    memory = ActivationMemory.of(model, grid, 1, _itemsize(), kernel.held_maps if kernel else 0)
+    memory = ActivationMemory.of(model, grid, 1, itemsize, kernel.held_maps if kernel else 0)
     return memory.needed(MAX_PIECES if bounded else 1), memory.needed(1)
 
 
@@ -164,7 +189,7 @@ def _gates(rule: Rule | None) -> tuple[GatePoint, ...]:
 
 @functools.lru_cache(maxsize=64)
 def _decode(latent: tuple[int, ...], wan22: bool, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes on the device to decode latents (c, t, h, w) with Wan's published VAEs: smallest and usual tiles."""
+    """Bytes to decode latents (c, t, h, w) with Wan's published VAEs: smallest and usual tiles."""
     common = {"z_dim": latent[0], "temperal_downsample": [False, True, True]}
     with torch.device("meta"):
         vae = comfy.ldm.wan.vae2_2.WanVAE(dim=160, **common) if wan22 else comfy.ldm.wan.vae.WanVAE(dim=96, **common)

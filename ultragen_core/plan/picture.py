@@ -144,7 +144,8 @@ def _costs(plan: Plan, y: float) -> tuple[list[str], float]:
         parts.append(f'<rect x="{left}" y="{top + 12}" width="{full}" height="5" fill="currentColor" opacity="0.2"/>')
         parts.append(f'<rect x="{left}" y="{top + 12}" width="{full * part:.1f}" height="5" fill="#4a9eff"/>')
     small, usual = map(gib, plan.decode)
-    tiles = f"GPU memory with tiles of {DECODE_TILES[0]} and of {DECODE_TILES[1]} pixels"
+    where = "GPU memory" if plan.decodes_on_gpu else "RAM"
+    tiles = f"{where} with tiles of {DECODE_TILES[0]} and of {DECODE_TILES[1]} pixels"
     parts.append(_titled(tiles, _text(left, y + 12 + 4 * LINE, f"exact decode: {small} (least) to {usual}")))
     return parts, (PLOT[1] + LINE if gated else 4 * LINE) + 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,8 +34,8 @@ class Plan:
 
     flops, dense_flops: of one evaluation, as planned and with full attention everywhere. gates: over the run; empty
     where no gate acts or its weights are not loaded. weights: size of the model. activations: with as few tokens at a
-    time as possible, and with all. decode: device memory with tiles of 64 and of 512 pixels. frames: host memory in 8
-    bits and as an IMAGE. estimate: of times; None where this card was not measured. shares: how several GPUs share the
+    time as possible, and with all. decode: memory with tiles of 64 and of 512 pixels. decodes_on_gpu: whether it is the
+    GPU's or the host's. estimate: of times; None where this card was not measured. shares: how several GPUs share the
     prompts; empty for one GPU. gpu: its memory; None where it is unknown.
     """
 
@@ -49,11 +50,17 @@ class Plan:
     weights: int
     activations: tuple[int, int]
     decode: tuple[int, int]
-    frames: tuple[int, int]
     warnings: tuple[str, ...]
     estimate: Estimate | None = None
     shares: tuple[Shares, ...] = ()
     gpu: int | None = None
+    decodes_on_gpu: bool = True
+
+    @property
+    def frames(self) -> tuple[int, int]:
+        """Host memory for the frames, in 8 bits and as an IMAGE of float32."""
+        values = 3 * math.prod(self.size)
+        return values, 4 * values
 
     def text(self) -> list[str]:
         """Sentences, most important first."""
@@ -73,8 +80,8 @@ class Plan:
         loaded = f"weights {gib(self.weights)} and " if self.weights else ""
         lines.append(f"device memory to sample one video: {loaded}activations of {low} (least) to {high} (fastest)")
         lines.append(
-            f"device memory to decode exactly: {small} with tiles of {DECODE_TILES[0]} pixels, {usual} with tiles of"
-            f" {DECODE_TILES[1]}"
+            f"{'device' if self.decodes_on_gpu else 'host'} memory to decode exactly: {small} with tiles of"
+            f" {DECODE_TILES[0]} pixels, {usual} with tiles of {DECODE_TILES[1]}"
         )
         lines += self.fits
         lines.append(f"host memory for the frames: {eight} with UltraGen Save Video, {image} as an IMAGE")
@@ -85,7 +92,7 @@ class Plan:
         """That the run fits this GPU; empty if it does not, or if nothing is known."""
         if not self._judged or self.misfits:
             return []
-        least = max(self.activations[0], self.decode[0])
+        least = max(self.activations[0], self.decode[0] if self.decodes_on_gpu else 0)
         return [f"fits this GPU: needs at least {least / GIB:.1f} of its {self.gpu / GIB:.1f} GiB"]
 
     @property
@@ -95,10 +102,8 @@ class Plan:
             return []
         free = USUALLY_FREE * self.gpu
         card = f"{self.gpu / GIB:.1f} GiB usually only {free / GIB:.1f} are free"
-        needs = (
-            ("Sampling", self.activations[0], "fewer frames or a smaller size"),
-            ("The decode", self.decode[0], "a smaller size"),
-        )
+        needs = [("Sampling", self.activations[0], "fewer frames or a smaller size")]
+        needs += [("The decode", self.decode[0], "a smaller size")] if self.decodes_on_gpu else []
         return [
             f"{what} needs at least {least / GIB:.1f} GiB, and of this GPU's {card}. Choose {instead}."
             for what, least, instead in needs

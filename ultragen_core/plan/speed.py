@@ -46,9 +46,12 @@ class Speed:
     evaluations: tuple[EvaluationTime, ...]
     decodes: tuple[DecodeTime, ...]
 
-    def estimate(self, flops: FLOPs, size: VideoSize, wan21_vae: bool = True) -> Estimate | None:
-        """Estimate a run of `size` with evaluations of `flops`. None if nothing that it needs was measured."""
-        made = Estimate(self.date, self.evaluation(flops), self.decode(size) if wan21_vae else None)
+    def estimate(self, flops: FLOPs, size: VideoSize, decoded: bool = True) -> Estimate | None:
+        """Estimate a run of `size` with evaluations of `flops`. None if nothing that it needs was measured.
+
+        decoded: by Wan 2.1's VAE on the card, as measured.
+        """
+        made = Estimate(self.date, self.evaluation(flops), self.decode(size) if decoded else None)
         return None if made.evaluation is None and made.decode is None else made
 
     def evaluation(self, flops: FLOPs) -> float | None:
