@@ -33,7 +33,7 @@ def run(cache: Path, args: argparse.Namespace) -> int:
         graph = workflow.to_api(TEMPLATE, server.get("/object_info"))
         graph = workflow.make_small(graph, args.width, args.height, args.frames, args.steps, args.seed)
         demo.prompt_node(graph)["inputs"]["text"] = args.prompt
-        videos = server.run(workflow.with_stand_ins(workflow.ancestors(graph, saves(graph))))
+        videos = demo.run_graph(server, workflow.with_stand_ins(workflow.ancestors(graph, saves(graph))))
         files = [demo.saved_videos(server, {key: videos[key]})[0] for key in saves(graph)]
         draw([last_frame(file) for file in files], args.out)
         say(f"{args.out}: {', '.join(WAYS.values())}")

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tools import comfyui, contact_sheet, workflow
@@ -29,9 +30,7 @@ def run(cache: Path, args: argparse.Namespace) -> int:
         graph = queued_graph(server, args)
         progress = Progress(graph)
         try:
-            outputs = server.run(graph, progress.on_event)
-        except (Refused, Failed) as error:
-            raise Trouble(f"ComfyUI could not run the workflow. {error}\n{server.last_words()}") from None
+            outputs = run_graph(server, graph, progress.on_event)
         finally:
             progress.line.end()
         report(server, outputs, progress)
@@ -87,6 +86,14 @@ def _run(command: list[str], what: str) -> str:
         reason = ((done.stdout + done.stderr).strip().splitlines() or ["no output"])[-1]
         raise Trouble(f"{command[0]} cannot {what}: {reason}. Name the Python that ComfyUI runs with in --python.")
     return done.stdout
+
+
+def run_graph(server: Server, graph: dict, *on_event: Callable[[str, dict], None]) -> dict:
+    """Run a graph as `server.run` does. Raises Trouble with the end of the log where ComfyUI cannot."""
+    try:
+        return server.run(graph, *on_event)
+    except (Refused, Failed) as error:
+        raise Trouble(f"ComfyUI could not run the workflow. {error}\n{server.last_words()}") from None
 
 
 def queued_graph(server: Server, args: argparse.Namespace) -> dict:

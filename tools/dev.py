@@ -34,9 +34,9 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="draw docs/compare.jpg: one caption by three ways, with tiny models")
     compare.add_argument("--prompt", required=True, help="what to paint, in the words of the demo")
     compare.add_argument(
-        "--dense", type=Path, required=True, help="dense.safetensors of `python3 -m training miniature --out FOLDER`"
+        "--dense", type=file, required=True, help="dense.safetensors of `python3 -m training miniature --out FOLDER`"
     )
-    compare.add_argument("--out", type=Path, required=True, help="the picture, a .jpg or .png")
+    compare.add_argument("--out", type=picture, required=True, help="the picture, a .jpg or .png")
     for command in (demo, compare):
         command.add_argument("--width", type=int, help="in pixels (default: %(default)s)")
         command.add_argument("--height", type=int, help="in pixels (default: %(default)s)")
@@ -64,6 +64,21 @@ def parser() -> argparse.ArgumentParser:
         )
     add_test(commands)
     return top
+
+
+def file(name: str) -> Path:
+    if not Path(name).is_file():
+        raise argparse.ArgumentTypeError(f"{name} is not a file")
+    return Path(name)
+
+
+def picture(name: str) -> Path:
+    path = Path(name)
+    if path.suffix.lower() not in (".jpg", ".png"):
+        raise argparse.ArgumentTypeError(f"{name} must end with .jpg or .png")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path.parent} is not a folder")
+    return path
 
 
 def add_test(commands) -> None:
@@ -103,6 +118,8 @@ def main() -> int:
     if rest and args.command != "test":
         parser().error(f"unknown arguments: {' '.join(rest)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
+    if vars(args).get("python") and not args.comfyui:
+        raise Trouble("--python names the Python of your own ComfyUI. Name that in --comfyui.")
     if args.comfyui:
         args.comfyui = str(comfyui.own_install(args.comfyui))
         if args.python and not shutil.which(args.python):

@@ -57,10 +57,11 @@ def hold_port(wanted: int | None = None) -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         held.bind(("127.0.0.1", wanted or 0))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # OverflowError: not in 0 to 65535
         held.close()
+        reason = error.strerror if isinstance(error, OSError) else error
         raise Trouble(
-            f"Port {wanted} cannot be used ({error.strerror}). Name another with --port, or none to get a free one."
+            f"Port {wanted} cannot be used ({reason}). Name another with --port, or none to get a free one."
         ) from None
     return held
 

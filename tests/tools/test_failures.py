@@ -33,6 +33,11 @@ def test_port_taken():
             hold_port(port)
 
 
+def test_port_that_is_none():
+    with pytest.raises(Trouble, match=r"Port 99999 cannot be used .* --port"):
+        hold_port(99999)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ComfyUI could not bind it, too")
 def test_a_server_has_its_port_before_it_listens(tmp_path):
     server = Server(Path(sys.executable), tmp_path, tmp_path)
@@ -45,6 +50,32 @@ def test_comfyui_that_is_none(tmp_path):
     assert done.returncode == 1
     assert f"{tmp_path} is not a ComfyUI folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", (["demo"], ["templates"]))
+def test_a_python_without_the_comfyui_that_it_runs(command, tmp_path):
+    """A downloaded ComfyUI has its own; another one was ignored."""
+    done = dev(*command, "--python", sys.executable, ULTRAGEN_CACHE=str(tmp_path / "cache"))
+    assert (done.returncode, done.stderr) == (
+        1,
+        "--python names the Python of your own ComfyUI. Name that in --comfyui.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("dense", "out", "expected"),
+    [
+        ("missing.safetensors", "picture.png", "missing.safetensors is not a file"),
+        ("dense.safetensors", "picture.txt", "picture.txt must end with .jpg or .png"),
+        ("dense.safetensors", "nowhere/picture.png", "nowhere is not a folder"),
+    ],
+)
+def test_what_compare_needs_is_asked_for_before_it_paints(tmp_path, dense, out, expected):
+    (tmp_path / "dense.safetensors").touch()
+    files = "--dense", str(tmp_path / dense), "--out", str(tmp_path / out)
+    done = dev("compare", "--prompt", "a lake", *files, ULTRAGEN_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "cache").exists()
 
 
 def test_cache_folder_that_cannot_be(tmp_path):
