@@ -141,6 +141,19 @@ def test_a_preview_that_fails_stops_no_sampling(colours, sent, caplog):
     assert caplog.text.count("no moving preview in this run, because RuntimeError") == 1
 
 
+def test_a_previewer_that_cannot_be_made_stops_no_sampling(tiny, sent, monkeypatch, caplog):
+    """Such as a tiny decoder whose file is damaged, under a callback of another pack that needs none."""
+
+    def damaged(*_):
+        raise OSError("damaged")
+
+    monkeypatch.setattr(latent_preview, "get_previewer", damaged)
+    steps = []
+    sample(tiny, SHAPE, seeded(1, 3, 4096), steps=2, cfg=1.0, callback=lambda *given: steps.append(given[0]))
+    assert steps == [0, 1] and not loops(sent)
+    assert "no moving preview in this run, because OSError: damaged" in caplog.text
+
+
 def test_frames_are_what_comfyui_shows_of_the_first_one(colours):
     latent = seeded(*SHAPE)
     for index, picture in enumerate(pictures(colours, latent)):

@@ -67,13 +67,26 @@ def outer_sample(
     **kwargs,
 ):
     """Wraps a whole sampling run, with the parameters of CFGGuider.outer_sample, to show loops after each step."""
-    patcher = executor.class_obj.model_patcher
     if callback is not None and comfy.utils.PROGRESS_BAR_HOOK is not None:
-        previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+        previewer = _previewer(executor.class_obj.model_patcher)
         # Another pack's previewer may have its own way to show videos.
         if isinstance(previewer, latent_preview.Latent2RGBPreviewer | latent_preview.TAEHVPreviewerImpl):
             callback = MovingPreview(callback, previewer)
     return executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
+
+
+def _previewer(patcher) -> latent_preview.LatentPreviewer | None:
+    """ComfyUI's previewer for a model; None where previews are off, or where it cannot be made."""
+    try:
+        return latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+    except Exception as error:  # a tiny decoder's file may be damaged
+        _give_up(error)
+        return None
+
+
+def _give_up(error: Exception) -> None:
+    """Log why there are no loops: hours of sampling must not end for a picture."""
+    log.warning("UltraGen: no moving preview in this run, because %s: %s", type(error).__name__, error)
 
 
 @dataclass
@@ -107,8 +120,8 @@ class MovingPreview:
                 latent.flatten()[0].item()  # wait for the step itself, whose time is not the preview's
             start = self.clock()
             self.loop = encode(pictures(self.previewer, latent))
-        except Exception as error:  # hours of sampling must not end for a picture
-            log.warning("UltraGen: no moving preview in this run, because %s: %s", type(error).__name__, error)
+        except Exception as error:
+            _give_up(error)
             self.loop, self.failed = None, True
         else:
             end = self.clock()
