@@ -31,7 +31,7 @@ def attention_kernel_input() -> io.Combo.Input:
             " RTX 20 series GPU or newer, or AMD RDNA 3. On an H100 it is slower than cuDNN; its speed on RTX GPUs and"
             " the quality of its videos are unmeasured. fp8: cuDNN's, where a window has 4,096 tokens or more. It needs"
             " an H100, H200 or B200 (not run on a B200 yet) and the package nvidia-cudnn-frontend, which you install"
-            " with pip. On an H200 an evaluation with UltraGen's rule at 1080P takes 2.8 s instead of 3.4 s; a small"
+            " with pip. On an H200 an evaluation with UltraGen's rule at 1080P takes 2.7 s instead of 3.4 s; a small"
             " model's loss rose by 7%. Use it where speed matters more than the last detail."
         ),
     )
