@@ -137,7 +137,7 @@ def _has_gpu() -> bool:
 
 
 def _dtype_of(model) -> torch.dtype:
-    """The dtype that a loaded MODEL will compute in; nodes such as ModelComputeDtype change it for a run."""
+    """As `activation_dtype` of a MODEL while it runs: nodes such as ModelComputeDtype change it for their run alone."""
     return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 
 
