@@ -88,7 +88,7 @@ def small_run(server: Server, file: Path, object_info: dict, seed: int) -> list[
         elif node["class_type"] == "UltraGenLoadLatent":  # the newest, of an earlier template's run
             schema = server.get("/object_info/UltraGenLoadLatent")["UltraGenLoadLatent"]["input"]["required"]
             node["inputs"]["latent"] = schema["latent"][1]["options"][0]
-    return demo.saved_videos(server, server.run(workflow.with_stand_ins(graph)))
+    return demo.saved_videos(server, demo.run_graph(server, workflow.with_stand_ins(graph)))
 
 
 def last_frame(video: Path):
