@@ -13,7 +13,7 @@ from torch import nn
 
 from ultragen_core.attention import engine, rope
 from ultragen_core.grid import TokenGrid, cut_grid
-from ultragen_core.ops import depthwise, dispatch, norm_rope, quantize, resample, residual_norm, to_fp8
+from ultragen_core.ops import depthwise, dispatch, gather, norm_rope, quantize, resample, residual_norm, to_fp8
 
 C = 24
 CPU = torch.device("cpu")
@@ -41,6 +41,7 @@ def both(interpreted_kernels, monkeypatch):
         "residual_norm_kernels": ["residual_norm_"],
         "quantize_kernels": ["quantize", "dequantize"],
         "to_fp8_kernels": ["to_fp8"],
+        "gather_kernels": ["gather"],
     }.items():
         for name in names:
             kernel = getattr(kernels(module), name)
@@ -230,3 +231,18 @@ def test_inputs_of_products_in_fp8(both, dtype, scale, gelu):
     fast, slow = (each.view(torch.uint8).int() & 127 for each in (fast, slow))
     assert (fast - slow).abs().max() <= 1, "not neighbours in fp8"
     assert (fast != slow).float().mean() < 3e-3
+
+
+@pytest.mark.parametrize("lengths", [[4], [3, 0, 5], [1] * 8, [2, 3, 4, 5, 6, 7]])
+@pytest.mark.parametrize(("width", "dtype"), [(9, torch.float32), (600, torch.int64), (8, torch.bfloat16)])
+def test_rows_of_several_parts(both, lengths, width, dtype):
+    parts = [(100 * seeded(length, width, seed=index)).to(dtype) for index, length in enumerate(lengths)]
+    order = torch.randint(0, sum(lengths), (17,), generator=torch.Generator().manual_seed(0))
+    fast, slow = both(gather.gather, lambda: (parts, order))
+    assert torch.equal(fast, slow) and torch.equal(slow, torch.cat(parts)[order])
+
+
+def test_more_parts_than_the_kernel_takes_are_put_together_in_plain_pytorch(interpreted_kernels):
+    parts = [torch.full((1, 2), index) for index in range(9)]
+    order = torch.tensor([8, 0, 3])
+    assert gather.gather(parts, order, triton=True)[:, 0].tolist() == [8, 0, 3]

@@ -1,4 +1,4 @@
-"""Rates of copies between GPUs."""
+"""Rates of the exchange between GPUs."""
 
 from __future__ import annotations
 
@@ -7,33 +7,47 @@ import time
 import torch
 
 LINK_BYTES = (8 * 2**20, 32 * 2**20, 128 * 2**20)
+ROW = 384  # int64 values: a token of 1536 channels in bf16
 
 
 def links(devices: list[torch.device]) -> None:
-    """Copies between two GPUs and between all, through the exchange's own class."""
-    from ultragen_core.host.multigpu.copies import CudaCopies, staged_pairs
+    """What one GPU reads of another, and all of all others, through the exchange's own classes."""
+    from ultragen_core.host.multigpu import copies as module
+    from ultragen_core.ops.dispatch import GATHER_KERNEL_MODULES, triton_for
+    from ultragen_core.ops.gather import gather
 
-    staged = staged_pairs(tuple(devices))
-    pairs = [(a, b) for a in range(len(devices)) for b in range(len(devices)) if a != b]
-    print(f"direct copies with the right bits: {len(pairs) - len(staged)} of {len(pairs)} pairs")
-    copies = CudaCopies(devices)
+    found = module.links(tuple(devices))
+    members = range(len(devices))
+    print(
+        f"of {len(devices) * (len(devices) - 1)} pairs {len(found.readable)} read each other's memory,"
+        f" {len(found.staged)} copy through host memory"
+    )
+    copies = module.CudaCopies(devices)
     for size in LINK_BYTES:
-        buffers = [torch.zeros(size // 8, dtype=torch.int64, device=device) for device in devices]
-        received = [torch.empty_like(buffer) for buffer in buffers]
+        rows = size // (8 * ROW)
+        buffers = [torch.zeros(rows, ROW, dtype=torch.int64, device=device) for device in devices]
+        received = {(s, t): torch.empty_like(buffers[t]) for s in members for t in members}
+        order = [torch.arange(rows * (len(devices) - 1), device=device) for device in devices]
         rates = {}
-        for name, chosen in (("one pair", [(0, 1)]), ("all to all", pairs)):
+        for name, chosen in (
+            ("one pair", {1: [0]}),
+            ("all to all", {t: [s for s in members if s != t] for t in members}),
+        ):
             times = []
             for _ in range(6):
                 copies.synchronize()
                 start = time.perf_counter()
-                for source, target in chosen:
+                for source in members:
+                    copies.packed(source, 0)
+                for target, sources in chosen.items():
                     with copies.streams_of(target):
-                        copies.packed(source, 0)
-                        copies.fetch(source, target, 0, buffers[source], received[target])
+                        parts = [buffers[target][:0]]
+                        for s in sources:
+                            parts.append(copies.fetch(s, target, 0, buffers[s], lambda s=s: received[s, target]))
+                        gather(parts, order[target][: rows * len(sources)], triton_for(parts[0], GATHER_KERNEL_MODULES))
                 copies.synchronize()
                 times.append(time.perf_counter() - start)
-            into_one = sum(1 for _, target in chosen if target == chosen[0][1])
-            rates[name] = into_one * size / min(times) / 1e9
+            rates[name] = len(chosen[1]) * size / min(times) / 1e9
         print(
             f"{size / 2**20:.0f} MiB a pair:", *(f"{name} {rate:.0f} GB/s into a GPU" for name, rate in rates.items())
         )

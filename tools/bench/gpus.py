@@ -59,6 +59,7 @@ def add_parser(subjects: argparse._SubParsersAction) -> None:
     parser.add_argument("--alone", type=int, metavar="GPUS", help="measure each member of so many alone, on one GPU")
     parser.add_argument("--profile", action="store_true", help="with --alone: where the last member's host spends time")
     parser.add_argument("--staged", action="store_true", help="copy through host memory, as without peer access")
+    parser.add_argument("--copied", action="store_true", help="copy between GPUs, as without Triton")
     parser.add_argument("--native", action="store_true", help="PyTorch's own allocator")
     parser.add_argument("--csv", type=Path, help="add the rows to this file, in the columns of docs/data/gpus.csv")
     parser.set_defaults(run=run)
@@ -71,8 +72,9 @@ def run(options: argparse.Namespace) -> None:
     print(len(devices), torch.cuda.get_device_name(), torch.__version__, "cuDNN", torch.backends.cudnn.version())
     rows = RowFile(options)
     options.gpus = [count for count in options.gpus if count <= len(devices)]
-    if options.staged:
-        copies.staged_pairs = lambda devices: frozenset((a, b) for a in devices for b in devices if a != b)
+    if options.staged or options.copied:
+        staged = frozenset((a, b) for a in devices for b in devices if a != b and options.staged)
+        copies.links = lambda devices: copies.Links(frozenset(), staged)
     with torch.inference_mode():
         if options.links:
             links(devices)

@@ -28,6 +28,8 @@ FP8_KERNEL_MODULES = ("quantize_kernels",)
 """The same for attention in 8 bits."""
 FP8_LINEAR_KERNEL_MODULES = ("to_fp8_kernels",)
 """The same for the inputs of matrix products in fp8."""
+GATHER_KERNEL_MODULES = ("gather_kernels",)
+"""The same for the exchange of tokens between GPUs."""
 
 _forced: bool | None = None
 

@@ -11,13 +11,10 @@ from torch import Tensor
 
 
 class Segment(NamedTuple):
-    """Tokens that a member gets: `length` of those that member `source` has packed, from `first` on; they are placed
-    from `start` on.
-    """
+    """Tokens that a member gets: `length` of those that member `source` has packed, from `first` on."""
 
     source: int
     first: int
-    start: int
     length: int
 
 
@@ -26,22 +23,18 @@ class MemberMoves:
     """A member's part of moves; all numbers are int64.
 
     sent: positions among its tokens of those that it packs for others. The same tokens for several members are packed
-        once. kept: positions of those of its own tokens that it wants.
-    segments: what it gets, placed one after the other behind the kept tokens. gathered: number of all these. order: for
-        each wanted token its position among them. sent_count, kept_count: lengths, which tensors tell slowly.
+        once. sent_count: their number, which a tensor tells slowly.
+    segments: what it gets. order: for each wanted token its position among the member's own tokens and then those of
+        the segments, one after the other.
     """
 
     sent: Tensor
     sent_count: int
-    kept: Tensor
-    kept_count: int
     segments: tuple[Segment, ...]
-    gathered: int
     order: Tensor
 
     def to(self, device: torch.device) -> MemberMoves:
-        sent, kept, order = (numbers.to(device) for numbers in (self.sent, self.kept, self.order))
-        return replace(self, sent=sent, kept=kept, order=order)
+        return replace(self, sent=self.sent.to(device), order=self.order.to(device))
 
 
 class Moves:
@@ -89,17 +82,17 @@ class Moves:
         return torch.cat(packed), first
 
     def _part(self, member: int) -> MemberMoves:
-        order, kept = torch.empty(self.wanted[member], dtype=torch.int64), self._taken[member, member]
-        order[self._places[member, member]], gathered, segments = torch.arange(len(kept)), len(kept), []
+        order, end, segments = torch.empty(self.wanted[member], dtype=torch.int64), self.held[member], []
+        order[self._places[member, member]] = self._taken[member, member]
         # The next member first, so that not all of them read from the same one at the same time.
         count = len(self.held)
         for source in ((member + step) % count for step in range(1, count)):
             if length := len(self._places[source, member]):
-                order[self._places[source, member]] = torch.arange(gathered, gathered + length)
-                segments.append(Segment(source, self._packs[source][1][member], gathered, length))
-                gathered += length
+                order[self._places[source, member]] = torch.arange(end, end + length)
+                segments.append(Segment(source, self._packs[source][1][member], length))
+                end += length
         sent = self._packs[member][0]
-        return MemberMoves(sent, len(sent), kept, len(kept), tuple(segments), gathered, order)
+        return MemberMoves(sent, len(sent), tuple(segments), order)
 
     def tokens_into(self, member: int) -> int:
         """Tokens of one video that a member gets from others."""

@@ -1,9 +1,10 @@
 """Exchange of tokens between the threads of a group of GPUs: everybody packs what others want, all meet, everybody
-fetches what it wants.
+gathers what it wants.
 
-All threads share the interpreter, so an exchange makes few calls: one selection packs for all others, one orders what
-came. Buffers live for the run, and are packed again only after every reader's copy of two exchanges ago: the host runs
-ahead of the GPUs, and memory that it frees could be overwritten while another GPU reads it.
+All threads share the interpreter, so an exchange makes few calls: one selection packs for all others, and one kernel
+reads from all of them, where GPUs have access to each other's memory. Buffers live for the run, and are packed again
+only after all have read what was packed two exchanges ago: the host runs ahead of the GPUs, and memory that it frees
+could be overwritten while another GPU reads it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
 from ...attention.split.moves import Moves
+from ...ops.dispatch import GATHER_KERNEL_MODULES, triton_for
+from ...ops.gather import gather
 from .copies import SLOTS, Copies, copies_for
 from .devices import SECONDS_WITHOUT_ANSWER
 
@@ -124,14 +128,14 @@ class Exchange:
         self._packed[slot][index] = packed
         self.copies.packed(index, slot)
         self._meet(turn)
-        gathered = self._buffer(("gathered", index), own.gathered, tokens)
-        if own.kept_count:
-            torch.index_select(tokens, 0, own.kept, out=gathered[: own.kept_count])
-        for source, first, start, length in own.segments:
+        parts = [tokens]
+        for source, first, length in own.segments:
             part = self._packed[slot][source][first : first + length]
-            self.copies.fetch(source, index, slot, part, gathered[start : start + length])
-        out = gathered.index_select(0, own.order)
-        self.bytes_into[index] += gathered.nbytes - own.kept_count * tokens.shape[1] * tokens.element_size()
+            received = partial(self._buffer, ("received", index, source), length, tokens)
+            parts.append(self.copies.fetch(source, index, slot, part, received))
+            self.bytes_into[index] += part.nbytes
+        out = gather(parts, own.order, triton_for(tokens, GATHER_KERNEL_MODULES))
+        self.copies.gathered(index, slot)
         if batch == 1:
             return out.view(x.dtype)[None]
         return out.view(x.dtype).unflatten(1, (batch, -1)).transpose(0, 1).contiguous()
