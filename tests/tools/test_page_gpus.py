@@ -103,13 +103,20 @@ def test_every_measurement_of_a_code_is_on_the_page_once():
     assert max(found.values()) == 1, found
 
 
+UNEQUAL = (
+    "before one GPU fused dense blocks as several do",
+    "before maps travelled together",
+    "before exchanges became cheaper for the host",
+)  # notes of rows in which rectangles with UltraGen's rule had other last bits than one GPU
+
+
 def test_what_the_page_calls_equal_was_equal():
     """The table "What equals what" of docs/benchmarks.md."""
     equal = {"rectangles": 0, "a prompt each": 0}
     for one in (each for each in rows("gpus") if each["gpus"] != "1" and each["difference"]):
         if one["cfg"] != "1" and one["gpus"] == "2":
             claim = "a prompt each"
-        elif one["size"] != "480P x 81" and (one["method"] == "t3" or not one["note"]):
+        elif one["size"] != "480P x 81" and (one["method"] == "t3" or one["note"] not in UNEQUAL):
             claim = "rectangles"
         else:
             assert 0 < float(one["difference"]) < 0.05, one
