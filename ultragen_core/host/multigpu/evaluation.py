@@ -80,12 +80,12 @@ class MemberRuleLayer(RuleLayer):
 
 
 class Part:
-    """Member `index` of `count` in one evaluation. base: its GPU's BaseModel. budget: set when it has begun."""
+    """Member `port.index` of `count` in one evaluation. base: its GPU's BaseModel."""
 
     def __init__(self, base, device: torch.device, runtime: Runtime, inputs: Inputs, count: int, port: Port):
         self.base, self.device, self.runtime, self.inputs, self.port = base, device, runtime, inputs, port
         self.member = Member(port.index, count, inputs.grid, port)
-        self.budget: MemoryBudget | None = None
+        self.budget = self._memory_budget()
         self._table: Tensor | None = None
 
     @property
@@ -106,6 +106,11 @@ class Part:
         with installed(layers), self.port.evaluation():
             return dm._forward(x, timestep, context, clip_fea, appended, options, **others)
 
+    def _memory_budget(self) -> MemoryBudget:
+        x, grid = self.inputs.x, self.member.grid
+        reserved = gathered_bytes(diffusion_model(self.base), grid, x.shape[0], activation_dtype(self.base))
+        return self.runtime.budget(self.base, grid.part(self.rectangle), x, self.device, reserved)
+
     def _rectangle_of(self, latent: Tensor) -> Tensor:
         rows, columns = latent_slices(self.rectangle)
         return latent[..., rows, columns].contiguous().to(self.device)
@@ -114,8 +119,6 @@ class Part:
         """The layers by the module that they replace, and the options of their evaluation."""
         runtime, grid, options = self.runtime, self.member.grid, dict(self.inputs.options)
         own, sigmas = grid.part(self.rectangle), _on(self.inputs.sigmas, self.device)
-        reserved = gathered_bytes(dm, grid, x.shape[0], activation_dtype(self.base))
-        self.budget = runtime.budget(self.base, own, x, self.device, reserved)
         if "sample_sigmas" in options:
             options["sample_sigmas"] = _on(options["sample_sigmas"], self.device)
         attentions = runtime.attentions(self.base, grid, sigmas, options, self.member)

@@ -6,6 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 import comfy.ldm.common_dit
 import comfy.model_management
@@ -77,7 +78,7 @@ class Group:
             if not is_out_of_memory(error):
                 raise error
             log.warning("UltraGen: %s is out of memory.", device)
-            if not all([part.budget is not None and part.budget.shrink() for part in parts]):
+            if not all([part.budget.shrink() for part in parts]):
                 raise error
             log.warning("UltraGen: all GPUs retry with %d tokens at a time.", parts[0].budget.tokens_at_a_time)
             failed = error = parts = None
@@ -93,21 +94,12 @@ class Group:
 
     def _attempt(self, parts: list[Part]) -> tuple[torch.device, BaseException] | None:
         """Compute all parts. Returns the first error with its device, when all threads have ended."""
-        leader, hooks = self.patchers[0], self.patchers[0].current_hooks
-
-        def follow(part: Part, patcher) -> Callable[[], None]:
-            def work() -> None:
-                patcher.apply_hooks(hooks=hooks)
-                self._compute(part)
-
-            return work
-
-        jobs = [
-            self._workers.start(part.device, follow(part, patcher))
+        leader, *others = [
+            partial(self._compute, part, patcher, self.patchers[0].current_hooks)
             for part, patcher in zip(parts, self.patchers, strict=True)
-            if patcher is not leader
         ]
-        own = Job(parts[0].device, lambda: self._compute(parts[0]))
+        jobs = [self._workers.start(device, work) for device, work in zip(self.devices[1:], others, strict=True)]
+        own = Job(self.devices[0], leader)
         own.run()
         # After an error members stop at their next exchange; else the exchange reports a late member first.
         late = self._late(jobs, (1.1 if own.error is None else 0.1) * self._seconds)
@@ -118,8 +110,10 @@ class Group:
             raise first[1] if first else late
         return first
 
-    def _compute(self, part: Part) -> None:
+    def _compute(self, part: Part, patcher, hooks) -> None:
+        """hooks: the leader's, which ComfyUI has applied there."""
         try:
+            patcher.apply_hooks(hooks=hooks)
             part.output = part.compute()
         except BaseException as error:
             self.exchange.abort(error)
