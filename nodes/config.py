@@ -108,7 +108,7 @@ class UltraGenLocalConfig(Node):
                     options=["paper", "off", "swin"],
                     default="paper",
                     tooltip=(
-                        "How borders between windows are bridged. paper: odd blocks have other windows than even"
+                        "How borders between windows are bridged. paper: odd blocks have different windows from even"
                         " blocks. off: the same windows in all blocks (seams). swin: odd blocks shift the windows by"
                         " half a window. Keep paper, except to reproduce the ablation."
                     ),
@@ -210,8 +210,8 @@ class UltraGenGlobalConfig(Node):
                     min=0,
                     max=16,
                     tooltip=(
-                        "Tokens per axis that the global branch joins into one. Keep 0 with trained weights; any other"
-                        " value than theirs is an error. Without trained weights 0 means 4; higher is faster and"
+                        "Tokens per axis that the global branch joins into one. Keep 0 with trained weights; any value"
+                        " other than theirs is an error. Without trained weights 0 means 4; higher is faster and"
                         " coarser."
                     ),
                 ),

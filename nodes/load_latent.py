@@ -28,7 +28,7 @@ class UltraGenLoadLatent(Node):
                 io.Combo.Input(
                     "latent",
                     options=cls.choices(),
-                    tooltip="Latents of output/latents and of the input folder, newest first. Press R to see new ones.",
+                    tooltip="Latents in output/latents and the input folder, newest first. Press R to see new ones.",
                 )
             ],
             outputs=[io.Latent.Output(tooltip="The latent as it was saved.")],

@@ -75,8 +75,9 @@ class UltraGenLoadModel(Node):
                     options=folder_paths.get_filename_list("diffusion_models"),
                     tooltip=(
                         "A file in models/diffusion_models. 1080P: ultragen_1080p.ckpt, under any name, .ckpt or"
-                        " .safetensors. 4K: T3-Video-Wan2.1-T2V-1.3B or T3-Video-Wan2.2-T2V-5B. Of a model in several"
-                        " files (-00001-of-00003) choose any. For GGUF use its own loader, then UltraGen Apply."
+                        " .safetensors. 4K: T3-Video-Wan2.1-T2V-1.3B or T3-Video-Wan2.2-T2V-5B. If a model consists of"
+                        " several files (-00001-of-00003), choose any. For GGUF use its own loader, then UltraGen"
+                        " Apply."
                     ),
                 ),
                 io.Combo.Input(
@@ -136,8 +137,8 @@ class UltraGenApply(Node):
                     tooltip=(
                         "auto: the rule of the patched model or of the extras; an error if there is neither. t3: for"
                         " T3-Video's weights from any loader (other weights give a broken picture). ultragen: also"
-                        " without extras (experimental: average pooling; on a small model 76% of what captions ask for"
-                        " was right, with full attention 60%)."
+                        " without extras (experimental: average pooling; on a small model it got 76% of what captions"
+                        " ask for right, full attention 60%)."
                     ),
                 ),
                 io.Combo.Input(

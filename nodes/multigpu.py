@@ -18,7 +18,7 @@ class UltraGenMultiGPU(Node):
             display_name="UltraGen MultiGPU",
             category="UltraGen",
             description=(
-                "Samples one video on several GPUs of this computer, also with CFG 1. Each GPU holds the whole model"
+                "Samples one video on several GPUs of this computer, even with CFG 1. Each GPU holds the whole model"
                 " and computes a rectangle of every frame; the result is that of one GPU, except for rounding. Needs"
                 " ComfyUI 0.30.0 or newer."
             ),

@@ -30,9 +30,9 @@ def gpus_input(more: str = "") -> io.Int.Input:
         min=0,
         max=64,
         optional=True,
-        tooltip="Number of GPUs that decode tiles at the same time. 0: all that ComfyUI sees. An automatic tile is then"
-        " up to 1024 pixels; with a tile of your choice, cards of one type give the pixels of one GPU. More than one"
-        " needs ComfyUI 0.30.0 or newer, and 2 GB more RAM for 81 frames of 4K." + more,
+        tooltip="Number of GPUs that decode tiles at the same time. 0: all that ComfyUI sees. With several, an"
+        " automatic tile is up to 1024 pixels; with a tile size that you set, cards of one type give the same pixels as"
+        " one GPU. More than one needs ComfyUI 0.30.0 or newer, and 2 GB more RAM for 81 frames of 4K." + more,
     )
 
 
@@ -54,7 +54,7 @@ class UltraGenVAETiling(Node):
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of Wan 2.1 or Wan 2.2 5B."),
                 tile_input(),
-                gpus_input(" One GPU encodes."),
+                gpus_input(" Encoding uses one GPU."),
             ],
             outputs=[io.Vae.Output(tooltip="The VAE with exact tiles, for any ComfyUI node.")],
         )

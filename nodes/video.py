@@ -121,8 +121,8 @@ class UltraGenSaveVideo(Node):
                     min=0,
                     max=1_000_000,
                     optional=True,
-                    tooltip="End the video after this many frames, such as those of the video that it was made from:"
-                    " Wan makes 4n + 1. 0: all.",
+                    tooltip="End the video after this many frames, for example as many as the source video has: Wan"
+                    " makes 4n + 1. 0: all.",
                 ),
             ],
             outputs=[
