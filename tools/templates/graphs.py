@@ -174,7 +174,7 @@ def i2v_1080p(layout: Layout) -> str:
         "Any Wan model: 1080P image to video (experimental)",
         "UltraGen's attention on a Wan model that was not trained for it, here Wan 2.1 I2V 14B. **Its quality was"
         " measured on a small model only**: there the distance to real videos (HD-FVD, lower is better) was 0.0012,"
-        f" with full attention 0.0661. [More numbers, and what to do with your own Wan model]({OWN_MODEL}).",
+        f" against 0.0661 with full attention. [More numbers, and what to do with your own Wan model]({OWN_MODEL}).",
         "**Another Wan model** goes into *Load Wan model*, from any loader, GGUF too. Text to video works the same:"
         " *UltraGen Apply* after the loader, attention_rule *ultragen*.",
         "**To try**: *ScaleROPE* with scale_x and scale_y 0.8 after *UltraGen Apply*, which brought HD-FVD to 0.0007"
@@ -183,7 +183,7 @@ def i2v_1080p(layout: Layout) -> str:
         "**Settings** are Wan's own: 40 steps, shift 5, CFG 5, 16 fps. The image is cropped to the video's"
         " shape. *UltraGen Exact VAE Tiling* encodes it in bounded memory too.",
         "**Memory** of 14B has not been measured. The picture on *UltraGen Apply* says what its activations need, and"
-        " whether your GPU has it. Weights that find no room beside them wait in RAM: a smaller file (fp8, GGUF) needs"
+        " whether your GPU has it. Weights that do not fit beside them wait in RAM: a smaller file (fp8, GGUF) needs"
         " less of it.",
         RESUME,
         LOG,

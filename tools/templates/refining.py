@@ -43,9 +43,9 @@ def two_pass_1080p(layout: Layout) -> str:
         " 1920x1088, noise is added, and UltraGen samples the last 40% of its steps: it adds detail and keeps the"
         " layout of the first pass. Its quality with UltraGen's weights is unmeasured.",
         "**Without UltraGen's weights**, for any Wan model: connect *Load Wan model* to *UltraGen Apply*"
-        " (attention_rule *ultragen*), this to *ScaleROPE* (scale_x and scale_y 0.8), and this to the second pass in"
-        " place of *UltraGen Load Model*. On a small model 97% of what captions ask for was right in this way, in one"
-        f" pass 76%, with full attention 60% ([measurements]({OWN_MODEL})).",
+        " (attention_rule *ultragen*), that to *ScaleROPE* (scale_x and scale_y 0.8), and that to the second pass in"
+        " place of *UltraGen Load Model*. On a small model this got 97% of what captions ask for right, one pass 76%,"
+        f" and full attention 60% ([measurements]({OWN_MODEL})).",
         "**denoise** (*SplitSigmasDenoise*) sets how much UltraGen may change. Higher: more new detail. Lower: closer"
         " to the first pass, and softer.",
         "**Only the first pass?** Connect its latent to *UltraGen Save Video* for a quick look at the layout.",
@@ -77,8 +77,8 @@ def refine_1080p(layout: Layout) -> str:
         layout,
         "Refine a video: new detail at 1080P (experimental)",
         "Takes a video file, enlarges it to 1920x1088, encodes it exactly, adds noise, and samples the last 40% of"
-        " UltraGen's steps: new detail in the same scene. Number of frames, frame rate and audio stay. Quality is"
-        " unmeasured.",
+        " UltraGen's steps: new detail in the same scene. Number of frames, frame rate and audio stay the same. Quality"
+        " is unmeasured.",
         "**Your video**: choose it in *Load video* and describe it in *Prompt*: the model paints what it reads there.",
         "**denoise** (*SplitSigmasDenoise*) is the share of the steps that run again. Higher: more new detail, further"
         " from your video. Lower: closer to it, and softer.",
