@@ -159,13 +159,13 @@ def test_a_chain_of_patches_gives_the_plan_of_the_last(tiny, dense, tiny_path):
     ("file", "rule", "settings", "sentence"),
     [
         ("trained", "auto", Settings(global_=GlobalConfig(compress_ratio=8)), "a compress ratio of 4"),
-        ("trained", "auto", Settings(LocalConfig(windows=(2, 3)), rule="t3"), "a local config asks for others"),
+        ("trained", "auto", Settings(LocalConfig(windows=(2, 3)), rule="t3"), "the local config asks for others"),
         ("trained", None, Settings(), "The model has no extras, so its attention rule is unknown"),
         ("trained", "dense", Settings(), "The model has no extras, so its attention rule is unknown"),
         ("wan", "auto", None, "wan.safetensors is a Wan model without UltraGen's extras"),
         ("wan", "t3", Settings(), None),
         ("flux", "ultragen", None, "flux.safetensors is an unknown file"),
-        ("flux", None, Settings(rule="t3"), "UltraGen patches Wan models, flux.safetensors"),
+        ("flux", None, Settings(rule="t3"), "UltraGen patches Wan models, but flux.safetensors"),
         ("extras", "auto", None, "holds only UltraGen's extras"),
         ("gone", "t3", None, "gone.safetensors is missing"),
     ],
@@ -278,7 +278,7 @@ def test_what_speaks_against_it(tiny, dense):
     assert untrained.warnings == (UNTRAINED_WARNING, WHOLE_FRAME_WARNING)
     assert f"Warning: {UNTRAINED_WARNING}" in untrained.text()
     assert html.escape(UNTRAINED_WARNING[:40]) in picture(untrained)
-    with pytest.raises(ValueError, match="The latent has 48 channels, the model needs 16. Connect the model's VAE"):
+    with pytest.raises(ValueError, match="The latent has 48 channels, but the model needs 16. Connect the model's VAE"):
         plan_of(tiny, (1, 48, 3, 16, 24))
 
 

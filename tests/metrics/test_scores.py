@@ -118,7 +118,7 @@ def test_each_of_a_few_videos_has_its_value_and_its_colour():
 
 @pytest.mark.parametrize(
     ("frames", "wanted", "message"),
-    [(0, ["hd_mse"], "at least one frame"), (15, ["hd_fvd"], "at least 16 frames, the video has 15")],
+    [(0, ["hd_mse"], "at least one frame"), (15, ["hd_fvd"], "at least 16 frames, but the video has 15")],
 )
 def test_videos_too_short_are_refused(frames, wanted, message):
     with pytest.raises(ValueError, match=message):

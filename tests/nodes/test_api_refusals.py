@@ -124,7 +124,7 @@ def test_values_that_contradict_are_refused(server):
     with pytest.raises(Failed, match="start_percent must be below end_percent, both between 0 and 1, got 0.6 and 0.5"):
         server.run(sampled(load("ultragen_1080p.ckpt"), start_percent=0.6, end_percent=0.5))
     for name in ("../outside", "a/b", ".hidden", " "):
-        with pytest.raises(Failed, match="file_name must be a plain name that every system takes, without folders"):
+        with pytest.raises(Failed, match="file_name must be a plain name that every system accepts, without folders"):
             server.run({"1": extract("ultragen_1080p.ckpt", name)})
     assert zipfile.is_zipfile(server.base / "models" / "diffusion_models" / "ultragen_1080p.ckpt"), (
         "published as a torch checkpoint"

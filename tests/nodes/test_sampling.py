@@ -104,7 +104,7 @@ def test_model_sampling_is_for_flow_models(pack, tiny, caplog):
     monkey = SimpleNamespace(model=flow, get_model_object=lambda _: comfy.model_sampling.CONST())
     with pytest.raises(AttributeError):  # this one stops after the warning
         sampling(monkey, 5.0, 30)
-    assert "are meant for Wan models, this one is Linear" in caplog.text
+    assert "are meant for Wan models, but this one is Linear" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(16,), (1, 16, 3), (1, 16, 0, 8, 8), (1, 4, 1, 8, 8)])

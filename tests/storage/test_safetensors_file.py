@@ -99,7 +99,7 @@ def test_a_file_that_is_written_to_meanwhile_is_refused(tmp_path, monkeypatch):
 
 DAMAGED = {
     "nothing": (b"", "ends early"),
-    "a length alone": (file_of(b"", length=9), "header should be 9 bytes long, the file has 8"),
+    "a length alone": (file_of(b"", length=9), "header should be 9 bytes long, but the file has 8"),
     "a huge length": (file_of({}, length=2**63), "header should be 9,223,372,036,854,775,808 bytes"),
     "no JSON": (file_of(b"{nothing}"), "header is not JSON"),
     "no UTF-8": (file_of(b'{"\xff": 1}'), "header is not JSON"),

@@ -100,7 +100,7 @@ def test_t3_is_published_as_a_plain_model_which_comfyui_samples_with_the_same_wi
 
 def test_t3_refuses_to_train_at_a_size_that_has_no_windows(training, cache, monkeypatch, tmp_path):
     monkeypatch.setattr(cache, "latent_shape", lambda: (16, 2, 46, 82))
-    with pytest.raises(Trouble, match="needs equal windows, and 656x368, 5 frames .* The nearest size that does: "):
+    with pytest.raises(Trouble, match="needs equal windows, but 656x368, 5 frames .* The nearest size that does: "):
         training(tmp_path, rule="t3")
 
 

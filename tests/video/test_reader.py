@@ -106,7 +106,7 @@ def test_a_file_without_pictures_is_refused(tmp_path):
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(ValueError, match="must have a video stream, this"):
+    with pytest.raises(ValueError, match="must have a video stream; this"):
         next(read_frames(str(path)))
 
 

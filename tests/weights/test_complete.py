@@ -59,8 +59,8 @@ INCOMPLETE = {
         {key: value for key, value in FLAT.items() if not key.startswith("blocks.2.") or key not in PLAIN},
         "blocks.2.cross_attn.k.bias and .* more are missing",
     ),
-    "1.3B without its last block": (published(29), "it has 29 blocks, Wan models of 1536 channels have 30"),
-    "14B without its last blocks": (published(37, 5120), "it has 37 blocks, Wan models of 5120 channels have 40"),
+    "1.3B without its last block": (published(29), "it has 29 blocks; Wan models of 1536 channels have 30"),
+    "14B without its last blocks": (published(37, 5120), "it has 37 blocks; Wan models of 5120 channels have 40"),
     "VACE without its last": (
         published(30) | {f"vace_{key}": value for key, value in only("blocks.", state=published(14)).items()},
         "it has 14 vace_blocks, which do not divide its 30 blocks evenly",

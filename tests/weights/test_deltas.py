@@ -62,7 +62,7 @@ def test_part_of_them_is_refused(case):
     content, sentence = REFUSED[case]
     with pytest.raises(WeightsError, match="x is not a complete UltraGen checkpoint: blocks") as error:
         split(content, "x")
-    assert re.search(f"{sentence}.*Get the complete file where it comes from", str(error.value))
+    assert re.search(f"{sentence}.*Get the complete file from its source", str(error.value))
 
 
 def test_they_must_fit_the_base():

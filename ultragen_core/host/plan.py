@@ -49,8 +49,8 @@ def plan_of(model, latent_shape: tuple[int, ...]) -> Plan:
     shape = shape_of(require_wan(model))
     if latent_shape[1] != shape.out_channels:
         raise ValueError(
-            f"The latent has {latent_shape[1]} channels, the model needs {shape.out_channels}. Connect the model's VAE"
-            " to UltraGen Empty Latent."
+            f"The latent has {latent_shape[1]} channels, but the model needs {shape.out_channels}. Connect the model's"
+            " VAE to UltraGen Empty Latent."
         )
     size = VideoSize(*pixels, 4 * latent_shape[2] - 3)
     weights = sum(patcher.model_size() for patcher in models_on_one_gpu(model))

@@ -113,7 +113,7 @@ def _loaded(name: str, state: StateDict, source: Source) -> tuple[WanShape, Rule
         shape = WanShape.of_keys(state)
     except ValueError as error:
         raise ValueError(
-            f"UltraGen patches Wan models, {name} {describe(state)}: {error}. Choose a Wan model."
+            f"UltraGen patches Wan models, but {name} {describe(state)}: {error}. Choose a Wan model."
         ) from None
     if rule == "dense":
         return shape, None

@@ -44,7 +44,7 @@ def _check_flow(model) -> None:
         raise ValueError(f"A flow shift needs a flow model such as Wan, got {kind}. Connect a Wan 2.1 or 2.2 model.")
     if not isinstance(diffusion_model(model.model), comfy.ldm.wan.model.WanModel):
         kind = type(diffusion_model(model.model)).__name__
-        log.warning("UltraGen: shift and noise levels are meant for Wan models, this one is %s.", kind)
+        log.warning("UltraGen: shift and noise levels are meant for Wan models, but this one is %s.", kind)
 
 
 def empty_latent(wanted: VideoSize, batch: int, vae=None) -> tuple[dict, VideoSize]:
@@ -58,7 +58,7 @@ def empty_latent(wanted: VideoSize, batch: int, vae=None) -> tuple[dict, VideoSi
         channels, spatial = vae.latent_channels, vae.spacial_compression_encode()
         temporal = vae.temporal_compression_decode()
         if temporal is None:
-            raise ValueError("A video latent needs a video VAE, the connected VAE is for images. Connect Wan's VAE.")
+            raise ValueError("A video latent needs a video VAE; the connected VAE is for images. Connect Wan's VAE.")
     size = round_up(wanted, spatial, temporal)
     shape = latent_shape(size, batch, channels, spatial, temporal)
     check_memory(shape, size)

@@ -105,8 +105,8 @@ def check_size(name: str, width: int, height: int, wanted: Collection[str]) -> N
     for metric, side in {HD_LPIPS: SMALLEST, HD_FVD: SIDE}.items():
         if metric in wanted and min(width, height) < side:
             raise ValueError(
-                f"{metric} needs frames of at least {side}x{side} pixels, {name} has {width}x{height}. Measure larger"
-                f" videos, or switch {metric} off."
+                f"{metric} needs frames of at least {side}x{side} pixels, but {name} has {width}x{height}. Measure"
+                f" larger videos, or switch {metric} off."
             )
 
 
@@ -114,7 +114,7 @@ def check_length(name: str, frames: int, wanted: Collection[str]) -> None:
     """Raise ValueError if a video has too few frames for a wanted metric."""
     for metric, least in {HD_FVD: CLIP, CONSISTENCY: 2}.items():
         if metric in wanted and frames < least:
-            raise ValueError(f"{metric} needs at least {least} frames, {name} has {frames}. Switch {metric} off.")
+            raise ValueError(f"{metric} needs at least {least} frames, but {name} has {frames}. Switch {metric} off.")
     if not frames:
         raise ValueError(f"{name} must have at least one frame, got none. Connect another one.")
 

@@ -105,7 +105,7 @@ class Plan:
         needs = [("Sampling", self.activations[0], "fewer frames or a smaller size")]
         needs += [("The decode", self.decode[0], "a smaller size")] if self.decodes_on_gpu else []
         return [
-            f"{what} needs at least {least / GIB:.1f} GiB, and of this GPU's {card}. Choose {instead}."
+            f"{what} needs at least {least / GIB:.1f} GiB, but of this GPU's {card}. Choose {instead}."
             for what, least, instead in needs
             if least > free
         ]

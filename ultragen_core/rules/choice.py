@@ -97,16 +97,16 @@ def _check_fit(model: WanShape, global_: GlobalConfig, extras: ExtrasSummary) ->
     if shape.channels != model.channels or max(extras.blocks) >= model.blocks:
         raise ValueError(
             f"The extras do not fit the model: they are for {shape.channels} channels and blocks up to"
-            f" {max(extras.blocks)}, the model has {model.channels} channels and {model.blocks} blocks. UltraGen's"
+            f" {max(extras.blocks)}, but the model has {model.channels} channels and {model.blocks} blocks. UltraGen's"
             " published extras are for Wan 2.1 1.3B."
         )
     if shape.ffn_channels not in (0, model.ffn_channels):
         raise ValueError(
             f"The extras do not fit the model: their deltas are for {shape.ffn_channels} channels of the feed-forward"
-            f" part, the model has {model.ffn_channels}. Use the model that they were trained with."
+            f" part, but the model has {model.ffn_channels}. Use the model that they were trained with."
         )
     if global_.compress_ratio not in (None, shape.global_ratio):
         raise ValueError(
-            f"The extras were trained with a compress ratio of {shape.global_ratio}, the global config asks for"
+            f"The extras were trained with a compress ratio of {shape.global_ratio}, but the global config asks for"
             f" {global_.compress_ratio}. Set compress_ratio to 0 (as trained)."
         )

@@ -1,4 +1,4 @@
-"""T3-Video's rule (arXiv 2512.13492): block i has the window counts number i mod 5 of its model."""
+"""T3-Video's rule (arXiv 2512.13492): block i has entry i mod 5 of its model's window counts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PublishedWindows:
         if windows is None:
             good = next(filter(self._fits, self._neighbours(grid)), self.grid)
             raise ValueError(
-                f"The t3 rule needs equal windows, and {self.size(grid)} (grid {grid}) does not divide into any close"
+                f"The t3 rule needs equal windows, but {self.size(grid)} (grid {grid}) does not divide into any close"
                 f" to the published ones. The nearest size that does: {self.size(good)}."
             )
         return windows
@@ -170,12 +170,12 @@ def t3_rule(model: WanShape, local: LocalConfig = DEFAULT_LOCAL, global_: Global
     """T3-Video's rule for a model. Raises ValueError for settings that it cannot use: all but `dense_blocks`."""
     if local != DEFAULT_LOCAL:
         raise ValueError(
-            "The t3 rule has fixed windows and no gates, and a local config asks for others. Disconnect the local"
+            "The t3 rule has fixed windows and no gates, but the local config asks for others. Disconnect the local"
             " config, or set attention_rule to ultragen."
         )
     if global_ != GlobalConfig(dense_blocks=global_.dense_blocks):
         raise ValueError(
-            "The t3 rule has no global branch, and the global config changes one. Set everything but dense_blocks to"
+            "The t3 rule has no global branch, but the global config changes one. Set everything but dense_blocks to"
             " its default, or set attention_rule to ultragen."
         )
     published = PUBLISHED_5B if model.uses_wan22_vae else PUBLISHED_1_3B

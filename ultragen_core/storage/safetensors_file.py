@@ -119,7 +119,7 @@ def _header(file: BinaryIO) -> Header:
     size = _state(file)[0]
     length = int.from_bytes(_exactly(file, LENGTH_BYTES), "little")
     if length > min(MAX_HEADER_BYTES, size - LENGTH_BYTES):
-        raise DamagedFile(f"its header should be {length:,} bytes long, the file has {size:,}")
+        raise DamagedFile(f"its header should be {length:,} bytes long, but the file has {size:,}")
     try:
         content = json.loads(_exactly(file, length))
     except (ValueError, RecursionError) as error:

@@ -52,13 +52,13 @@ def load_latent(path: Path) -> torch.Tensor:
         raise ValueError(f"{path.name} is not a complete latent file: {error}. Choose another file.") from error
     if _TENSOR not in tensors:
         raise ValueError(
-            f"A latent file must hold a tensor named {_TENSOR}, {path.name} holds {sorted(tensors)}. Choose another"
+            f"A latent file must hold a tensor named {_TENSOR}; {path.name} holds {sorted(tensors)}. Choose another"
             " file."
         )
     samples = tensors[_TENSOR].float()
     if samples.ndim < 4 or 0 in samples.shape:
         raise ValueError(
-            f"A latent must have 4 or 5 non-empty axes, {path.name} has shape {tuple(samples.shape)}. Choose"
+            f"A latent must have 4 or 5 non-empty axes, but {path.name} has shape {tuple(samples.shape)}. Choose"
             " another file."
         )
     return samples if _UNSCALED in tensors else samples / _SD1_SCALE

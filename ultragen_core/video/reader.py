@@ -27,7 +27,7 @@ def read_frames(source: str | BytesIO, start: float = 0.0, duration: float = 0.0
     with as_os_errors(f"read {name}"), av.open(source, mode="r") as container:
         if not container.streams.video:
             raise ValueError(
-                f"A video file must have a video stream, this {container.format.name} has none. Choose another file."
+                f"A video file must have a video stream; this {container.format.name} has none. Choose another file."
             )
         stream = container.streams.video[0]
         first = int(start / stream.time_base)

@@ -37,7 +37,7 @@ def check_complete(state: StateDict, name: str) -> None:
     """
     if any(map(_IS_DIFFUSERS.match, state)):
         raise WeightsError(
-            f"{name} uses the tensor names of the diffusers library, expected Wan's own names. Get the model as one"
+            f"{name} uses the tensor names of the diffusers library, not Wan's own. Get the model as one"
             " file for ComfyUI, for Wan from huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged or"
             f" Wan_2.2_ComfyUI_Repackaged, UltraGen's from {SOURCE}."
         )
@@ -106,7 +106,7 @@ def _check_depth(state: StateDict, blocks: int, vace_blocks: int, name: str) -> 
     channels = state["head.modulation"].shape[-1]
     depth = DEPTHS.get(channels, blocks)
     if blocks < depth:
-        raise _incomplete(name, f"it has {blocks} blocks, Wan models of {channels} channels have {depth}")
+        raise _incomplete(name, f"it has {blocks} blocks; Wan models of {channels} channels have {depth}")
     if vace_blocks and len(range(0, blocks, max(1, blocks // vace_blocks))) != vace_blocks:
         raise _incomplete(name, f"it has {vace_blocks} vace_blocks, which do not divide its {blocks} blocks evenly")
 

@@ -105,8 +105,8 @@ def _check_name(name: str) -> None:
     edges = name != name.strip() or name.startswith(".") or name.endswith(".") or not name
     if odd or edges or WINDOWS_DEVICE.match(name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
         raise ValueError(
-            f'file_name must be a plain name that every system takes, without folders, the characters <>:"/\\|?* or a'
-            f" dot or blank at its ends, and at most {MAX_NAME_BYTES} bytes long; got {printable(name, 80)!r}."
+            f'file_name must be a plain name that every system accepts, without folders, the characters <>:"/\\|?* or a'
+            f" dot or space at its ends, and at most {MAX_NAME_BYTES} bytes long; got {printable(name, 80)!r}."
         )
 
 

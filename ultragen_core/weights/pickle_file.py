@@ -52,14 +52,14 @@ def _archive_index(path: Path, file: BinaryIO) -> object:
         unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > size:
             raise DamagedFile(
-                f"its archive of {size:,} bytes unpacks to {unpacked:,}, PyTorch's are not compressed; write it again"
-                " with torch.save"
+                f"its archive of {size:,} bytes unpacks to {unpacked:,}, but PyTorch's are not compressed; write it"
+                " again with torch.save"
             )
         index = next((entry for entry in archive.infolist() if entry.filename.split("/")[1:] == ["data.pkl"]), None)
         if index is None:
             raise DamagedFile("its archive is not PyTorch's: it has no data.pkl")
         if index.file_size > MAX_INDEX_BYTES:
-            raise DamagedFile(f"its index data.pkl has {index.file_size:,} bytes, at most {MAX_INDEX_BYTES:,} are read")
+            raise DamagedFile(f"its index data.pkl has {index.file_size:,} bytes; at most {MAX_INDEX_BYTES:,} are read")
         unpickler = IndexUnpickler(path, io.BytesIO(archive.read(index)), encoding="utf-8")
     content = unpickler.load()
     sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
@@ -82,5 +82,5 @@ def _old_format_index(path: Path, file: BinaryIO) -> object:
     IndexUnpickler(path, index).load()  # the order of the storages that follow, each with its length in 8 bytes
     whole = index.tell() + sum(8 + storage.nbytes for storage in unpickler.storages.values())
     if whole > (size := path.stat().st_size):
-        raise DamagedFile(f"it should have {whole:,} bytes by its index, it has {size:,}")
+        raise DamagedFile(f"it should have {whole:,} bytes by its index, but it has {size:,}")
     return content

@@ -161,7 +161,7 @@ def _validate(per_block: dict[int, StateDict], name: str) -> ExtrasShape:
             if sizes[0] != sizes[1]:
                 raise WeightsError(
                     f"{name} is not a complete UltraGen checkpoint: {_published(index, key)} should be {sizes[0]},"
-                    f" found {sizes[1]}. Get the complete file where it comes from; the published one is {SOURCE}."
+                    f" found {sizes[1]}. Get the complete file from its source; the published one is {SOURCE}."
                 )
     return shape
 

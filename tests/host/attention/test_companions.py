@@ -33,12 +33,12 @@ def test_extras_on_another_base_warn(dense, tiny_path, tmp_path, caplog):
     extras.fingerprint[1] = [3.0 * value for value in extras.fingerprint[1]]
     save_extras(extras, tmp_path / "other.safetensors")
     apply(dense, Settings(), load_extras_file(tmp_path / "other.safetensors"))
-    assert "trained with another base model" in caplog.text
+    assert "trained with a different base model" in caplog.text
     caplog.clear()
     apply(dense, Settings(), load_extras_file(tiny_path))
     for model_options in WEIGHT_DTYPES.values():
         load_model(tiny_path, model_options=model_options)
-    assert "another base model" not in caplog.text
+    assert "different base model" not in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.bfloat16])

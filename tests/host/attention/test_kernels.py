@@ -210,7 +210,7 @@ def test_a_device_without_it_is_refused_before_sampling(
 
 
 def test_what_does_not_fit_is_refused(kitchen):
-    with pytest.raises(ValueError, match="heads of at most 256 channels, this model's have 512. .*to comfyui"):
+    with pytest.raises(ValueError, match="heads of at most 256 channels, but this model's have 512. .*to comfyui"):
         load_kernel("int8", WanShape(blocks=1, channels=512, heads=1, ffn_channels=8))
     with pytest.raises(ValueError, match="attention_kernel must be one of comfyui, int8, fp8, got 'fp4'"):
         load_kernel("fp4")

@@ -91,7 +91,7 @@ def test_part_of_a_model_is_refused_by_every_rule(checkpoint, rule, part, found)
 def test_what_a_variant_needs_beside_its_blocks_is_missed(checkpoint):
     """ref_conv.weight makes it a model with a reference frame, whose bias is not there."""
     path = checkpoint(change=lambda state: state | {"ref_conv.weight": torch.zeros(256, 16, 2, 2)})
-    with pytest.raises(WeightsError, match=r"lacks 1 of the tensors .*\(WanModel\).*, the first is ref_conv.bias"):
+    with pytest.raises(WeightsError, match=r"lacks 1 of the tensors .*\(WanModel\).*; the first is ref_conv.bias"):
         load_model(path)
 
 

@@ -92,10 +92,10 @@ def test_other_attention_than_trained_for_warns(files, tiny_path, caplog):
     for rule in ("dense", "ultragen"):
         caplog.clear()
         load_model(path, rule, FLOAT32)
-        assert f"was trained for the t3 rule, the {rule} rule will give worse results" in caplog.text
+        assert f"was trained for the t3 rule; the {rule} rule will give worse results" in caplog.text
     caplog.clear()
     load_model(tiny_path, "t3", FLOAT32)
-    assert "was trained for the ultragen rule, the t3 rule will" in caplog.text
+    assert "was trained for the ultragen rule; the t3 rule will" in caplog.text
 
 
 def test_the_rule_is_never_guessed(tiny_path, tmp_path):
@@ -144,8 +144,8 @@ def test_image_to_video_keeps_its_first_frame(tiny_path, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"local": LocalConfig(antialias=True)}, "fixed windows and no gates, and a local config asks for others"),
-        ({"global_": GlobalConfig(lora_strength=0.5)}, "no global branch, and the global config changes one"),
+        ({"local": LocalConfig(antialias=True)}, "fixed windows and no gates, but the local config asks for others"),
+        ({"global_": GlobalConfig(lora_strength=0.5)}, "no global branch, but the global config changes one"),
     ],
 )
 def test_settings_that_the_rule_cannot_use_are_refused(tiny, settings, sentence):

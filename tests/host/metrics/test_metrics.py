@@ -144,14 +144,14 @@ class Damaged:
         (
             ["hd_lpips"],
             [torch.zeros(2, 16, 31, 3)],
-            "hd_lpips needs frames of at least 31x31 pixels, Video 1 has 31x16",
+            "hd_lpips needs frames of at least 31x31 pixels, but Video 1 has 31x16",
         ),
         (["hd_fvd"], [torch.zeros(16, 224, 223, 3)], "hd_fvd needs frames of at least 224x224"),
-        (["hd_fvd"], [torch.zeros(15, 224, 224, 3)], "hd_fvd needs at least 16 frames, Video 1 has 15"),
-        (["temporal_consistency"], [torch.zeros(1, 8, 8, 3)], "needs at least 2 frames, Video 1 has 1"),
+        (["hd_fvd"], [torch.zeros(15, 224, 224, 3)], "hd_fvd needs at least 16 frames, but Video 1 has 15"),
+        (["temporal_consistency"], [torch.zeros(1, 8, 8, 3)], "needs at least 2 frames, but Video 1 has 1"),
         (["hd_fvd"], [made_from(torch.full((16, 224, 224, 3), torch.nan))], "Video 1 must be finite: 16 of 16 frames"),
         (["hd_mse"], [made_from(torch.zeros(2, 8, 8, 1))], r"Video 1 must be images .* got \(2, 8, 8, 1\)"),
-        (["temporal_consistency"], [made_from(torch.zeros(1, 8, 8, 3))], "needs at least 2 frames, Video 1 has 1"),
+        (["temporal_consistency"], [made_from(torch.zeros(1, 8, 8, 3))], "needs at least 2 frames, but Video 1 has 1"),
         (["hd_mse"], [Damaged(ValueError("no video stream"))], "Video 1 cannot be read as a video: no video stream"),
         (["hd_mse"], [Damaged(None, av.error.InvalidDataError(1, "cut"))], "Video 1 cannot be read as a video: .*cut"),
         (["hd_mse"], [Damaged(None, IndexError("no frame"))], "Video 1 cannot be read as a video: no frame"),
@@ -167,7 +167,7 @@ def test_a_file_too_short_is_named(tmp_path, monkeypatch):
     networks = Networks(embed=lambda frame: frame.mean((1, 2))[None])
     monkeypatch.setattr("ultragen_core.host.metrics.measure._load", lambda *_: (networks, None))
     files = [written(tmp_path / f"{frames}.mkv", images(frames)) for frames in (2, 1)]
-    with pytest.raises(ValueError, match="temporal_consistency needs at least 2 frames, Video 2 has 1"):
+    with pytest.raises(ValueError, match="temporal_consistency needs at least 2 frames, but Video 2 has 1"):
         measure(files, ["temporal_consistency"], lambda *_: "there")
 
 

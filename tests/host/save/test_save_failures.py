@@ -60,7 +60,7 @@ class TestRefusedBeforeDecoding:
         self.refused(tmp_path, vae, r"5 axes .* got \(1, 16, 6, 8\)", shape=(1, 16, 6, 8))
 
     def test_the_latent_of_another_model(self, tmp_path, vae):
-        self.refused(tmp_path, vae, "the latent has 48 channels, the VAE takes 16", shape=(1, 48, 2, 6, 8))
+        self.refused(tmp_path, vae, "the latent has 48 channels, but the VAE takes 16", shape=(1, 48, 2, 6, 8))
 
     @pytest.mark.parametrize("shape", [(0, 16, 2, 6, 8), (1, 16, 0, 6, 8)])
     def test_a_latent_of_nothing(self, tmp_path, vae, shape):

@@ -67,7 +67,7 @@ def test_a_decoder_of_12_channels_is_left_to_comfyui(samples):
     assert "makes 12 channels, its encoder takes 3" in fallback_reason(other)
     assert torch.equal(exact_vae(other).decode(samples), other.decode(samples))
     assert exact.decode(other, samples).shape[-1] == 12
-    with pytest.raises(ValueError, match="3 or 4 channels is needed, this one makes 12"):
+    with pytest.raises(ValueError, match="3 or 4 channels is needed, but this one makes 12"):
         decoded_shape(other, samples.shape)
 
 
@@ -116,7 +116,7 @@ def test_damaged_weights_end_in_an_error(samples):
     other = small_vae()
     other.first_stage_model.decoder.conv1.weight.data.fill_(float("nan"))
     reason = fallback_reason(other)
-    assert "decode makes NaN" in reason and "float32" in reason and "differs" not in reason
+    assert "decode gives NaN" in reason and "float32" in reason and "differs" not in reason
     assert exact.decode(other, samples).isnan().all()
 
 
@@ -237,7 +237,7 @@ def test_support_is_examined_for_each_dtype(monkeypatch):
         ((16, 2, 3), "takes latents of 5 dimensions"),
         ((1, 16, 4, 4), "takes latents of 5 dimensions"),
         ((1, 1, 16, 2, 4, 4), "takes latents of 5 dimensions"),
-        ((1, 48, 2, 4, 4), "the latent has 48 channels, the VAE takes 16"),
+        ((1, 48, 2, 4, 4), "the latent has 48 channels, but the VAE takes 16"),
         ((0, 16, 2, 4, 4), "latent is empty"),
         ((1, 16, 0, 4, 4), "latent is empty"),
         ((1, 16, 1, 0, 4), "latent is empty"),

@@ -29,7 +29,7 @@ def load_kernel(name: str, shape: WanShape | None = None) -> Kernel | None:
     kernel = KERNELS[name] and KERNELS[name]()
     if kernel and shape and shape.channels // shape.heads > kernel.max_head_dim:
         raise ValueError(
-            f"attention_kernel {name} needs heads of at most {kernel.max_head_dim} channels, this model's have"
+            f"attention_kernel {name} needs heads of at most {kernel.max_head_dim} channels, but this model's have"
             f" {shape.channels // shape.heads}. For this model {INSTEAD}."
         )
     return kernel

@@ -44,7 +44,7 @@ WEIGHT_DTYPES = {
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
 """What weight_dtype offers, with the model_options of each. fp8_e4m3fn_fast also multiplies matrices in fp8."""
-IMAGES_ONLY = "Start ComfyUI without --force-channels-last, which no model of videos can be built with."
+IMAGES_ONLY = "Start ComfyUI without --force-channels-last, with which no video model can be built."
 AGAIN = "Download the file again, whole, or load it with ComfyUI's Load Diffusion Model and UltraGen Apply."
 # T3-Video's checkpoints have no keys of their own; this matches the published file names and names of conversions.
 T3_NAME = re.compile(r"(?<![a-z0-9])t3[-_ ]?video", re.IGNORECASE)
@@ -68,7 +68,7 @@ def load_model(path: str | Path, rule: str = AUTO, model_options: dict | None = 
     rule = rule_for(name, state_dict, rule)
     if trained_for not in (rule, "dense"):
         log.warning(
-            "UltraGen: %s was trained for the %s rule, the %s rule will give worse results.", name, trained_for, rule
+            "UltraGen: %s was trained for the %s rule; the %s rule will give worse results.", name, trained_for, rule
         )
     if trained_for != "ultragen":
         return _patched(_load_base(state_dict, path, model_options), rule, attention_kernel)
@@ -186,7 +186,7 @@ def _check_filled(module: torch.nn.Module, given: frozenset[str], name: str) -> 
     lacking = [key for key in lacking if key.endswith(".bias") or key.rpartition(".")[0] not in quantised]
     if lacking:
         raise WeightsError(
-            f"{name} lacks {len(lacking)} of the tensors of this type of model ({type(module).__name__}), the"
+            f"{name} lacks {len(lacking)} of the tensors of this type of model ({type(module).__name__}); the"
             f" first is {lacking[0]}. {AGAIN}"
         )
 

@@ -105,6 +105,6 @@ def _warn_of_another_base(dm: wan.WanModel, extras: LoadedExtras) -> None:
     ours = fingerprint(parameters, list(extras.fingerprint))
     if not same_base(ours, extras.fingerprint, *dtypes[:1]):
         log.warning(
-            "UltraGen: the extras were trained with another base model than the connected one; expect artefacts. Load"
-            " the checkpoint that they were extracted from with UltraGen Load Model."
+            "UltraGen: the extras were trained with a different base model from the connected one; expect artefacts."
+            " Load the checkpoint that they were extracted from with UltraGen Load Model."
         )

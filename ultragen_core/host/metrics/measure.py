@@ -166,7 +166,7 @@ def _check_video(name: str, video, wanted: Collection[str]) -> int:
         unfinite = [index for index, frame in enumerate(video) if not frame.isfinite().all()]
         if unfinite:
             raise ValueError(
-                f"{name} must be finite: {len(unfinite)} of {len(video)} frames hold NaN or infinite values, the first"
+                f"{name} must be finite: {len(unfinite)} of {len(video)} frames hold NaN or infinite values; the first"
                 f" is frame {unfinite[0]}. Check the nodes that made it."
             )
         height, width = video.shape[1:3]

@@ -22,7 +22,7 @@ def decoded_shape(vae, latent_shape: tuple[int, ...]) -> tuple[int, int, int, in
     channels = picture_channels(vae)
     if vae.latent_dim == 1 or channels not in PICTURE_CHANNELS:
         raise ValueError(
-            f"A VAE whose output is a picture of 3 or 4 channels is needed, this one makes {channels}. Connect Wan"
+            f"A VAE whose output is a picture of 3 or 4 channels is needed, but this one makes {channels}. Connect Wan"
             " 2.1's VAE, or for the 5B model Wan 2.2's. For another VAE, use the decode node of the pack it comes from."
         )
     _check_latent_shape(latent_shape, channels_in(layers) if layers else vae.latent_channels, vae.latent_dim)
@@ -72,7 +72,7 @@ def _check_latent_shape(shape: tuple[int, ...], channels: int, dims: int) -> Non
         )
     if shape[1] != channels:
         raise ValueError(
-            f"The VAE must be the model's: the latent has {shape[1]} channels, the VAE takes {channels}."
+            f"The VAE must be the model's: the latent has {shape[1]} channels, but the VAE takes {channels}."
             " Connect Wan 2.1's VAE for 16 channels, Wan 2.2's for 48 (the 5B model)."
         )
     if min(shape) < 1:

@@ -157,11 +157,11 @@ def _no_report(done: int, total: int) -> None:
 
 def _distance(name: str, tiled: Tensor, whole: Tensor) -> float:
     if tiled.shape != whole.shape:
-        raise Disagreement(f"Its {name} makes {tuple(whole.shape)} of a small test, the tiles {tuple(tiled.shape)}.")
+        raise Disagreement(f"Its {name} gives {tuple(whole.shape)} in a small test, in tiles {tuple(tiled.shape)}.")
     dtype, whole, tiled = whole.dtype, whole.to(tiled.device, torch.float32), tiled.float()
     if not whole.isfinite().all():
         raise Disagreement(
-            f"Its {name} makes NaN or infinite values of a small test, with tiles or without: its weights are damaged"
+            f"Its {name} gives NaN or infinite values in a small test, with tiles or without: its weights are damaged"
             f" or overflow in {str(dtype).removeprefix('torch.')}."
         )
     return ((tiled - whole).norm() / whole.norm().clamp_min(1e-30)).item()
