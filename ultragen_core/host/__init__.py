@@ -1,1 +1,1 @@
-"""Where the core meets ComfyUI: patchers, the memory manager, sampling hooks. The only floor that imports comfy."""
+"""Where the core meets ComfyUI: patchers, the memory manager, sampling hooks. The only package that imports comfy."""

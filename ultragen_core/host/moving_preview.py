@@ -2,7 +2,7 @@
 
 After each step ComfyUI shows the first frame as a still picture. A loop then takes its place: ComfyUI's previewer
 colours every latent frame, and ComfyUI's progress bar sends the result, an animated WebP. Its size and number of frames
-are bounded, and a new loop is made only as often as SHARE of the sampling time allows.
+are bounded, and a new loop is made only as often as fits into SHARE of the sampling time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rule of a model that none has changed: every block keeps full attention."""
+"""The rule of an unpatched model: every block keeps full attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arithmetic of the Wan VAE's layers without a Triton form, on maps (1, c, t, h, w)."""
+"""Arithmetic of the Wan VAE's layers that has no Triton form, on maps (1, c, t, h, w)."""
 
 from __future__ import annotations
 

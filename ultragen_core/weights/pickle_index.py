@@ -1,4 +1,4 @@
-"""What the index of a checkpoint by torch.save is made of: tables, and tensors without data.
+"""What the index of a checkpoint written by torch.save is made of: tables, and tensors without data.
 
 No name in the file is looked up, and no memory or time is taken that the size of the index does not justify.
 """
