@@ -8,47 +8,48 @@ import torch
 
 LINK_BYTES = (8 * 2**20, 32 * 2**20, 128 * 2**20)
 ROW = 384  # int64 values: a token of 1536 channels in bf16
+REPEATS = 6
 
 
 def links(devices: list[torch.device]) -> None:
     """What one GPU reads of another, and all of all others, through the exchange's own classes."""
-    from ultragen_core.host.multigpu import copies as module
-    from ultragen_core.ops.dispatch import GATHER_KERNEL_MODULES, triton_for
-    from ultragen_core.ops.gather import gather
+    from ultragen_core.host.multigpu import copies
 
-    found = module.links(tuple(devices))
-    members = range(len(devices))
+    found, members = copies.links(tuple(devices)), range(len(devices))
     print(
         f"of {len(devices) * (len(devices) - 1)} pairs {len(found.readable)} read each other's memory,"
         f" {len(found.staged)} copy through host memory"
     )
-    copies = module.CudaCopies(devices)
+    one_pair, all_to_all = {1: [0]}, {target: [s for s in members if s != target] for target in members}
     for size in LINK_BYTES:
-        rows = size // (8 * ROW)
-        buffers = [torch.zeros(rows, ROW, dtype=torch.int64, device=device) for device in devices]
-        received = {(s, t): torch.empty_like(buffers[t]) for s in members for t in members}
-        order = [torch.arange(rows * (len(devices) - 1), device=device) for device in devices]
-        rates = {}
-        for name, chosen in (
-            ("one pair", {1: [0]}),
-            ("all to all", {t: [s for s in members if s != t] for t in members}),
-        ):
-            times = []
-            for _ in range(6):
-                copies.synchronize()
-                start = time.perf_counter()
-                for source in members:
-                    copies.packed(source, 0)
-                for target, sources in chosen.items():
-                    with copies.streams_of(target):
-                        parts = [buffers[target][:0]]
-                        for s in sources:
-                            parts.append(copies.fetch(s, target, 0, buffers[s], lambda s=s: received[s, target]))
-                        gather(parts, order[target][: rows * len(sources)], triton_for(parts[0], GATHER_KERNEL_MODULES))
-                copies.synchronize()
-                times.append(time.perf_counter() - start)
-            rates[name] = len(chosen[1]) * size / min(times) / 1e9
-        print(
-            f"{size / 2**20:.0f} MiB a pair:", *(f"{name} {rate:.0f} GB/s into a GPU" for name, rate in rates.items())
-        )
+        rates = [
+            f"{name} {len(sources[1]) * size / fastest(devices, sources, size) / 1e9:.0f} GB/s into a GPU"
+            for name, sources in (("one pair", one_pair), ("all to all", all_to_all))
+        ]
+        print(f"{size / 2**20:.0f} MiB a pair:", *rates)
     torch.cuda.set_device(devices[0])
+
+
+def fastest(devices: list[torch.device], sources: dict[int, list[int]], size: int) -> float:
+    """Seconds until every target has `size` bytes of each of its sources. sources: by the target."""
+    from ultragen_core.host.multigpu.copies import CudaCopies
+    from ultragen_core.ops.dispatch import GATHER_KERNEL_MODULES, triton_for
+    from ultragen_core.ops.gather import gather
+
+    copies, rows, times = CudaCopies(devices), size // (8 * ROW), []
+    packed = [torch.zeros(rows, ROW, dtype=torch.int64, device=device) for device in devices]
+    received = {(s, t): torch.empty_like(packed[t]) for t in sources for s in sources[t]}
+    order = {t: torch.arange(rows * len(sources[t]), device=devices[t]) for t in sources}
+    for _ in range(REPEATS):
+        copies.synchronize()
+        start = time.perf_counter()
+        for member in range(len(devices)):
+            copies.packed(member, 0)
+        for t in sources:
+            with copies.streams_of(t):
+                parts = [packed[t][:0]]
+                parts += [copies.fetch(s, t, 0, packed[s], lambda s=s, t=t: received[s, t]) for s in sources[t]]
+                gather(parts, order[t], triton_for(parts[0], GATHER_KERNEL_MODULES))
+        copies.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
