@@ -6,20 +6,39 @@ import { display } from "./display.js";
 app.registerExtension({
     name: "ultragen.output",
     nodeCreated(node) {
-        if (!node.comfyClass?.startsWith("UltraGen")) return;
+        if (!isOurs(node)) return;
         const onExecuted = node.onExecuted;
         node.onExecuted = function (output) {
             onExecuted?.apply(this, arguments);
-            show(node, [output?.text ?? []].flat().join("\n"));
+            show(node, output);
         };
     },
+    // Another open workflow, or an earlier run, has come back: its nodes are new and have not executed.
+    onNodeOutputsUpdated(outputs) {
+        for (const [locator, output] of Object.entries(outputs)) {
+            const node = nodeAt(locator);
+            if (isOurs(node)) show(node, output);
+        }
+    },
 });
+
+const isOurs = (node) => node?.comfyClass?.startsWith("UltraGen");
+
+/** Return the node of an output: "12" in the root graph, "SUBGRAPH:12" or, by the node around it, "5:12" in a subgraph. */
+function nodeAt(locator) {
+    const root = app.graph?.rootGraph ?? app.graph;
+    const path = locator.split(":");
+    const id = path.pop();
+    const inner = (graph, step) => root.subgraphs.get(step) ?? graph?.getNodeById(step)?.subgraph;
+    return path.reduce(inner, root)?.getNodeById(id);
+}
 
 const NAME = "ultragen.output";
 const LINE = 15; // pixels
 const MAX_LINES = 6;
 
-function show(node, text) {
+function show(node, output) {
+    const text = [output?.text ?? []].flat().join("\n");
     const widget = node.widgets?.find((widget) => widget?.name === NAME) ?? (text && add(node));
     if (!widget?.element) return;
     widget.element.textContent = text;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 
 import comfyui_version
@@ -21,6 +21,7 @@ from ultragen_core.plan.picture import LINE
 
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 PLAN_SHOWN_ON = ("UltraGenApply", "UltraGenLoadModel", "UltraGenMultiGPU", "UltraGenPlan")
+WIDTHS = count(64, 16)  # of latents that ComfyUI has not cached
 OWN_NAME = "run_button"  # other tests may have saved with the template's name on this server
 
 OPENED = """() => {
@@ -47,6 +48,17 @@ CROPPED = """() => app.graph._nodes.flatMap(node => node.widgets ?? [])
     .map(({name, element}) => [name, element.scrollHeight, element.clientHeight])"""
 PLANNED = """count => app.graph._nodes.flatMap(node => node.widgets ?? [])
     .filter(({name, element}) => name === "ultragen.plan" && element.hasChildNodes()).length === count"""
+# A graph that runs fast. inside: whether its first node is in a subgraph.
+SMALL_GRAPH = """inside => {
+    const [latent] = app.graph._nodes, end = LiteGraph.createNode("PreviewAny");
+    app.graph.add(end);
+    latent.connect(0, end, 0);
+    if (inside) app.graph.convertToSubgraph(new Set([latent]));
+    return JSON.stringify(app.graph.serialize());
+}"""
+SAID = """() => app.graph._nodes.flatMap(node => [node, ...(node.subgraph?._nodes ?? [])])
+    .find(node => node.type === "UltraGenEmptyLatent")?.widgets
+    .find(widget => widget.name === "ultragen.output")?.element.textContent"""
 INSIDE = """() => {
     const [inner] = app.graph.subgraphs.values();
     const loader = inner._nodes.find(node => node.type === "UltraGenLoadModel");
@@ -176,6 +188,23 @@ def test_node_shows_its_text_output(any_canvas):
     any_canvas.shoot("output")
     any_canvas.run("() => app.graph._nodes[0].onExecuted({})")
     any_canvas.page.get_by_text("1920x1088, 81 frames").wait_for(state="hidden")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_text_output_is_there_again_when_its_workflow_is(inside, any_canvas):
+    """ComfyUI draws the nodes anew when the user comes back from another open workflow."""
+    any_canvas.add("UltraGenEmptyLatent")
+    width = next(WIDTHS)
+    for name, value in {"preset": "custom", "width": width}.items():
+        any_canvas.run(SET, ["UltraGenEmptyLatent", name, value])
+    any_canvas.open(json.loads(any_canvas.run(SMALL_GRAPH, inside)))
+    any_canvas.run("() => app.queuePrompt(0, 1)")
+    said = f"width => ({SAID})()?.startsWith(`${{width}}x`)"
+    any_canvas.page.wait_for_function(said, arg=width)
+    any_canvas.add("UltraGenPlan")
+    assert any_canvas.run(SAID) is None
+    any_canvas.run("() => app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    any_canvas.page.wait_for_function(said, arg=width)
 
 
 @needs(comfyui_version.__version__ != comfyui.OLDEST.version, "a panel for the selected node")
