@@ -135,6 +135,20 @@ def test_a_prefix_is_checked_when_the_prompt_is_queued(base, nodes, prefix, mess
     assert save.validate_inputs(codec=None, tile=None, filename_prefix=None) is True
 
 
+def test_a_name_too_long_for_its_disk_is_refused_when_the_prompt_is_queued(base, nodes, monkeypatch):
+    """As on Windows, where a path has 259 characters, and on encrypted disks, where a name has 143."""
+    deep = base / "output"
+    while len(str(deep)) < os.pathconf(base, "PC_PATH_MAX") - 200:
+        deep /= "y" * 50
+    deep.mkdir(parents=True)
+    monkeypatch.setattr(folder_paths, "output_directory", str(deep))
+    save = nodes["UltraGenSaveVideo"]
+    answer = save.validate_inputs(codec="H.264 8-bit", tile=0, filename_prefix=200 * "y")
+    assert answer.startswith("filename_prefix ") and "shorter name" in answer
+    assert save.validate_inputs(codec="H.264 8-bit", tile=0, filename_prefix="lake") is True
+    assert files(deep) == []
+
+
 def test_what_a_link_brings_is_refused_with_the_latent_kept(base, nodes):
     for name, value in {"fps": float("nan"), "filename_prefix": "/elsewhere", "codec": "VP9", "crop": "9"}.items():
         before = len(files(base / "output"))

@@ -92,6 +92,11 @@ def new_file(names: Iterable[Path]) -> Iterator[NewFile]:
         ) from error
 
 
+def check_name(names: Iterable[Path]) -> None:
+    """Raise OSError where the first free one of `names` cannot be written. It is reserved for a moment to see that."""
+    _remove(_claim(iter(names)).part)
+
+
 def _claim(names: Iterator[Path]) -> NewFile:
     path = None
     for path in names:

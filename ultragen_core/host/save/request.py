@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from comfy.cli_args import args
 
-from ...storage.files import check_folder
+from ...storage.files import check_folder, check_name
 from ...video.audio import AudioClip, audio_clips, frames_covered
 from ...video.codecs import (
     CODECS,
@@ -83,7 +83,7 @@ class Folders:
         if placeholder:
             known = re.sub(r"[^/\\]*$", DEFAULT_NAME, known)
         try:
-            check_folder(next(self.make_names(self.output, known, PREVIEW.extension)).parent, 0, "video")
+            check_name(self.make_names(self.output, known, PREVIEW.extension))
         except OSError as error:
             raise OSError(f"filename_prefix {prefix}: {error}") from error
 
