@@ -38,6 +38,16 @@ def is_dynamic(patcher) -> bool:
     return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
+def on_device(patcher, device: torch.device):
+    """Return `patcher`, or one with a model of its own where `patcher` loads its model to another device.
+
+    0.3.75 has no node that chooses the device of a model. From 0.30.0 on: the same without the check for the method.
+    """
+    if patcher.load_device == device or not hasattr(patcher, "deepclone_multigpu"):
+        return patcher
+    return patcher.deepclone_multigpu(new_load_device=device)
+
+
 def free_memory(patcher, device: torch.device) -> int:
     """Return the free bytes on `device`, with what ComfyUI would give up for the activations of `patcher`'s model.
 

@@ -137,3 +137,16 @@ if importlib.util.find_spec("comfy.multigpu"):  # newer ComfyUI
         a, b = used.values()
         assert len(a) == len(b) == 4 and not a & b, "2 modules and their extras, or 4 modules"
         comfy.model_management.unload_all_models()
+
+    def test_extras_are_on_the_gpu_that_select_model_device_has_chosen(dense):
+        """ComfyUI's dynamic VRAM hands out a weight's address on its patcher's GPU, whatever GPU asks for it."""
+        expected, device = run(patched(dense, "ultragen")), torch.device("cpu:0")
+
+        def sent(model):  # as the node does for GPUs
+            return model.deepclone_multigpu(new_load_device=device)
+
+        sent_last = sent(patched(dense, "ultragen"))
+        for model in (patched(sent(dense), "ultragen"), sent_last, apply(sent_last, Settings())):
+            assert [each.load_device for each in (model, *model.get_nested_additional_models())] == [device] * 2
+            assert relative_error(run(model), expected) < 1e-5
+        comfy.model_management.unload_all_models()
