@@ -38,7 +38,7 @@ def is_dynamic(patcher) -> bool:
     return hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
 
 
-def on_device(patcher, device: torch.device):
+def for_device(patcher, device: torch.device):
     """Return `patcher`, or one with a model of its own where `patcher` loads its model to another device.
 
     0.3.75 has no node that chooses the device of a model. From 0.30.0 on: the same without the check for the method.

@@ -12,7 +12,7 @@ from ...rules.choice import COMFYUI, Settings, choose_rule
 from ...rules.ultragen import UltraGenRule
 from ...weights.published import fingerprint, same_base, untrained
 from .. import moving_preview
-from ..compat import is_dynamic, on_device
+from ..compat import for_device, is_dynamic
 from ..wan_model import diffusion_model, shape_of
 from .extras import KEY, LoadedExtras, build
 from .kernels import Kernel, load_kernel
@@ -56,7 +56,7 @@ def apply(model, settings: Settings, extras: LoadedExtras | None = None):
         patched.remove_wrappers_with_key(kind, KEY)
         for wrapper in added:
             patched.add_wrapper_with_key(kind, KEY, wrapper)
-    patched.set_additional_models(KEY, [on_device(extras.patcher, model.load_device)] if rule.extras else [])
+    patched.set_additional_models(KEY, [for_device(extras.patcher, model.load_device)] if rule.extras else [])
     patched.remove_callbacks_with_key(CallbacksMP.ON_CLONE, KEY)
     patched.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _match_dynamic_vram)
     _match_dynamic_vram(model, patched)
