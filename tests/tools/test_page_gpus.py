@@ -116,7 +116,7 @@ def test_what_the_page_calls_equal_was_equal():
     for one in (each for each in rows("gpus") if each["gpus"] != "1" and each["difference"]):
         if one["cfg"] != "1" and one["gpus"] == "2":
             claim = "a prompt each"
-        elif one["size"] != "480P x 81" and (one["method"] == "t3" or one["note"] not in UNEQUAL):
+        elif one["size"] != "480P x 81" if one["method"] == "t3" else one["note"] not in UNEQUAL:
             claim = "rectangles"
         else:
             assert 0 < float(one["difference"]) < 0.05, one

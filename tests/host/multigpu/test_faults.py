@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import threading
 
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ultragen_core.host.compat import gpu_pool_class
 from ultragen_core.host.multigpu import exchange
+from ultragen_core.host.multigpu.cores import current_core
 from ultragen_core.host.multigpu.devices import Workers, check_answers
 from ultragen_core.host.multigpu.evaluation import Part
 from ultragen_core.host.multigpu.group import Group
@@ -119,6 +121,27 @@ def test_a_fault_before_a_member_computes_is_not_taken_for_silence(group, monkey
     assert raised.value is error
     monkeypatch.undo()
     assert torch.isfinite(evaluate(chosen)).all()
+
+
+@pytest.mark.skipif(current_core() is None, reason="This system does not tell a thread's core.")
+def test_members_stay_on_one_core_once_plans_are_built(group, monkeypatch):
+    evaluate, made = group
+    chosen, compute, cores = made(), Part.compute, []
+    chosen._core = current_core()  # as on GPUs
+    before = os.sched_getaffinity(0)
+
+    def noted(part):
+        cores.append(os.sched_getaffinity(0))
+        return compute(part)
+
+    monkeypatch.setattr(Part, "compute", noted)
+    expected = evaluate(chosen)
+    assert torch.equal(evaluate(chosen), expected)
+    assert cores == [before] * COUNT + [{chosen._core}] * COUNT and os.sched_getaffinity(0) == before
+    cores.clear()
+    monkeypatch.setattr(chosen.patchers[1], "loaded_size", lambda: 0)
+    evaluate(chosen)
+    assert cores == [before] * COUNT, "offloaded weights are transferred by all cores"
 
 
 class Hang:

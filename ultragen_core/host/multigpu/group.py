@@ -16,11 +16,13 @@ from torch import Tensor
 from ...wan import PATCH
 from ..attention.runtime import EVALUATION, Evaluation, Runtime
 from ..memory import is_out_of_memory
+from .cores import current_core, on_core, start_cpu_threads
 from .devices import SECONDS_WITHOUT_ANSWER, Job, Workers
 from .evaluation import Inputs, Part, latent_slices
 from .exchange import Aborted, Exchange, MeasuredPort, Port
 
-MEASURED_EVALUATION = 2  # of a run; the first one also builds plans
+BUILDING_EVALUATION = 1  # of a run: it also builds plans and tables
+MEASURED_EVALUATION = 2
 MOST_EXCHANGE = 0.5  # share of an evaluation
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Group:
         self.devices, self.patchers, self._runtime, self._workers = devices, patchers, runtime, workers
         self._seconds, self.exchange = seconds, Exchange(devices, seconds)
         self._warn, self._evaluations = warn, 0
+        self._core = None if devices[0].type == "cpu" else current_core()  # for all threads that launch
 
     def evaluate(
         self, x: Tensor, timestep: Tensor, context: Tensor, clip_fea, time_dim_concat, options: dict, others: dict
@@ -61,6 +64,8 @@ class Group:
             evaluation.t,
         )  # fmt: skip
         self._evaluations += 1
+        if self._evaluations == BUILDING_EVALUATION:
+            start_cpu_threads()
         measured = self._evaluations == MEASURED_EVALUATION
         while True:
             ports = self.exchange.new_ports(MeasuredPort if measured else Port)
@@ -110,11 +115,17 @@ class Group:
             raise first[1] if first else late
         return first
 
+    def _only_launches(self) -> bool:
+        """False where threads also compute on the CPU, or transfer offloaded weights: then they use all cores."""
+        resident = all([patcher.loaded_size() >= patcher.model_size() for patcher in self.patchers])
+        return resident and self._evaluations > BUILDING_EVALUATION
+
     def _compute(self, part: Part, patcher, hooks) -> None:
         """hooks: the leader's, which ComfyUI has applied there."""
         try:
-            patcher.apply_hooks(hooks=hooks)
-            part.output = part.compute()
+            with on_core(self._core if self._only_launches() else None):
+                patcher.apply_hooks(hooks=hooks)
+                part.output = part.compute()
         except BaseException as error:
             self.exchange.abort(error)
             raise
