@@ -130,17 +130,17 @@ class Progress:
                 self._show(node, f"{data['value'] / data['max']:.0%}")
 
     @property
-    def seconds_per_step(self) -> float:
-        """The mean over all steps but the first, which also loads the model."""
+    def seconds_per_step(self) -> float | None:
+        """The mean over all steps but the first, which also loads the model; None where there is no other."""
         ends = self.step_ends
-        return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else float("nan")
+        return (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else None
 
     def _show(self, node: str, done: str) -> None:
         self.line.show(f"{time.monotonic() - self.started:6.1f} s  {self.titles.get(node, node)} {done}")
 
 
 def report(server: Server, outputs: dict, progress: Progress) -> None:
-    took = time.monotonic() - progress.started
+    took, step = time.monotonic() - progress.started, progress.seconds_per_step
     (video_file,) = saved_videos(server, outputs)
     sheet_file = video_file.with_suffix(".png")
     video = contact_sheet.draw(video_file, sheet_file)
@@ -150,7 +150,7 @@ def report(server: Server, outputs: dict, progress: Progress) -> None:
     say(f"\nVideo          {video_file}")
     say(f"               {video.width}x{video.height}, {video.frames} frames, {video.fps:g} fps, {video.codec}")
     say(f"Contact sheet  {sheet_file}")
-    say(f"Time           {progress.seconds_per_step:.2f} s a step, {took:.0f} s in all")
+    say(f"Time           {'' if step is None else f'{step:.2f} s a step, '}{took:.0f} s in all")
     say(f"Attention      {attention[-1]}")
 
 

@@ -14,7 +14,7 @@ COLUMNS = {
     "agreement": ("caption", 3),
     "side": ("its side", 2),
     "seam_ratio": ("seam ratio", 2),
-    "seams_to_painted": ("seams, painted 1", 2),
+    "seams_to_painted": ("seams / painted", 2),
     HD_FVD: ("HD-FVD*", 4),
     HD_LPIPS: ("HD-LPIPS*", 4),
     HD_MSE: ("HD-MSE", 1),
