@@ -240,9 +240,3 @@ def test_rows_of_several_parts(both, lengths, width, dtype):
     order = torch.randint(0, sum(lengths), (17,), generator=torch.Generator().manual_seed(0))
     fast, slow = both(gather.gather, lambda: (parts, order))
     assert torch.equal(fast, slow) and torch.equal(slow, torch.cat(parts)[order])
-
-
-def test_more_parts_than_the_kernel_takes_are_put_together_in_plain_pytorch(interpreted_kernels):
-    parts = [torch.full((1, 2), index) for index in range(9)]
-    order = torch.tensor([8, 0, 3])
-    assert gather.gather(parts, order, triton=True)[:, 0].tolist() == [8, 0, 3]

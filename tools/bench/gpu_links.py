@@ -34,7 +34,7 @@ def fastest(devices: list[torch.device], sources: dict[int, list[int]], size: in
     """Seconds until every target has `size` bytes of each of its sources. sources: by the target."""
     from ultragen_core.host.multigpu.copies import CudaCopies
     from ultragen_core.ops.dispatch import GATHER_KERNEL_MODULES, triton_for
-    from ultragen_core.ops.gather import gather
+    from ultragen_core.ops.gather import MOST_PARTS, gather
 
     copies, rows, times = CudaCopies(devices), size // (8 * ROW), []
     packed = [torch.zeros(rows, ROW, dtype=torch.int64, device=device) for device in devices]
@@ -48,8 +48,9 @@ def fastest(devices: list[torch.device], sources: dict[int, list[int]], size: in
         for t in sources:
             with copies.streams_of(t):
                 parts = [packed[t][:0]]
-                parts += [copies.fetch(s, t, 0, packed[s], lambda s=s, t=t: received[s, t]) for s in sources[t]]
-                gather(parts, order[t], triton_for(parts[0], GATHER_KERNEL_MODULES))
+                triton = len(sources[t]) < MOST_PARTS and triton_for(parts[0], GATHER_KERNEL_MODULES)
+                parts += [copies.fetch(s, t, 0, packed[s], lambda s=s, t=t: received[s, t], triton) for s in sources[t]]
+                gather(parts, order[t], triton)
         copies.synchronize()
         times.append(time.perf_counter() - start)
     return min(times)

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .dispatch import power_of_2
+from .gather import MOST_PARTS
 
-MOST_PARTS = 8
 ROWS = 4  # of one program
 WIDEST = 512  # values of a row that a program moves at a time
 VARYING = [*(f"s{part}" for part in range(1, MOST_PARTS)), "length"]  # one kernel for all exchanges
@@ -62,7 +62,7 @@ def _gather_kernel(
 
 
 def gather(parts: Sequence[Tensor], order: Tensor) -> Tensor:
-    """Triton form of ops.gather.gather: the same arguments and result, for at most MOST_PARTS parts."""
+    """Triton form of ops.gather.gather: the same arguments and result."""
     width, length, count = parts[0].shape[1], order.shape[0], len(parts)
     out, missing = parts[0].new_empty(length, width), MOST_PARTS - count
     # Wide loads, which a link between GPUs needs more than memory does.

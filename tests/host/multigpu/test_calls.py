@@ -45,7 +45,7 @@ def calls(interpreted_kernels, monkeypatch):
             if type(value).__module__.startswith("triton."):
                 monkeypatch.setattr(module, kernel, NoKernel())
     # As where GPUs read each other's memory.
-    monkeypatch.setattr(Copies, "fetch", lambda self, source, target, slot, part, received: part)
+    monkeypatch.setattr(Copies, "fetch", lambda self, source, target, slot, part, received, in_place: part)
     counted, forward = defaultdict(list), wan.WanModel._forward
 
     def profiled(self, *args, **kwargs):

@@ -52,9 +52,11 @@ class Copies:
     def wait_for_readers(self, index: int, slot: int) -> None:
         """Let the member's stream wait until all others have read the buffer that it packed last in this slot."""
 
-    def fetch(self, source: int, target: int, slot: int, part: Tensor, received: Callable[[], Tensor]) -> Tensor:
-        """What the target's stream may read for a part of the source's buffer: the part itself, or a copy in the buffer
-        `received()`. Call it in the target's thread.
+    def fetch(
+        self, source: int, target: int, slot: int, part: Tensor, received: Callable[[], Tensor], in_place: bool
+    ) -> Tensor:
+        """What the target's stream may read for a part of the source's buffer: the part itself, where the target has
+        access to it and can read it `in_place`, or a copy in the buffer `received()`. Call it in the target's thread.
         """
         return received().copy_(part)
 
@@ -114,10 +116,12 @@ class CudaCopies(Copies):
             self._own[index].wait_event(self._gathered[slot][target])
         readers.clear()
 
-    def fetch(self, source: int, target: int, slot: int, part: Tensor, received: Callable[[], Tensor]) -> Tensor:
+    def fetch(
+        self, source: int, target: int, slot: int, part: Tensor, received: Callable[[], Tensor], in_place: bool
+    ) -> Tensor:
         self._readers[slot][source].add(target)
         packed, pair = self._packed[slot][source], (self._devices[source], self._devices[target])
-        if pair in self._links.readable:
+        if in_place and pair in self._links.readable:
             self._own[target].wait_event(packed)
             return part
         stream = self._streams[source, target]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...attention.split.moves import Moves
 from ...ops.dispatch import GATHER_KERNEL_MODULES, triton_for
-from ...ops.gather import gather
+from ...ops.gather import MOST_PARTS, gather
 from .copies import SLOTS, Copies, copies_for
 from .devices import SECONDS_WITHOUT_ANSWER
 
@@ -128,13 +128,15 @@ class Exchange:
         self._packed[slot][index] = packed
         self.copies.packed(index, slot)
         self._meet(turn)
+        # PyTorch's own operations read the memory of one GPU alone.
+        triton = len(own.segments) < MOST_PARTS and triton_for(tokens, GATHER_KERNEL_MODULES)
         parts = [tokens]
         for source, first, length in own.segments:
             part = self._packed[slot][source][first : first + length]
             received = partial(self._buffer, ("received", index, source), length, tokens)
-            parts.append(self.copies.fetch(source, index, slot, part, received))
+            parts.append(self.copies.fetch(source, index, slot, part, received, in_place=triton))
             self.bytes_into[index] += part.nbytes
-        out = gather(parts, own.order, triton_for(tokens, GATHER_KERNEL_MODULES))
+        out = gather(parts, own.order, triton)
         self.copies.gathered(index, slot)
         if batch == 1:
             return out.view(x.dtype)[None]
