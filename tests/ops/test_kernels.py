@@ -200,6 +200,16 @@ def test_kernels_that_fail_leave_plain_pytorch(monkeypatch, caplog):
     assert "plain PyTorch instead of Triton kernels" in caplog.text
 
 
+def test_kernels_are_checked_once_on_every_device(monkeypatch):
+    """Where each of eight GPUs uses five groups of kernels in turn."""
+    checked = []
+    monkeypatch.setattr(dispatch, "kernels", lambda name: SimpleNamespace(check=lambda *key: checked.append(key)))
+    groups, devices = [(f"group_{number}",) for number in range(5)], [torch.device("cuda", i) for i in range(8)]
+    for _ in range(2):
+        assert all(dispatch._kernels_work(group, device, torch.float32) for device in devices for group in groups)
+    assert len(checked) == len(groups) * len(devices)
+
+
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: out of memory"), MemoryError()],

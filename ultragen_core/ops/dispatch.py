@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -72,7 +72,7 @@ def _kernels_work(modules: tuple[str, ...], device: torch.device, dtype: torch.d
         return False
 
 
-@lru_cache(maxsize=32)
+@cache
 def _check_once(modules: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> bool:
     """Run the modules' checks. The answer holds for the process, so a lack of memory, which may pass, is raised."""
     try:
