@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -27,6 +28,24 @@ def test_a_thread_stays_on_the_core_until_the_context_ends():
 def test_without_a_core_that_it_may_use_a_thread_stays_where_it_is(core):
     with on_core(core):
         assert os.sched_getaffinity(0) == ALL
+
+
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_system_that_refuses_stops_no_evaluation(monkeypatch, refused):
+    """As a filter of system calls does, or cores that were taken from a container after the thread went to one."""
+    calls, move = itertools.count(), os.sched_setaffinity
+
+    def moved(*args):
+        if next(calls) == refused:
+            raise PermissionError("not permitted")
+        move(*args)
+
+    monkeypatch.setattr(os, "sched_setaffinity", moved)
+    try:
+        with on_core(max(ALL)):
+            assert os.sched_getaffinity(0) == (ALL, {max(ALL)})[refused]
+    finally:
+        move(0, ALL)
 
 
 def cores_of_cpu_threads(prepare) -> list[set[int]]:

@@ -126,7 +126,7 @@ def test_a_fault_before_a_member_computes_is_not_taken_for_silence(group, monkey
 @pytest.mark.skipif(current_core() is None, reason="This system does not tell a thread's core.")
 def test_members_stay_on_one_core_once_plans_are_built(group, monkeypatch):
     evaluate, made = group
-    chosen, compute, cores = made(), Part.compute, []
+    chosen, compute, cores, hooked = made(), Part.compute, [], []
     chosen._core = current_core()  # as on GPUs
     before = os.sched_getaffinity(0)
 
@@ -135,9 +135,11 @@ def test_members_stay_on_one_core_once_plans_are_built(group, monkeypatch):
         return compute(part)
 
     monkeypatch.setattr(Part, "compute", noted)
+    monkeypatch.setattr(chosen.patchers[1], "apply_hooks", lambda hooks: hooked.append(os.sched_getaffinity(0)))
     expected = evaluate(chosen)
     assert torch.equal(evaluate(chosen), expected)
     assert cores == [before] * COUNT + [{chosen._core}] * COUNT and os.sched_getaffinity(0) == before
+    assert hooked == [before] * 2, "weights for hooks may be computed on the CPU"
     cores.clear()
     monkeypatch.setattr(chosen.patchers[1], "loaded_size", lambda: 0)
     evaluate(chosen)

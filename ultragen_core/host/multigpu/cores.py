@@ -32,14 +32,24 @@ def current_core() -> int | None:
 def on_core(core: int | None) -> Iterator[None]:
     """Keep the calling thread on a core. None, or a core that it may not use: it stays where it is."""
     allowed = set() if core is None else os.sched_getaffinity(0)  # 0: the calling thread
-    if core not in allowed:
+    if core not in allowed or not _moved({core}):
         yield
         return
-    os.sched_setaffinity(0, {core})
     try:
         yield
     finally:
-        os.sched_setaffinity(0, allowed)
+        _moved(allowed)
+
+
+def _moved(cores: set[int]) -> bool:
+    """Move the calling thread to these cores. False where the system refuses: a filter of system calls may, and cores
+    that are taken from a container, whose threads are then moved by the system.
+    """
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:
+        return False
+    return True
 
 
 def start_cpu_threads() -> None:

@@ -123,8 +123,8 @@ class Group:
     def _compute(self, part: Part, patcher, hooks) -> None:
         """hooks: the leader's, which ComfyUI has applied there."""
         try:
+            patcher.apply_hooks(hooks=hooks)  # may compute weights on the CPU
             with on_core(self._core if self._only_launches() else None):
-                patcher.apply_hooks(hooks=hooks)
                 part.output = part.compute()
         except BaseException as error:
             self.exchange.abort(error)
