@@ -49,6 +49,13 @@ async function queueEach(node) {
     try {
         for (let number = 0; number < count; number++) {
             await queueIsFree();
+            if (!isOpen(node)) {
+                say(
+                    `Queued ${number} of ${count} prompts, because the page now shows another workflow. Back in this` +
+                        ` one, set index to ${number} for the next prompt, or to ${before[0]} as it was.`,
+                );
+                break;
+            }
             index.value = number;
             await app.queuePrompt(0, 1);
             if (Object.keys(app.lastNodeErrors ?? {}).length) break; // refused; the frontend shows why
@@ -56,6 +63,12 @@ async function queueEach(node) {
     } finally {
         widgets.forEach((widget, place) => (widget.value = before[place]));
     }
+}
+
+/** Whether the node's workflow is the one that the page shows, which queuePrompt queues. */
+function isOpen(node) {
+    const root = app.graph.rootGraph ?? app.graph;
+    return [root, ...(root.subgraphs?.values() ?? [])].some((graph) => graph.getNodeById(node.id) === node);
 }
 
 // While another prompt is being queued, queuePrompt returns immediately and reads the widgets later.

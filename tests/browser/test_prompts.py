@@ -13,6 +13,26 @@ SHOW = """text => {
     node.connect(0, shown, 0);
     node.widgets.find(widget => widget.name === "text").value = text;
 }"""
+# Presses the button, and opens another workflow once two prompts are queued. Returns how many were.
+LEAVE = """async () => {
+    const {queuePrompt} = app.api;
+    const other = app.graph.serialize();
+    let count = 0;
+    app.api.queuePrompt = async function (...asked) {
+        const answer = await queuePrompt.apply(this, asked);
+        if (++count === 2) await app.loadGraphData(other);
+        return answer;
+    };
+    try {
+        const graphs = [app.graph, ...app.graph.subgraphs.values()];
+        const node = graphs.flatMap(graph => graph._nodes).find(node => node.type === "UltraGenPrompts");
+        await node.widgets.find(widget => widget.type === "button").callback();
+    } finally {
+        app.api.queuePrompt = queuePrompt;
+    }
+    return count;
+}"""
+IN_SUBGRAPH = "() => { app.graph.convertToSubgraph(new Set(app.graph._nodes)); }"
 INDEX = """() => {
     const index = app.graph._nodes[0].widgets.find(widget => widget.name === "index");
     return [index.value, index.linkedWidgets[0].value];
@@ -53,6 +73,18 @@ def test_button_stops_where_the_queue_refuses(canvas):
     wait_until(lambda: not any(canvas.server.get("/queue").values()))
     assert [line for line in shown(canvas.server) if line in ("first", "second", "third")] == ["first"]
     canvas.errors.clear()  # the page logs what the queue refuses
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_button_stops_where_another_workflow_is_opened(any_canvas, inside):
+    """The page would queue that one in place of the prompts that are left."""
+    any_canvas.add("UltraGenPrompts")
+    any_canvas.run(SHOW, f"# left {any_canvas.name} {inside}\none\ntwo\nthree\nfour")
+    if inside:
+        any_canvas.run(IN_SUBGRAPH)
+    assert any_canvas.run(LEAVE) == 2
+    any_canvas.page.get_by_text("Queued 2 of 4 prompts").first.wait_for()
+    wait_until(lambda: not any(any_canvas.server.get("/queue").values()))
 
 
 @pytest.mark.parametrize(
