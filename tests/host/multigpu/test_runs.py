@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from ultragen_core.host.attention.load import load_model
 from ultragen_core.host.attention.patch import Settings, apply
 from ultragen_core.host.compat import gpu_pool_class
+from ultragen_core.host.multigpu.copies import Copies
 from ultragen_core.host.multigpu.evaluation import Part
 from ultragen_core.host.multigpu.patch import use_gpus
 from ultragen_core.sampling import flow_sigmas
@@ -62,6 +63,14 @@ def test_ksampler_gives_the_video_of_one_gpu(dense, rule, count, cfg, by, device
     assert {device for device, _ in parts} == (set(map(str, devices)) if devices_of_a_prompt else set())
     assert len({rectangle for _, rectangle in parts}) == devices_of_a_prompt
     assert torch.equal(run(model, cfg=cfg), one), "the incoming model samples on one GPU, with the same bits"
+
+
+def test_a_run_ends_when_all_gpus_have_done_their_work(dense, cpus, parts, monkeypatch):
+    """What frees the buffers may not wait, and another GPU may still read them."""
+    cpus(2)
+    monkeypatch.setattr(Copies, "synchronize", lambda self: parts.append("all done"))
+    run(use_gpus(patched(dense, "t3"), 0, "video"), steps=3)
+    assert parts[-1] == "all done" != parts[-2]
 
 
 def test_deltas_on_the_feed_forward_part(cpus, parts, tmp_path):

@@ -73,7 +73,11 @@ class Split:
         """Wraps a whole sampling run. A sampler's callback may itself sample, with a clone that shares this object."""
         outer, self.run = self.run, Run()
         try:
-            return executor(*args, **kwargs)
+            video = executor(*args, **kwargs)
+            # With --gpu-only nothing else waits, and a fast GPU's buffers would be freed while a slow one reads them.
+            for group in self.run.groups.values():
+                group.exchange.copies.synchronize()
+            return video
         finally:
             self.run = outer
 
