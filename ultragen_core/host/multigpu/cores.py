@@ -42,8 +42,8 @@ def on_core(core: int | None) -> Iterator[None]:
 
 
 def _moved(cores: set[int]) -> bool:
-    """Move the calling thread to these cores. False where the system refuses: a filter of system calls may, and cores
-    that are taken from a container, whose threads are then moved by the system.
+    """Move the calling thread to these cores. False where the system refuses: a filter of system calls does, and a
+    container may have lost these cores, where the system has moved the thread by itself.
     """
     try:
         os.sched_setaffinity(0, cores)
