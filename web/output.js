@@ -1,5 +1,6 @@
 import { app } from "../../scripts/app.js";
 import { display } from "./display.js";
+import { rootOf } from "./graph.js";
 
 // ComfyUI's frontend shows a node's progress and its videos, but not its text output, such as the size that it chose or
 // the files that it wrote. This shows that text in the node.
@@ -26,7 +27,7 @@ const isOurs = (node) => node?.comfyClass?.startsWith("UltraGen");
 
 /** Return the node of an output: "12" in the root graph, "SUBGRAPH:12" or, by the node around it, "5:12" in a subgraph. */
 function nodeAt(locator) {
-    const root = app.graph?.rootGraph ?? app.graph;
+    const root = rootOf(app.graph);
     const path = locator.split(":");
     const id = path.pop();
     const inner = (graph, step) => root.subgraphs.get(step) ?? graph?.getNodeById(step)?.subgraph;

@@ -1,6 +1,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { display, MARGIN } from "./display.js";
+import { everyNode } from "./graph.js";
 
 // Shows the plan of a run on the nodes that determine it. Python plans and draws; this script describes the graph.
 
@@ -149,12 +150,6 @@ function sizeOf(node, steps = []) {
 // --- the graph as it would be queued: links are followed through reroutes, bypassed nodes and subgraphs
 
 const active = (node) => node.mode !== MUTED && node.mode !== BYPASSED;
-
-/** All nodes of the graph and its subgraphs. */
-function everyNode(graph) {
-    const root = graph?.rootGraph ?? graph;
-    return [root, ...(root?.subgraphs?.values?.() ?? [])].flatMap((one) => one?._nodes ?? []).filter(Boolean);
-}
 
 /** The first connected input of these types. */
 const input = (node, ...types) => node.inputs?.find((one) => one && types.includes(one.type) && one.link != null);

@@ -1,5 +1,6 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { rootOf } from "./graph.js";
 
 // While a model of the pack samples, ComfyUI's preview is an animated WebP. The Nodes 2.0 renderer plays it by itself.
 // LiteGraph draws the first frame of an image alone, so here the frames take turns in `imgs` of the node.
@@ -82,7 +83,7 @@ function draw() {
 /** Return the nodes that show the preview of a node: itself and the subgraphs' nodes around it ("5:12": 12 in 5). */
 function nodesOn(path) {
     const nodes = [];
-    let graph = app.graph?.rootGraph ?? app.graph;
+    let graph = rootOf(app.graph);
     for (const id of String(path).split(":")) {
         const node = graph?.getNodeById(id);
         if (!node) break;

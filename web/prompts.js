@@ -1,5 +1,6 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { everyNode } from "./graph.js";
 
 // A button that queues one run per prompt of a list. Python parses the list; this script counts up the index.
 
@@ -66,10 +67,7 @@ async function queueEach(node) {
 }
 
 /** Whether the node's workflow is the one that the page shows, which queuePrompt queues. */
-function isOpen(node) {
-    const root = app.graph.rootGraph ?? app.graph;
-    return [root, ...(root.subgraphs?.values() ?? [])].some((graph) => graph.getNodeById(node.id) === node);
-}
+const isOpen = (node) => everyNode(app.graph).includes(node);
 
 // While another prompt is being queued, queuePrompt returns immediately and reads the widgets later.
 async function queueIsFree() {

@@ -58,4 +58,4 @@ def _changed(options: argparse.Namespace) -> str:
     """The options, other than those with a column, that are not the default."""
     defaults = {"model": "1.3b", "split": "auto", "layers": WAN_1_3B.blocks}
     given = [f"--{name} {value}" for name in defaults if (value := getattr(options, name)) != defaults[name]]
-    return " ".join([*given, *(["--staged"] if options.staged else [])])
+    return " ".join([*given, *(f"--{name}" for name in ("staged", "copied") if getattr(options, name))])

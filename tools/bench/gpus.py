@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     rows = RowFile(options)
     options.gpus = [count for count in options.gpus if count <= len(devices)]
     if options.staged or options.copied:
-        staged = frozenset((a, b) for a in devices for b in devices if a != b and options.staged)
+        staged = frozenset(permutations(devices, 2) if options.staged else ())
         copies.links = lambda devices: copies.Links(frozenset(), staged)
     with torch.inference_mode():
         if options.links:

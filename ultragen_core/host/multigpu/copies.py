@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import permutations
 from typing import NamedTuple
 
 import torch
@@ -66,9 +67,8 @@ class CudaCopies(Copies):
 
     def __init__(self, devices: list[torch.device]):
         self._devices, self._links = devices, links(tuple(devices))
-        members = range(len(devices))
         self._own = [torch.cuda.default_stream(device) for device in devices]
-        self._streams = {(s, t): torch.cuda.Stream(devices[s]) for s in members for t in members if s != t}
+        self._streams = {(s, t): torch.cuda.Stream(devices[s]) for s, t in permutations(range(len(devices)), 2)}
         self._packed, self._gathered = ([[torch.cuda.Event() for _ in devices] for _ in range(SLOTS)] for _ in range(2))
         self._filled, self._emptied = (
             [{pair: torch.cuda.Event() for pair in self._streams} for _ in range(SLOTS)] for _ in range(2)
@@ -164,7 +164,7 @@ class Links(NamedTuple):
 @torch.no_grad()
 def links(devices: tuple[torch.device, ...]) -> Links:
     """The links between these devices, all of one type. The log names the staged ones with the reason."""
-    pairs = [(source, target) for source in devices for target in devices if source != target]
+    pairs = list(permutations(devices, 2))
     staged = {pair: reason for pair in pairs if (reason := _why_staged(*pair))}
     for (source, target), reason in staged.items():
         log.warning("UltraGen: %s to %s copies through host memory, which is slower: %s.", source, target, reason)
@@ -182,7 +182,9 @@ def _why_staged(source: torch.device, target: torch.device) -> str:
 
 
 def _is_readable(source: torch.device, target: torch.device) -> bool:
-    """Whether the kernel of `gather` works, and reads the right bits. PyTorch's copies have enabled the access."""
+    """Whether the kernel of `gather` works, and reads the right bits. Copies in both directions come first: PyTorch
+    enables access with them.
+    """
     values = _values(source, target)
     order = torch.arange(len(values)).flip(0)
     own = torch.zeros(1, values.shape[1], dtype=values.dtype, device=target)

@@ -99,8 +99,9 @@ class Group:
 
     def _attempt(self, parts: list[Part]) -> tuple[torch.device, BaseException] | None:
         """Compute all parts. Returns the first error with its device, when all threads have ended."""
+        hooks, core = self.patchers[0].current_hooks, self._core if self._only_launches() else None
         leader, *others = [
-            partial(self._compute, part, patcher, self.patchers[0].current_hooks)
+            partial(self._compute, part, patcher, hooks, core)
             for part, patcher in zip(parts, self.patchers, strict=True)
         ]
         jobs = [self._workers.start(device, work) for device, work in zip(self.devices[1:], others, strict=True)]
@@ -120,11 +121,11 @@ class Group:
         resident = all([patcher.loaded_size() >= patcher.model_size() for patcher in self.patchers])
         return resident and self._evaluations > BUILDING_EVALUATION
 
-    def _compute(self, part: Part, patcher, hooks) -> None:
-        """hooks: the leader's, which ComfyUI has applied there."""
+    def _compute(self, part: Part, patcher, hooks, core: int | None) -> None:
+        """hooks: the leader's, which ComfyUI has applied there. core: on which the thread stays."""
         try:
             patcher.apply_hooks(hooks=hooks)  # may compute weights on the CPU
-            with on_core(self._core if self._only_launches() else None):
+            with on_core(core):
                 part.output = part.compute()
         except BaseException as error:
             self.exchange.abort(error)
